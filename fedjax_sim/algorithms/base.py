@@ -1,0 +1,112 @@
+"""What an algorithm is: functions of one client and of the server; the engine owns the rest."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from fedjax_sim.aggregate import Aggregator, Reducer, as_aggregator
+from fedjax_sim.client import Task, replace, split_params
+from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.types import Aggregate, ClientUpdate, Key, Params
+from fedjax_sim.server import step
+
+ClientFunction = Callable[[Key, Any, Any, Any], ClientUpdate]
+"""`(key, server_state, row, batches) -> ClientUpdate`."""
+
+ServerFunction = Callable[[Key, Any, Aggregate], Any]
+"""`(key, server_state, aggregate) -> server_state`."""
+
+
+class Phase(NamedTuple):
+    """One pass over the cohort: `client` on each, an aggregation, then `server`.
+
+    Attributes:
+        client: `(key, server_state, row, batches) -> ClientUpdate`.
+        server: `(key, server_state, aggregate) -> server_state`.
+        aggregator: a chain or a reducer; None for a mean by examples.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> def count(key, server, row, batches):
+        ...     return fs.ClientUpdate(batches.num_examples)
+        >>> phase = fs.Phase(count, lambda key, server, aggregate: server, fs.aggregate.mean("uniform"))
+    """
+
+    client: ClientFunction
+    server: ServerFunction
+    aggregator: Aggregator | Reducer | None = None
+
+
+class Algorithm(NamedTuple):
+    """A federated learning algorithm.
+
+    Attributes:
+        task: what is learnt.
+        init: `(params) -> (server_state, row)`: the server's first state and one client's first private row
+            (None, or a pytree without leaves, for methods whose clients keep nothing).
+        client, server, aggregator: the one phase of most methods, as in `fs.Phase`.
+        params: `(server_state) -> params`, the model to evaluate.
+        phases: several passes over the same cohort instead of `client`, `server`, `aggregator`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> def client(key, server, row, batches):
+        ...     def step(total, batch, key):
+        ...         return total + jnp.dot(batch["x"] - server, batch["mask"]), {}
+        ...
+        ...     total, metrics = fs.local_steps(step, jnp.zeros(()), batches, key)
+        ...     return fs.ClientUpdate(total / batches.num_examples, weight=batches.num_examples)
+        >>> def server(key, server, aggregate):
+        ...     return server + aggregate.value
+        >>> federated_mean = fs.Algorithm(task, lambda params: (params, None), client, server)
+    """
+
+    task: Task
+    init: Callable[[Params], tuple[Any, Any]]
+    client: ClientFunction | None = None
+    server: ServerFunction | None = None
+    aggregator: Aggregator | Reducer | None = None
+    params: Callable[[Any], Params] = lambda server: server
+    phases: tuple[Phase, ...] = ()
+
+    def passes(self) -> tuple[Phase, ...]:
+        """The phases, checked, each with a whole `Aggregator`."""
+        single = self.client is not None or self.server is not None
+        if single == bool(self.phases) or (single and (self.client is None or self.server is None)):
+            raise ArgumentError(
+                "an Algorithm needs both client= and server=, or phases=(fs.Phase(...), ...), not a mixture."
+            )
+        phases = self.phases or (Phase(self.client, self.server, self.aggregator),)  # type: ignore[arg-type]
+        return tuple(p._replace(aggregator=as_aggregator(p.aggregator)) for p in phases)
+
+
+class ServerState(NamedTuple):
+    """Server state of the methods that take a server optimizer."""
+
+    params: Params
+    optimizer: Any
+
+
+def server_init(task: Task, optimizer: optax.GradientTransformation) -> Callable[[Params], ServerState]:
+    """`params -> ServerState`; model collections stay out of the optimizer."""
+
+    def init(params: Params) -> ServerState:
+        return ServerState(params, optimizer.init(split_params(task, params)[0]))
+
+    return init
+
+
+def server_update(task: Task, optimizer: optax.GradientTransformation) -> Callable[[ServerState, Params], ServerState]:
+    """`(state, mean delta) -> state`: the optimizer moves what is trained; collections move by their mean delta."""
+
+    def update(state: ServerState, delta: Params) -> ServerState:
+        trained, held = split_params(task, state.params)
+        trained_delta, held_delta = split_params(task, delta)
+        trained, optimizer_state = step(optimizer, trained, state.optimizer, trained_delta)
+        held = jax.tree.map(lambda h, d: h + d, held, held_delta)
+        return ServerState(replace(trained, held), optimizer_state)
+
+    return update

@@ -1,0 +1,279 @@
+"""Tasks from Flax modules, linen and nnx alike.
+
+A module's parameters are its variables, as Flax itself names them: `{"params": ..., "batch_stats": ...}`.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from fedjax_sim.client.task import Batch, Loss, Task
+from fedjax_sim.core.convolution import matmul_convolutions, pays_on
+from fedjax_sim.core.errors import ArgumentError, check
+from fedjax_sim.core.types import Key, Params
+
+Preprocess = Callable[[Batch], Batch]
+BatchStats = Literal["average", "frozen"]
+
+
+class _Module(NamedTuple):
+    """A Flax module as pure functions: `apply(params, batch, key, train) -> (outputs, collections)`."""
+
+    init: Callable[[Key], Params]
+    apply: Callable[[Params, Batch, Key, bool], tuple[Any, dict[str, Any]]]
+    collections: tuple[str, ...]
+
+
+def classification(
+    model: Any,
+    sample: dict[str, Any],
+    *,
+    inputs: str = "x",
+    labels: str = "y",
+    preprocess: Preprocess | None = None,
+    batch_stats: BatchStats | None = None,
+    convolutions: Literal["auto", "matmul", "xla"] = "auto",
+) -> Task:
+    r"""Softmax classification by a Flax module, with the metrics "loss" and "accuracy".
+
+    The loss is :math:`-\log \mathrm{softmax}(f(x))_y`. Labels may have axes of their own, [B, T] for tokens: an
+    example's loss is then the mean over its labels, and its weight their number, so that every token counts
+    equally. Negative labels are left out.
+
+    Args:
+        model: a `flax.linen.Module`; or a `flax.nnx.Module`, whose present parameters are the initial ones; or a
+            function `rngs -> nnx.Module`. `train=` (or `training=`, `deterministic=`) is passed if it takes it.
+        sample: a batch such as the clients hold; only shapes and dtypes matter, and one example is enough.
+        inputs, labels: the entries that the module and the loss read.
+        preprocess: `batch -> batch`, inside the compiled step: scale uint8 there, so that it stays as stored.
+        batch_stats: for modules with batch statistics: "average", they are updated locally and averaged over
+            clients, plainly, whatever the server optimizer; or "frozen", the module always runs in evaluation
+            mode. Padding examples are kept out of the statistics.
+        convolutions: "matmul" writes the module's convolutions as matrix products, "xla" leaves them, "auto"
+            takes what is faster on this platform (see `fs.matmul_convolutions`).
+
+    Raises:
+        ArgumentError: batch statistics without a policy; entries that the sample lacks.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> digits = fs.data.load("digits")
+        >>> task = fs.classification(fs.models.LogisticRegression(num_classes=10), digits.train)
+    """
+    check(labels in sample, "labels", labels, f"the sample has only the entries {list(sample)}.")
+
+    def loss(logits: Any, batch: Batch) -> Loss:
+        y = jnp.asarray(batch[labels])
+        if logits.shape[:-1] != y.shape:
+            raise ArgumentError(
+                f"logits {logits.shape} for labels {y.shape}: must be the labels' shape and one axis of classes."
+            )
+        real = y >= 0
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(real, y, 0))
+        right = (jnp.argmax(logits, axis=-1) == y).astype(jnp.float32)
+        if y.ndim == 1:
+            weight = real.astype(jnp.float32)
+            return Loss(each, weight, {"accuracy": (right, weight)})
+        axes = tuple(range(1, y.ndim))
+        weight = jnp.sum(real, axes).astype(jnp.float32)
+        mean = lambda value: jnp.sum(value * real, axes) / jnp.maximum(weight, 1)  # noqa: E731
+        return Loss(mean(each), weight, {"accuracy": (mean(right), weight)})
+
+    return flax_task(
+        model,
+        sample,
+        loss,
+        inputs=inputs,
+        preprocess=preprocess,
+        batch_stats=batch_stats,
+        convolutions=convolutions,
+    )
+
+
+def flax_task(
+    model: Any,
+    sample: dict[str, Any],
+    loss: Callable[[Any, Batch], Any],
+    *,
+    inputs: str = "x",
+    preprocess: Preprocess | None = None,
+    batch_stats: BatchStats | None = None,
+    convolutions: Literal["auto", "matmul", "xla"] = "auto",
+) -> Task:
+    """A task from a Flax module and a loss of its outputs; arguments as in `fs.classification`.
+
+    Args:
+        loss: `(outputs, batch) ->` per-example losses, or with metrics, or a `fs.Loss`, as in `fs.Task`.
+
+    Example:
+        >>> import flax.linen as nn, numpy as np, fedjax_sim as fs
+        >>> def squared_error(outputs, batch):
+        ...     return (outputs[:, 0] - batch["y"]) ** 2
+        >>> task = fs.flax_task(nn.Dense(1), {"x": np.zeros((1, 3)), "y": np.zeros(1)}, squared_error)
+    """
+    check(inputs in sample, "inputs", inputs, f"the sample has only the entries {list(sample)}.")
+    check(
+        convolutions in ("auto", "matmul", "xla"),
+        "convolutions",
+        convolutions,
+        'must be "auto", "matmul" or "xla".',
+    )
+    first = {name: np.asarray(array[:1]) for name, array in sample.items()}
+    prepare = preprocess or (lambda batch: batch)
+
+    def example() -> Any:
+        batch = {name: jnp.asarray(array) for name, array in first.items()}
+        return prepare({**batch, "mask": jnp.ones(1, jnp.float32)})[inputs]
+
+    if isinstance(model, linen.Module):
+        module = _linen(model, example, inputs)
+    elif isinstance(model, nnx.Module) or callable(model):
+        module = _nnx(model, inputs)
+    else:
+        raise ArgumentError(f"model={model!r}: must be a Flax module, linen or nnx.")
+    if module.collections and batch_stats not in ("average", "frozen"):
+        raise ArgumentError(
+            f"batch_stats={batch_stats!r}: the module keeps {list(module.collections)} besides its parameters, and "
+            'clients must agree on them. Say batch_stats="average" (updated locally, averaged over clients) or '
+            '"frozen" (never updated).'
+        )
+    frozen = batch_stats == "frozen"
+
+    def run(params: Params, batch: Batch, key: Key, train: bool) -> Any:
+        mask = batch["mask"]
+        batch = {**prepare(batch), "mask": mask}
+        outputs, variables = module.apply(params, batch, key, train)
+        result = loss(outputs, batch)
+        if isinstance(result, tuple) and not isinstance(result, Loss):
+            result = Loss(result[0], metrics=result[1])
+        elif not isinstance(result, Loss):
+            result = Loss(result)
+        return Loss(result.value, result.weight, result.metrics, variables or None)
+
+    def train_loss(params: Params, batch: Batch, key: Key) -> Any:
+        return run(params, batch, key, not frozen)
+
+    def evaluate(params: Params, batch: Batch, key: Key) -> Any:
+        return run(params, batch, key, False)
+
+    if convolutions == "matmul" or (convolutions == "auto" and pays_on(jax.default_backend())):
+        train_loss, evaluate = matmul_convolutions(train_loss), matmul_convolutions(evaluate)
+    return Task(module.init, train_loss, collections=module.collections, evaluate=evaluate)
+
+
+def _linen(model: linen.Module, example: Callable[[], Any], inputs: str) -> _Module:
+    takes = _parameters(type(model).__call__)
+
+    def init(key: Key) -> Params:
+        names = ("params", "dropout")
+        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
+        return model.init(keys, example(), **_mode(takes, train=False))
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    collections = tuple(sorted(name for name in shapes if name != "params"))
+
+    def apply(params: Params, batch: Batch, key: Key, train: bool) -> Any:
+        kwargs = _mode(takes, train)
+        if "mask" in takes:
+            kwargs["mask"] = batch["mask"]
+        with linen.intercept_methods(_mask_batch_norm(batch["mask"])):
+            if not collections or not train:
+                outputs = model.apply(params, batch[inputs], rngs={"dropout": key}, **kwargs)
+                return outputs, {name: params[name] for name in collections}
+            return model.apply(params, batch[inputs], rngs={"dropout": key}, mutable=list(collections), **kwargs)
+
+    return _Module(init, apply, collections)
+
+
+def _mask_batch_norm(mask: Any) -> Callable[..., Any]:
+    """Padding examples must not enter batch statistics: hand the mask to every linen BatchNorm."""
+
+    def interceptor(next_function, args, kwargs, context):
+        batch_norm = isinstance(context.module, linen.BatchNorm) and context.method_name == "__call__"
+        if batch_norm and kwargs.get("mask") is None:
+            x = args[0] if args else kwargs["x"]
+            kwargs = {**kwargs, "mask": mask.reshape((-1,) + (1,) * (x.ndim - 1)) > 0}
+        return next_function(*args, **kwargs)
+
+    return interceptor
+
+
+def _nnx(model: Any, inputs: str) -> _Module:
+    make = None if isinstance(model, nnx.Module) else model
+    template = model if make is None else nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    if not isinstance(template, nnx.Module):
+        raise ArgumentError(f"model: {make!r} must return a flax.nnx.Module for its rngs.")
+    takes = _parameters(type(template).__call__)
+    training, testing = nnx.clone(template), nnx.clone(template)
+    training.train()
+    testing.eval()
+    graphs = {
+        train: nnx.split(module, nnx.Param, nnx.BatchStat, ...)
+        for train, module in ((True, training), (False, testing))
+    }
+    stats = bool(jax.tree.leaves(graphs[True][2]))
+    if stats and "mask" not in takes:
+        raise ArgumentError(
+            "the nnx module keeps batch statistics, which padding examples would enter: give its __call__ an "
+            "argument `mask` ([B], 0 for padding) and hand it to BatchNorm as mask."
+        )
+
+    def init(key: Key) -> Params:
+        module = model if make is None else make(nnx.Rngs(key))
+        _, params, batch_stats, _ = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
+        copy = lambda state: jax.tree.map(jnp.array, nnx.to_pure_dict(state))  # noqa: E731
+        return {"params": copy(params)} | ({"batch_stats": copy(batch_stats)} if stats else {})
+
+    def apply(params: Params, batch: Batch, key: Key, train: bool):
+        graph, param_state, stat_state, rest = graphs[train]
+        module = nnx.merge(
+            graph,
+            _filled(param_state, params["params"]),
+            _filled(stat_state, params["batch_stats"]) if stats else stat_state,
+            _reseeded(rest, key),
+        )
+        kwargs = _mode(takes, train)
+        if "mask" in takes:
+            kwargs["mask"] = batch["mask"]
+        outputs = module(batch[inputs], **kwargs)  # type: ignore[operator]
+        if not stats:
+            return outputs, {}
+        return outputs, {"batch_stats": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))}
+
+    return _Module(init, apply, ("batch_stats",) if stats else ())
+
+
+def _filled(state: Any, values: Any) -> Any:
+    state = jax.tree.map(lambda leaf: leaf, state)
+    nnx.replace_by_pure_dict(state, values)
+    return state
+
+
+def _reseeded(state: Any, key: Key) -> Any:
+    """The module's random streams, started anew from the step's key."""
+    leaves, structure = jax.tree.flatten(state)
+    for i, leaf in enumerate(leaves):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaves[i] = jax.random.fold_in(key, i)
+        elif isinstance(leaf, jax.ShapeDtypeStruct):
+            leaves[i] = jnp.zeros(leaf.shape, leaf.dtype)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _mode(takes: frozenset[str], train: bool) -> dict[str, Any]:
+    """The argument by which a module is told that it trains, under the name that it uses."""
+    for name in ("train", "training", "is_training"):
+        if name in takes:
+            return {name: train}
+    return {"deterministic": not train} if "deterministic" in takes else {}

@@ -1,0 +1,224 @@
+"""Tasks: what is learnt. A pair of functions on any pytree of parameters; masking and weighting are done here."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.metrics import Mean, Metric
+from fedjax_sim.core.pytree import pytree
+from fedjax_sim.core.types import Key, Params
+
+Batch = dict[str, Any]
+"""The user's arrays, [B, ...] each, and the reserved entry `mask`, [B] float32: 0 for padding examples."""
+
+
+@pytree
+class Loss:
+    """Per-example losses, with a place for token weights and for new model collections.
+
+    Attributes:
+        value: [B], each example's loss; with weights, its *mean* over the units that the weight counts.
+        weight: [B] or None for 1, how much each example counts (its number of tokens, say).
+        metrics: dict of name to [B], or to a pair (value [B], weight [B]).
+        variables: dict of the task's `collections`, new values; or None.
+    """
+
+    value: Any
+    weight: Any = None
+    metrics: Any = None
+    variables: Any = None
+
+
+class Task(NamedTuple):
+    """What is learnt, as functions.
+
+    With mask m, weights w and per-example losses l, a batch's objective is sum(m w l) / sum(m w) under
+    `reduction="mean"` and sum(m w l) under "sum". A batch without any weight has objective and gradient 0.
+
+    Attributes:
+        init: `(key) -> params`.
+        loss: `(params, batch, key) -> losses [B]`, or `([B], {name: [B]})`, or a `Loss`. The batch has an entry
+            `mask`; masking the result is done for you.
+        reduction: "mean" or "sum".
+        collections: top-level entries of `params` (then a dict) that are not trained by gradients but replaced
+            by `Loss.variables`, such as batch statistics. Servers average them plainly.
+        evaluate: like `loss`, for evaluation (no dropout); None uses `loss` itself.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> def loss(params, batch, key):
+        ...     return (batch["x"] @ params["w"] - batch["y"]) ** 2
+        >>> task = fs.Task(init=lambda key: {"w": jnp.zeros(3)}, loss=loss)
+    """
+
+    init: Callable[[Key], Params]
+    loss: Callable[[Params, Batch, Key], Any]
+    reduction: Literal["mean", "sum"] = "mean"
+    collections: tuple[str, ...] = ()
+    evaluate: Callable[[Params, Batch, Key], Any] | None = None
+
+
+class Gradient(NamedTuple):
+    """A batch's gradient (zero for collections), its metrics, and the collections' new values."""
+
+    grads: Params
+    metrics: dict[str, Any]
+    variables: dict[str, Any]
+
+
+def grad(task: Task) -> Callable[[Params, Batch, Key], tuple[Params, dict[str, Metric]]]:
+    """The gradient of a task's batch objective.
+
+    Args:
+        task: the task; one without collections, which this function would leave unchanged in silence.
+
+    Returns:
+        `(params, batch, key) -> (grads, metrics)`: the gradient, like `params`, and a dict of metrics with at
+        least "loss", for `fs.local_steps` to merge.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> batch = {"x": jnp.array([1.0, 3.0, 9.0]), "mask": jnp.array([1.0, 1.0, 0.0])}
+        >>> grads, metrics = fs.grad(task)(jnp.zeros(()), batch, jax.random.key(0))
+        >>> print(grads, metrics["loss"].compute())
+        -4.0 5.0
+    """
+    _check_task(task)
+    if task.collections:
+        raise ArgumentError(
+            f"task.collections={task.collections}: fs.grad would leave them unchanged. Use "
+            "fs.client.gradient(task), whose result has .variables to merge with fs.client.replace."
+        )
+    full = gradient(task)
+
+    def grad_fn(params: Params, batch: Batch, key: Key):
+        result = full(params, batch, key)
+        return result.grads, result.metrics
+
+    return grad_fn
+
+
+def gradient(task: Task) -> Callable[[Params, Batch, Key], Gradient]:
+    """`grad` for tasks with model collections: `(params, batch, key) -> Gradient(grads, metrics, variables)`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
+        >>> def loss(params, batch, key):
+        ...     new = {"stats": {"seen": params["stats"]["seen"] + 1}}
+        ...     return fs.Loss((params["w"] - batch["x"]) ** 2, variables=new)
+        >>> task = fs.Task(lambda key: {"w": 0.0, "stats": {"seen": 0.0}}, loss, collections=("stats",))
+        >>> batch = {"x": jnp.ones(2), "mask": jnp.ones(2)}
+        >>> params = {"w": jnp.zeros(()), "stats": {"seen": jnp.zeros(())}}
+        >>> print(fs.client.gradient(task)(params, batch, jax.random.key(0)).variables)
+        {'stats': {'seen': Array(1., dtype=float32)}}
+    """
+    _check_task(task)
+
+    def gradient_fn(params: Params, batch: Batch, key: Key) -> Gradient:
+        trained, held = split_params(task, params)
+
+        def objective(trained):
+            loss = as_loss(task, task.loss({**trained, **held} if held else trained, batch, key), batch)
+            metrics = batch_metrics(loss, batch)
+            mean = metrics["loss"]
+            if task.reduction == "sum":
+                return mean.total, (metrics, loss.variables)
+            return mean.total / jnp.where(mean.weight == 0, 1.0, mean.weight), (
+                metrics,
+                loss.variables,
+            )
+
+        grads, (metrics, variables) = jax.grad(objective, has_aux=True)(trained)
+        if held:
+            grads = {**grads, **jax.tree.map(jnp.zeros_like, held)}
+        return Gradient(grads, metrics, variables or {})
+
+    return gradient_fn
+
+
+def replace(params: Params, variables: dict[str, Any]) -> Params:
+    """`params` with the collections' new values."""
+    return {**params, **variables} if variables else params
+
+
+def split_params(task: Task, params: Params) -> tuple[Params, dict[str, Any]]:
+    """`(trained, collections)`: the entries of `params` that gradients train, and those they do not."""
+    if not task.collections:
+        return params, {}
+    missing = [name for name in task.collections if name not in params]
+    if missing:
+        raise ArgumentError(f"task.collections name {missing}, which params lack: {list(params)}.")
+    trained = {name: value for name, value in params.items() if name not in task.collections}
+    return trained, {name: params[name] for name in task.collections}
+
+
+def as_loss(task: Task, result: Any, batch: Batch) -> Loss:
+    """Check what a task's loss function returned and bring it into one form."""
+    if isinstance(result, tuple) and not isinstance(result, Loss) and len(result) == 2:
+        result = Loss(result[0], metrics=result[1])
+    if not isinstance(result, Loss):
+        result = Loss(result)
+    size = batch["mask"].shape
+    _check_per_example("losses", result.value, size)
+    if result.weight is not None:
+        _check_per_example("weights", result.weight, size)
+    if set(result.variables or {}) != set(task.collections):
+        raise ArgumentError(
+            f"Loss.variables hold {sorted(result.variables or {})}, but the task declares "
+            f"collections={task.collections}: they must be the same, so that none is lost."
+        )
+    return result
+
+
+def batch_metrics(loss: Loss, batch: Batch) -> dict[str, Any]:
+    """A batch's metrics: masked, weighted sums. "loss" is among them."""
+    mask = batch["mask"]
+    metrics: dict[str, Metric] = {"loss": _masked_mean(loss.value, loss.weight, mask)}
+    for name, value in (loss.metrics or {}).items():
+        if isinstance(value, Metric):
+            metrics[name] = value
+            continue
+        value, weight = value if isinstance(value, tuple) else (value, None)
+        _check_per_example(f"metric {name!r}", value, mask.shape)
+        metrics[name] = _masked_mean(value, weight, mask)
+    return metrics
+
+
+def evaluation(task: Task) -> Callable[[Params, Batch, Key], dict[str, Metric]]:
+    """`(params, batch, key) -> metrics` of one batch, without training behaviour (dropout and the like)."""
+    _check_task(task)
+
+    def evaluate(params: Params, batch: Batch, key: Key):
+        result = (task.evaluate or task.loss)(params, batch, key)
+        if isinstance(result, Loss):
+            result = Loss(result.value, result.weight, result.metrics)
+        return batch_metrics(as_loss(task._replace(collections=()), result, batch), batch)
+
+    return evaluate
+
+
+def _masked_mean(value: Any, weight: Any, mask: Any) -> Mean:
+    value = jnp.where(mask > 0, jnp.asarray(value).astype(jnp.float32), 0.0)
+    weight = mask if weight is None else jnp.where(mask > 0, mask * weight, 0.0)
+    return Mean(jnp.dot(value, weight), jnp.sum(weight))
+
+
+def _check_per_example(what: str, value: Any, size: tuple[int, ...]) -> None:
+    shape = jnp.shape(value)
+    if shape != size:
+        kind = "a scalar" if shape == () else f"shape {shape}"
+        raise ArgumentError(
+            f"the task's {what} are {kind}: must be one number an example, shape {size}. "
+            "Return them unreduced; masking and averaging are done for you."
+        )
+
+
+def _check_task(task: Any) -> None:
+    if not isinstance(task, Task):
+        raise ArgumentError(f"task={task!r}: must be a fs.Task.")
+    if task.reduction not in ("mean", "sum"):
+        raise ArgumentError(f'task.reduction={task.reduction!r}: must be "mean" or "sum".')

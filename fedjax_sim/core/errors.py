@@ -1,0 +1,98 @@
+"""Errors that say what was wrong, with the value, and what to do about it."""
+
+import math
+from typing import Any
+
+from jax.core import Tracer
+
+
+class FedSimError(Exception):
+    """Every error that this package raises on purpose is one of these.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> try:
+        ...     fs.partition.dirichlet(alpha=-1.0, num_clients=10)
+        ... except fs.FedSimError as error:
+        ...     print(error)
+        alpha=-1.0: must be positive and finite. Small values give skewed clients, large ones even.
+    """
+
+
+class ArgumentError(FedSimError, ValueError):
+    """An argument, a data set or a combination of parts that cannot be right."""
+
+
+class ClientError(FedSimError):
+    """A client function failed; the message names the client and its batch."""
+
+
+class NonFiniteUpdateError(FedSimError, ArithmeticError):
+    """A client's update held NaN or infinity.
+
+    Attributes:
+        round: the round in which it happened.
+        client_ids: the clients, as indices into the federation.
+        state: the `RoundState` after the last good round.
+        history: the `History` of the good rounds of the same `run`, or None from `step`.
+    """
+
+    def __init__(self, message: str, round: int, client_ids: list[int]):
+        super().__init__(message)
+        self.round = round
+        self.client_ids = client_ids
+        self.state: Any = None
+        self.history: Any = None
+
+
+def is_traced(value: Any) -> bool:
+    """True when `value` is known only inside a JAX transformation, and so cannot be checked."""
+    return isinstance(value, Tracer)
+
+
+def check(ok: Any, name: str, value: Any, advice: str) -> None:
+    """Raise `ArgumentError` naming an argument and its value unless `ok`; skip traced values.
+
+    Args:
+        ok: the condition. A traced condition is not checked.
+        name: the argument's name.
+        value: its value, printed.
+        advice: what it must be, and what to do.
+    """
+    if is_traced(ok) or is_traced(value):
+        return
+    if not ok:
+        raise ArgumentError(f"{name}={value!r}: {advice}")
+
+
+def check_positive(name: str, value: Any, advice: str = "") -> None:
+    """`value` must be a positive, finite number."""
+    if not is_traced(value):
+        ok = _is_number(value) and math.isfinite(value) and value > 0
+        check(ok, name, value, f"must be positive and finite. {advice}".rstrip())
+
+
+def check_not_negative(name: str, value: Any, advice: str = "") -> None:
+    """`value` must be zero or a positive, finite number."""
+    if not is_traced(value):
+        ok = _is_number(value) and math.isfinite(value) and value >= 0
+        check(ok, name, value, f"must be zero or more, and finite. {advice}".rstrip())
+
+
+def check_fraction(name: str, value: Any, advice: str = "", closed: bool = False) -> None:
+    """`value` must lie in [0, 1), or in [0, 1] when `closed`."""
+    if not is_traced(value):
+        ok = _is_number(value) and (0 <= value < 1 or (closed and value == 1))
+        interval = "[0, 1]" if closed else "[0, 1)"
+        check(ok, name, value, f"must lie in {interval}. {advice}".rstrip())
+
+
+def check_count(name: str, value: Any, minimum: int = 1, advice: str = "") -> None:
+    """`value` must be a whole number, at least `minimum`; counts shape programs and are never traced."""
+    ok = not isinstance(value, bool) and hasattr(value, "__index__")
+    ok = ok and int(value) >= minimum
+    check(ok, name, value, f"must be a whole number, at least {minimum}. {advice}".rstrip())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (hasattr(value, "ndim") and value.ndim == 0)

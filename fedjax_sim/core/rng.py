@@ -1,0 +1,82 @@
+"""Randomness from (seed, purpose, round, client id) and from nothing else.
+
+No key is kept in state, none is split over a cohort, none depends on a place in it: permuting, padding or
+regrouping a cohort changes no draw, and resuming needs the seed and the round alone. The device side folds the
+four numbers into a JAX key; the host side hashes them, for all clients at once.
+"""
+
+import enum
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim.core.errors import check, check_count
+
+
+class Purpose(enum.IntEnum):
+    """What a draw is for. Values are part of a run's identity: never renumber them."""
+
+    INIT = 0
+    PARTITION = 1
+    SPLIT = 2
+    SAMPLE = 3
+    SHUFFLE = 4
+    CLIENT = 5
+    ENCODE = 6
+    DECODE = 7
+    SERVER = 8
+    EVALUATE = 9
+
+
+def check_seed(seed: Any) -> None:
+    """A seed is a whole number of 32 bits: JAX would silently cut a longer one."""
+    check_count("seed", seed, minimum=0)
+    check(int(seed) < 2**32, "seed", seed, "must be below 2**32, as JAX keys are made from 32 bits.")
+
+
+def key(seed: Any, purpose: Purpose, round: Any = 0) -> jax.Array:
+    """The JAX key of a purpose in a round; fold a client's id into it for a client's own key.
+
+    Args:
+        seed: the run's seed; may be traced, so that seeds can be vmapped.
+        purpose: what the draws are for.
+        round: the round's number; may be traced.
+
+    Returns:
+        A typed key, scalar.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), round)
+
+
+def generator(seed: int, purpose: Purpose, round: int = 0) -> np.random.Generator:
+    """A NumPy generator for one host-side draw of a whole round (never one per client)."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, purpose, round))))
+
+
+def hash32(seed: int, purpose: Purpose, round: int, client_id: Any, counter: Any) -> np.ndarray:
+    """32 random bits for each (client, counter): a counter-based generator, vectorised over both.
+
+    Two rounds of the SplitMix64 finaliser (Steele, Lea and Flood 2014) over the folded numbers.
+
+    Args:
+        seed, purpose, round: scalars.
+        client_id: [n] client ids.
+        counter: [n] which draw of that client; any unsigned number.
+
+    Returns:
+        [n] uint64, each below 2**32.
+    """
+    base = np.uint64(np.random.SeedSequence((seed, purpose, round)).generate_state(1, np.uint64)[0])
+    with np.errstate(over="ignore"):
+        stream = _mix(np.asarray(client_id).astype(np.uint64) * _GOLDEN + base)
+        return _mix(np.asarray(counter).astype(np.uint64) * _GOLDEN + stream) >> np.uint64(32)
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

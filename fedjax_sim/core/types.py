@@ -1,0 +1,133 @@
+"""The records that pass between the parts. Axes: C cohort, D devices, T chunks, L lanes, M example rows."""
+
+import dataclasses
+from typing import Any
+
+from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.pytree import pytree
+
+Params = Any
+"""Any pytree of arrays."""
+
+Key = Any
+"""A typed JAX key, scalar."""
+
+
+@pytree
+class ClientUpdate:
+    """What a client function returns.
+
+    Attributes:
+        payload: any pytree of arrays; what goes through the aggregator. By convention `delta = client - server`.
+        weight: scalar, the client's weight in a mean by examples.
+        state: the client's next private row, or None for a method without.
+        metrics: dict of name to `Sum`, `Mean`, `Max` or `Histogram`.
+    """
+
+    payload: Any
+    weight: Any = 1.0
+    _: dataclasses.KW_ONLY
+    state: Any = None
+    metrics: dict[str, Metric] = dataclasses.field(default_factory=dict)
+
+
+@pytree
+class Aggregate:
+    """What the server side of an aggregator sees: the sum before the division, the result after it.
+
+    Attributes:
+        value: pytree; the weighted sum of the messages, then the reducer's result.
+        weight: scalar float32, sum of the effective weights.
+        count: scalar float32, number of clients that contributed.
+    """
+
+    value: Any
+    weight: Any
+    count: Any
+
+
+@pytree
+class Cohort:
+    """Who takes part in a round.
+
+    Attributes:
+        ids: [C] int32 client ids; C is the sampler's capacity.
+        valid: [C] bool; False marks an empty place.
+        weight: [C] float32 importance weights, 1 for most samplers.
+        max_steps: [C] int32 or None; a client stops after that many steps (slow devices).
+        arrives: [C] bool or None; False for a client whose update is lost.
+        version: [C] int32 or None; the model version a client starts from (asynchronous methods).
+    """
+
+    ids: Any
+    valid: Any
+    weight: Any
+    _: dataclasses.KW_ONLY
+    max_steps: Any = None
+    arrives: Any = None
+    version: Any = None
+
+
+@pytree
+class RoundPlan:
+    """A round's work, dealt to devices, chunks and lanes; every shape is fixed by the sampler's capacity.
+
+    Attributes:
+        order: [D, M] int32 rows of the data, client by client and epoch by epoch (CSR with `start`).
+        start: [D, T, L] int32, where a lane's client begins in `order`.
+        size: [D, T, L] int32, the client's examples (each once).
+        steps: [D, T, L] int32, its local steps; 0 marks an empty lane.
+        client_id: [D, T, L] int32.
+        slot: [D, T, L] int32, its place in the cohort; C marks an empty lane.
+        weight: [D, T, L] float32, the cohort's importance weight.
+        version: [D, T, L] int32, the cohort's `version`, 0 without one.
+        chunks: [D] int32, chunks that hold work.
+        round: [D] int32, the round's number.
+    """
+
+    order: Any
+    start: Any
+    size: Any
+    steps: Any
+    client_id: Any
+    slot: Any
+    weight: Any
+    version: Any
+    chunks: Any
+    round: Any
+
+
+@pytree
+class ClientRows:
+    """Per-client private state, kept by the engine between rounds.
+
+    Attributes:
+        client: the algorithm's rows, [K, ...] a leaf, or None.
+        aggregator: the transforms' rows (error feedback), one entry a phase, or None.
+    """
+
+    client: Any = None
+    aggregator: Any = None
+
+
+@pytree
+class RoundState:
+    """All that a resume needs.
+
+    Attributes:
+        round: the next round's number, a host int.
+        seed: the run's seed, a host int.
+        server: the algorithm's server state.
+        aggregator: the transforms' server state, one entry a phase.
+        sampler: the sampler's state (host).
+        rows: `ClientRows`.
+        ledger: what accountants need of the past rounds (host), or None.
+    """
+
+    round: int
+    seed: int
+    server: Any
+    aggregator: Any
+    sampler: Any
+    rows: ClientRows
+    ledger: Any = None

@@ -1,0 +1,295 @@
+"""What the clients hold: arrays and, by CSR, whose rows are whose. Nothing is copied to regroup rows."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim.core import rng
+from fedjax_sim.core.errors import ArgumentError, check, check_count
+from fedjax_sim.core.rng import Purpose
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """An assignment of rows to clients: client k holds `index[offsets[k]:offsets[k + 1]]`.
+
+    Attributes:
+        offsets: [K + 1] int64, not decreasing, from 0 to len(index).
+        index: [n] int64 row numbers, each at most once.
+    """
+
+    offsets: np.ndarray
+    index: np.ndarray
+
+
+Partitioner = Callable[[np.ndarray | None, int, np.random.Generator], Partition]
+"""`(labels [N] or None, N, generator) -> Partition`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FederatedData:
+    """A federation: K clients over N examples.
+
+    Client k holds the rows `index[offsets[k]:offsets[k + 1]]` of every array, or the rows
+    `offsets[k]:offsets[k + 1]` themselves when `index` is None.
+
+    Args:
+        arrays: pytree of arrays, [N, ...] each, in the dtype they are stored in; usually a dict.
+        offsets: [K + 1] whole numbers, not decreasing, starting at 0.
+        index: [n] row numbers grouped by client, or None when the rows lie in that order already.
+        client_ids: [K] names, or None.
+
+    Raises:
+        ArgumentError: arrays of different lengths, offsets that do not fit, rows that do not exist.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> data = fs.data.FederatedData({"x": np.arange(5.0)}, offsets=[0, 2, 2, 5])
+        >>> data
+        FederatedData(3 clients, 5 examples, 0..3 each, {'x': 'float64[5]'})
+        >>> data.client(2)["x"]
+        array([2., 3., 4.])
+    """
+
+    arrays: Any
+    offsets: Any
+    index: Any = None
+    client_ids: Any = None
+
+    def __post_init__(self):
+        num_rows = _common_length(self.arrays)
+        offsets = np.asarray(self.offsets, np.int64)
+        check(
+            offsets.ndim == 1 and len(offsets) >= 2,
+            "offsets",
+            offsets,
+            "must be [num_clients + 1] with at least one client.",
+        )
+        check(
+            offsets[0] == 0 and bool(np.all(np.diff(offsets) >= 0)),
+            "offsets",
+            offsets,
+            "must start at 0 and never decrease.",
+        )
+        object.__setattr__(self, "offsets", offsets)
+        if self.index is None:
+            check(
+                int(offsets[-1]) <= num_rows,
+                "offsets[-1]",
+                int(offsets[-1]),
+                f"runs past the arrays' {num_rows} rows.",
+            )
+        else:
+            index = np.asarray(self.index)
+            check(index.ndim == 1, "index.shape", index.shape, "must be [n].")
+            check(
+                np.issubdtype(index.dtype, np.integer),
+                "index.dtype",
+                index.dtype,
+                "must be integers.",
+            )
+            check(
+                len(index) == int(offsets[-1]),
+                "len(index)",
+                len(index),
+                f"must be offsets[-1]={int(offsets[-1])}.",
+            )
+            if len(index):
+                low, high = int(index.min()), int(index.max())
+                check(
+                    low >= 0 and high < num_rows,
+                    "index",
+                    (low, high),
+                    f"least and greatest row must lie in 0..{num_rows - 1}.",
+                )
+            object.__setattr__(self, "index", index)
+        check(
+            num_rows < 2**31,
+            "rows",
+            num_rows,
+            "more than 2**31 - 1 rows: device indices have 32 bits; stream the data instead.",
+        )
+        if self.client_ids is not None:
+            check(
+                len(self.client_ids) == self.num_clients,
+                "len(client_ids)",
+                len(self.client_ids),
+                f"must be the number of clients, {self.num_clients}.",
+            )
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients, K."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples that belong to a client."""
+        return int(self.offsets[-1])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """[K] int64, examples of each client."""
+        return np.diff(self.offsets)
+
+    def rows(self, client: int) -> np.ndarray:
+        """[n] the row numbers of a client."""
+        client = self._check_client(client)
+        rows = slice(int(self.offsets[client]), int(self.offsets[client + 1]))
+        return np.arange(rows.start, rows.stop) if self.index is None else self.index[rows]
+
+    def client(self, client: int) -> Any:
+        """The arrays of one client, [n, ...] each."""
+        rows = self.rows(client)
+        return jax.tree.map(lambda array: np.asarray(array[rows]), self.arrays)
+
+    def name(self, client: int) -> str:
+        """The client's name: its entry of `client_ids`, or its number."""
+        client = self._check_client(client)
+        return str(client) if self.client_ids is None else str(self.client_ids[client])
+
+    def _check_client(self, client: int) -> int:
+        check_count("client", client, minimum=0)
+        check(client < self.num_clients, "client", client, f"there are {self.num_clients} clients.")
+        return int(client)
+
+    def __repr__(self) -> str:
+        sizes = self.sizes
+        shapes = jax.tree.map(lambda a: f"{a.dtype}[{','.join(map(str, a.shape))}]", self.arrays)
+        return (
+            f"FederatedData({self.num_clients} clients, {self.num_examples} examples, "
+            f"{sizes.min()}..{sizes.max()} each, {shapes})"
+        )
+
+
+def federate(arrays: Any, partition: Partitioner, seed: int = 0, labels: str = "y") -> FederatedData:
+    """Split one central data set over clients.
+
+    Args:
+        arrays: pytree of arrays, [N, ...] each; a dict where the partitioner needs labels.
+        partition: one of `fs.partition`, or a function `(labels, N, generator) -> Partition`.
+        seed: 32-bit seed; the same seed gives the same federation.
+        labels: the entry of `arrays` that holds the labels.
+
+    Returns:
+        `FederatedData` over the very same arrays.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> fs.data.federate({"y": np.arange(10) % 2}, fs.partition.iid(5)).sizes
+        array([2, 2, 2, 2, 2])
+    """
+    rng.check_seed(seed)
+    num_rows = _common_length(arrays)
+    y = arrays.get(labels) if isinstance(arrays, dict) else None
+    made = partition(None if y is None else np.asarray(y), num_rows, rng.generator(seed, Purpose.PARTITION))
+    return FederatedData(arrays, made.offsets, made.index)
+
+
+def from_clients(clients: Sequence[Any], client_ids: Sequence[str] | None = None) -> FederatedData:
+    """Join per-client arrays, as many sets come, into one federation.
+
+    Args:
+        clients: one pytree of arrays a client, [n_k, ...] each; n_k may be 0.
+        client_ids: their names, or None.
+
+    Raises:
+        ArgumentError: clients whose entries, shapes or dtypes differ, naming both clients.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> fs.data.from_clients([{"x": np.zeros(2)}, {"x": np.ones(3)}]).sizes
+        array([2, 3])
+    """
+    check(len(clients) > 0, "clients", clients, "must hold at least one client.")
+    clients = [jax.tree.map(np.asarray, client) for client in clients]
+    kinds = [jax.tree.map(lambda a: (a.shape[1:], str(a.dtype)), client) for client in clients]
+    for k, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            name = k if client_ids is None else client_ids[k]
+            raise ArgumentError(
+                f"client {name}: entries {kind} differ from the first client's {kinds[0]}; "
+                "all clients must hold the same entries, example shapes and dtypes."
+            )
+    sizes = [_common_length(client) for client in clients]
+    arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves), *clients)
+    return FederatedData(arrays, np.concatenate([[0], np.cumsum(sizes)]), client_ids=client_ids)
+
+
+def split(data: FederatedData, test: float, by: str = "example", seed: int = 0) -> tuple[FederatedData, FederatedData]:
+    """Hold out a part of every client's examples, or a part of the clients.
+
+    By example, a client of n examples gives round(test x n) of them, drawn without replacement, to the test set,
+    and both sets have the same clients. By client, round(test x K) clients move to the test set with all they hold.
+
+    Args:
+        data: the federation.
+        test: fraction in [0, 1].
+        by: "example", or "client" for unseen clients.
+        seed: 32-bit seed. A client's draw depends on the seed and its number alone.
+
+    Returns:
+        (train, test), over the same arrays.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> data = fs.data.FederatedData({"x": np.arange(10)}, offsets=[0, 5, 10])
+        >>> train, test = fs.data.split(data, test=0.4)
+        >>> train.sizes, test.sizes
+        (array([3, 3]), array([2, 2]))
+    """
+    rng.check_seed(seed)
+    check(0 <= test <= 1, "test", test, "must be a fraction in [0, 1].")
+    check(by in ("example", "client"), "by", by, 'must be "example" or "client".')
+    if by == "client":
+        count = round(test * data.num_clients)
+        check(
+            0 < count < data.num_clients,
+            "test",
+            test,
+            f"leaves one side without any of the {data.num_clients} clients.",
+        )
+        order = rng.generator(seed, Purpose.SPLIT).permutation(data.num_clients)
+        return _take_clients(data, np.sort(order[count:])), _take_clients(data, np.sort(order[:count]))
+    sizes = data.sizes
+    owner = np.repeat(np.arange(data.num_clients), sizes)
+    position = np.arange(data.num_examples) - np.repeat(data.offsets[:-1], sizes)
+    draw = rng.hash32(seed, Purpose.SPLIT, 0, owner, position)
+    by_draw = np.lexsort((position, draw, owner))
+    rank = np.empty(data.num_examples, np.int64)
+    rank[by_draw] = position
+    held_out = rank < np.repeat(np.rint(test * sizes).astype(np.int64), sizes)
+    return _take_rows(data, owner, ~held_out), _take_rows(data, owner, held_out)
+
+
+def _take_rows(data: FederatedData, owner: np.ndarray, keep: np.ndarray) -> FederatedData:
+    sizes = np.bincount(owner[keep], minlength=data.num_clients)
+    index = np.flatnonzero(keep) if data.index is None else data.index[keep]
+    return FederatedData(data.arrays, np.concatenate([[0], np.cumsum(sizes)]), index, data.client_ids)
+
+
+def _take_clients(data: FederatedData, clients: np.ndarray) -> FederatedData:
+    index = np.concatenate([data.rows(int(k)) for k in clients])
+    offsets = np.concatenate([[0], np.cumsum(data.sizes[clients])])
+    names = np.asarray([data.name(int(k)) for k in clients])
+    return FederatedData(data.arrays, offsets, index, names)
+
+
+def _common_length(arrays: Any) -> int:
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    check(len(leaves) > 0, "arrays", arrays, "must hold at least one array.")
+    lengths = {}
+    for path, leaf in leaves:
+        name = "arrays" + jax.tree_util.keystr(path)
+        check(getattr(leaf, "ndim", 0) >= 1, name, leaf, "must be an array of shape [N, ...].")
+        lengths[name] = len(leaf)
+    check(
+        len(set(lengths.values())) == 1,
+        "arrays",
+        lengths,
+        "must all have the same number of rows.",
+    )
+    return next(iter(lengths.values()))

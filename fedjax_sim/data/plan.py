@@ -1,0 +1,301 @@
+"""Planning: who trains on what, on which device, in which chunk and lane. NumPy, vectorised over clients.
+
+Clients are sorted by their number of local steps (ties by id), dealt to the devices (longest first, to the least
+loaded), and each device's queue is cut into chunks of L lanes. A plan depends on (seed, round) and the cohort
+alone, so that later rounds can be planned while the device computes.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_sim.core import rng
+from fedjax_sim.core.errors import ArgumentError, check, check_count
+from fedjax_sim.core.rng import Purpose
+from fedjax_sim.core.types import Cohort, RoundPlan
+from fedjax_sim.data.federated import FederatedData
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How a client's examples become batches.
+
+    A client of n examples takes ceil(n / batch_size) steps an epoch, the last batch being short and masked. Batches
+    never straddle epochs. Its weight in a mean by examples is n, each example counted once whatever `epochs`.
+
+    Args:
+        batch_size: B.
+        epochs: passes over the client's examples.
+        steps: a fixed number of local steps instead of `epochs`, for every client with at least one batch.
+        shuffle: draw a new order each round and epoch; else the stored order.
+        drop_remainder: leave the short last batch out of every epoch.
+        max_examples: use only a client's first so many stored examples.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> fs.Batching(batch_size=20, epochs=5).count_steps([0, 20, 21]).tolist()
+        [0, 5, 10]
+    """
+
+    batch_size: int
+    epochs: int = 1
+    steps: int | None = None
+    shuffle: bool = True
+    drop_remainder: bool = False
+    max_examples: int | None = None
+
+    def __post_init__(self):
+        check_count("batch_size", self.batch_size)
+        check_count("epochs", self.epochs)
+        if self.steps is not None:
+            check_count("steps", self.steps)
+            check(self.epochs == 1, "epochs", self.epochs, "give epochs or steps, not both.")
+        if self.max_examples is not None:
+            check_count("max_examples", self.max_examples)
+
+    def count_examples(self, sizes) -> np.ndarray:
+        """[K] examples a client uses, each counted once."""
+        sizes = np.asarray(sizes)
+        return sizes if self.max_examples is None else np.minimum(sizes, self.max_examples)
+
+    def count_epoch_steps(self, sizes) -> np.ndarray:
+        """[K] batches in one epoch."""
+        used = self.count_examples(sizes)
+        return used // self.batch_size if self.drop_remainder else -(-used // self.batch_size)
+
+    def count_steps(self, sizes) -> np.ndarray:
+        """[K] local steps of a round."""
+        each = self.count_epoch_steps(sizes)
+        return each * self.epochs if self.steps is None else np.where(each > 0, self.steps, 0)
+
+    def count_rows(self, sizes, steps=None) -> np.ndarray:
+        """[K] entries a client takes in a plan's `order`: one for each example of each step, so at most steps x B."""
+        each = np.maximum(self.count_epoch_steps(sizes), 1)
+        steps = self.count_steps(sizes) if steps is None else steps
+        stride = np.minimum(self.count_examples(sizes), each * self.batch_size)
+        return steps // each * stride + np.minimum(stride, steps % each * self.batch_size)
+
+
+class PlanShape(NamedTuple):
+    """The static sizes of a plan: devices, chunks, lanes, rows of `order`, and places in the cohort."""
+
+    devices: int
+    chunks: int
+    lanes: int
+    rows: int
+    capacity: int
+
+
+class PlanStats(NamedTuple):
+    """What planning knows of a round, on the host.
+
+    Attributes:
+        clients: clients that train.
+        examples: examples they hold, each once.
+        steps: local steps in all.
+        efficiency: real batches / batches computed, padding lanes and shorter neighbours included.
+        balance: mean device load / greatest device load, in chunk steps.
+    """
+
+    clients: int
+    examples: int
+    steps: int
+    efficiency: float
+    balance: float
+
+
+class Planner:
+    """Plans the rounds of one federation; holds what does not change between them.
+
+    Args:
+        data: the federation.
+        batching: how examples become batches.
+        devices: D.
+        homes: [K] the device of each client, for methods whose clients keep state on a device; or None.
+    """
+
+    def __init__(
+        self,
+        data: FederatedData,
+        batching: Batching,
+        devices: int = 1,
+        homes: np.ndarray | None = None,
+    ):
+        self.data, self.batching, self.devices, self.homes = data, batching, devices, homes
+        sizes = data.sizes
+        self._examples = batching.count_examples(sizes)
+        self._steps = batching.count_steps(sizes)
+        self._rows = batching.count_rows(sizes)
+        self.longest = int(self._steps.max(initial=0))
+
+    def shape(self, capacity: int, lanes: int) -> PlanShape:
+        """Sizes that no cohort of that capacity can exceed."""
+        top = min(capacity, self.data.num_clients)
+        if self.devices == 1:
+            rows = _largest(self._rows, top)
+        elif self.homes is not None:
+            rows = max(_largest(self._rows[self.homes == d], top) for d in range(self.devices))
+        else:  # greedy dealing: a device exceeds the mean load by at most one client
+            steps = -(-_largest(self._steps, top) // self.devices) + self.longest
+            rows = min(steps * self.batching.batch_size, _largest(self._rows, top))
+        return PlanShape(self.devices, max(1, -(-capacity // lanes)), lanes, max(rows, 1), capacity)
+
+    def plan(self, cohort: Cohort, shape: PlanShape, seed: int, round: int) -> tuple[RoundPlan, PlanStats]:
+        """The plan of one round.
+
+        Args:
+            cohort: who takes part; its capacity is `shape.capacity`.
+            shape: the plan's static sizes.
+            seed: the run's seed.
+            round: the round's number.
+
+        Raises:
+            ArgumentError: a client outside the population, or twice in the cohort.
+        """
+        D, T, L, M, C = shape
+        slot = self._active(cohort)
+        ids = cohort.ids[slot].astype(np.int64)
+        steps, rows = self._steps[ids], self._rows[ids]
+        if cohort.max_steps is not None:
+            steps = np.minimum(steps, np.asarray(cohort.max_steps)[slot])
+            rows = self.batching.count_rows(self.data.sizes[ids], steps)
+        order = np.lexsort((ids, -steps))
+        slot, ids, steps, rows = slot[order], ids[order], steps[order], rows[order]
+        device = deal(steps, D) if self.homes is None else self.homes[ids]
+
+        place = _rank_within(device, D)
+        flat = (device * T + place // L) * L + place % L
+        counts = np.bincount(device, minlength=D)
+        start = _start_within(device, rows, D)
+
+        def lanes(values, fill: int = 0, dtype: type = np.int32):
+            out = np.full(D * T * L, fill, dtype)
+            out[flat] = values
+            return out.reshape(D, T, L)
+
+        table = np.zeros(D * M, np.int32)
+        self._fill(table, device * M + start, ids, rows, seed, round)
+        longest = lanes(steps).max(axis=-1).sum(axis=-1)
+        plan = RoundPlan(
+            order=table.reshape(D, M),
+            start=lanes(start),
+            size=lanes(self._examples[ids]),
+            steps=lanes(steps),
+            client_id=lanes(ids),
+            slot=lanes(slot, fill=C),
+            weight=lanes(cohort.weight[slot], dtype=np.float32),
+            version=lanes(0 if cohort.version is None else cohort.version[slot]),
+            chunks=(-(-counts // L)).astype(np.int32),
+            round=np.full(D, round, np.int32),
+        )
+        total, computed = int(steps.sum()), int(longest.sum()) * L
+        return plan, PlanStats(
+            clients=len(ids),
+            examples=int(self._examples[ids].sum()),
+            steps=total,
+            efficiency=total / computed if computed else 1.0,
+            balance=float(longest.mean() / longest.max()) if computed else 1.0,
+        )
+
+    def _active(self, cohort: Cohort) -> np.ndarray:
+        """Places of the clients that train: valid ones that arrive and have at least one batch."""
+        ids = np.asarray(cohort.ids)
+        valid = np.asarray(cohort.valid, bool)
+        drawn = ids[valid]
+        if len(drawn) and (drawn.min() < 0 or drawn.max() >= self.data.num_clients):
+            raise ArgumentError(
+                f"cohort.ids span {drawn.min()}..{drawn.max()}: must lie in "
+                f"0..{self.data.num_clients - 1}, the population's clients."
+            )
+        if len(np.unique(drawn)) < len(drawn):
+            raise ArgumentError(
+                "cohort.ids name a client more than once: raise its weight instead, as its update is the same."
+            )
+        if cohort.arrives is not None:
+            valid = valid & np.asarray(cohort.arrives, bool)
+        if cohort.max_steps is not None:
+            valid = valid & (np.asarray(cohort.max_steps) > 0)
+        return np.flatnonzero(valid & (self._steps[np.where(valid, ids, 0)] > 0))
+
+    def _fill(self, table, start, ids, rows, seed: int, round: int) -> None:
+        """Write each client's rows of the data into `table` from `start`, in a new order for each epoch."""
+        if not len(ids):
+            return
+        size = self._examples[ids]
+        stride = size
+        if self.batching.drop_remainder:
+            stride = size // self.batching.batch_size * self.batching.batch_size
+        epochs = -(-rows // stride)
+        drawn = size * epochs
+        client = np.repeat(np.arange(len(ids)), drawn)
+        within = np.arange(len(client)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+        epoch, rank = np.divmod(within, size[client])
+        position = rank
+        if self.batching.shuffle:
+            draw = rng.hash32(seed, Purpose.SHUFFLE, round, ids[client], within)
+            position = _sort_segments(np.cumsum(rank == 0) - 1, draw, rank)
+        if not np.array_equal(rows, drawn):  # a remainder, or an epoch that stays unfinished
+            within = epoch * stride[client] + rank
+            used = (rank < stride[client]) & (within < rows[client])
+            client, within, position = client[used], within[used], position[used]
+        row = self.data.offsets[ids][client] + position
+        table[start[client] + within] = row if self.data.index is None else self.data.index[row]
+
+
+def deal(steps: np.ndarray, devices: int) -> np.ndarray:
+    """Longest processing time first: [n] steps in falling order to [n] devices.
+
+    The greedy rule, a whole run of equal step counts at a time: of the loads that each device would pass through,
+    a run of m clients takes the m least.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedjax_sim.data.plan import deal
+        >>> deal(np.array([5, 3, 3, 1, 1, 1]), 2)
+        array([0, 1, 1, 0, 0, 1])
+    """
+    out = np.zeros(len(steps), np.int64)
+    if devices == 1 or not len(steps):
+        return out
+    load = np.zeros(devices, np.int64)
+    first = np.flatnonzero(np.diff(steps, prepend=-1))
+    for begin, end in zip(first, [*first[1:], len(steps)], strict=True):
+        count, each = end - begin, int(steps[begin])
+        levels = load[:, None] + each * np.arange(count)
+        taken = np.argsort(levels, axis=None, kind="stable")[:count] // count
+        out[begin:end] = taken
+        load += each * np.bincount(taken, minlength=devices)
+    return out
+
+
+def _sort_segments(segment: np.ndarray, draw: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Positions sorted by (segment, draw, position). One sort of packed words where they fit: 64 bits."""
+    bits = int(position.max()).bit_length()
+    if int(segment[-1]).bit_length() + 32 + bits > 64:
+        return position[np.lexsort((position, draw, segment))]
+    word = segment.astype(np.uint64) << np.uint64(32)
+    word = ((word | draw) << np.uint64(bits)) | position.astype(np.uint64)
+    word.sort()
+    return (word & np.uint64((1 << bits) - 1)).astype(np.int64)
+
+
+def _rank_within(group: np.ndarray, groups: int) -> np.ndarray:
+    """How many earlier entries share an entry's group."""
+    return _start_within(group, np.ones(len(group), np.int64), groups)
+
+
+def _start_within(group: np.ndarray, length: np.ndarray, groups: int) -> np.ndarray:
+    """The sum of `length` over the earlier entries of the same group."""
+    out = np.zeros(len(group), np.int64)
+    for g in range(groups):
+        members = group == g
+        mine = length[members]
+        out[members] = np.cumsum(mine) - mine
+    return out
+
+
+def _largest(values: np.ndarray, count: int) -> int:
+    """Sum of the `count` largest values."""
+    count = min(count, len(values))
+    return int(np.partition(values, len(values) - count)[len(values) - count :].sum()) if count else 0

@@ -1,0 +1,68 @@
+"""Debugging: clients one by one, eagerly, so that an error names the client and its batch."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.client import ClientBatches
+from fedjax_sim.core import rng
+from fedjax_sim.core.errors import ClientError
+from fedjax_sim.core.rng import Purpose
+from fedjax_sim.engine.round import checked_update
+
+
+@contextlib.contextmanager
+def explained(debug: bool) -> Iterator[None]:
+    """Let errors of user functions pass, with a note on how to see which client they come from."""
+    try:
+        yield
+    except Exception as error:
+        if not debug:
+            error.add_note("Simulation(debug=True) runs clients one by one and names the one that fails.")
+        raise
+
+
+def run_clients(sim: Any, state: Any, plan: Any) -> None:
+    """Run the first phase's client function for each planned client, outside any compilation.
+
+    Raises:
+        ClientError: the function failed; names the client and its batch's shapes, from the original error.
+    """
+    phase = sim._phases[0]
+    row_table = jax.device_get(state.rows.client)
+    plan, server = jax.device_get(plan), jax.device_get(state.server)
+    for d, t, lane in zip(*(plan.steps > 0).nonzero(), strict=True):
+        at = lambda name: jnp.asarray(getattr(plan, name)[d, t, lane])  # noqa: E731
+        stride = at("size")
+        if sim.batching.drop_remainder:
+            stride = stride // sim.batching.batch_size * sim.batching.batch_size
+        batches = ClientBatches(
+            num_steps=at("steps"),
+            num_examples=at("size").astype(jnp.float32),
+            client_id=at("client_id"),
+            info={"weight": at("weight"), "version": at("version")},
+            bound=at("steps"),
+            arrays=jax.tree.map(jnp.asarray, sim.data.arrays),
+            order=jnp.asarray(plan.order[d]),
+            start=at("start"),
+            stride=stride,
+            batch_size=sim.batching.batch_size,
+            longest=sim._planner.longest,
+            alone=True,
+        )
+        client = int(at("client_id"))
+        key = jax.random.fold_in(rng.key(state.seed, Purpose.CLIENT, int(plan.round[d])), 0)
+        row = jax.tree.map(lambda table: jnp.asarray(table[client]), row_table)
+        try:
+            with jax.disable_jit():
+                checked_update(phase.client(jax.random.fold_in(key, client), server, row, batches), row)
+        except Exception as error:
+            shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", batches.batch(0))
+            raise ClientError(
+                f"client {sim.data.name(client)} (id {client}, {int(batches.num_examples)} examples, "
+                f"{int(batches.num_steps)} steps) failed in round {int(plan.round[d])}; its batches are {shapes}: "
+                f"{type(error).__name__}: {error}"
+            ) from error

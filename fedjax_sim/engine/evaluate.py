@@ -1,0 +1,150 @@
+"""Evaluation: pooled over one data set, or client by client, through the engine's own map."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.client import ClientBatches, Task, local_steps
+from fedjax_sim.client.task import evaluation
+from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core import rng
+from fedjax_sim.core.errors import check_count
+from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.rng import Purpose
+from fedjax_sim.core.types import Cohort, Params
+from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.plan import Batching, Planner
+from fedjax_sim.engine import mapping
+from fedjax_sim.engine.mapping import ClientResult, Lane
+
+
+class ClientMetrics:
+    """The metrics of every client of a federation.
+
+    Attributes:
+        metrics: dict of name to [K] values; NaN for a client without examples.
+        sizes: [K] examples of each client.
+    """
+
+    def __init__(self, metrics: dict[str, Metric], sizes: np.ndarray):
+        self.metrics = {name: metric.compute() for name, metric in metrics.items()}
+        self.sizes = sizes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.metrics[name]
+
+    def quantiles(
+        self, name: str, probabilities: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+    ) -> dict[float, float]:
+        """Quantiles of a metric over the clients that have examples, each client counting once."""
+        values = self.metrics[name][self.sizes > 0]
+        return {p: float(np.quantile(values, p)) for p in probabilities} if len(values) else {}
+
+    def __repr__(self) -> str:
+        return f"ClientMetrics({len(self.sizes)} clients, {sorted(self.metrics)})"
+
+
+def evaluate(
+    task: Task,
+    params: Params,
+    arrays: Any,
+    batch_size: int = 256,
+    devices: Any = None,
+) -> dict[str, float]:
+    """A model's metrics on one data set: every example counts once, however it is batched.
+
+    Args:
+        task: the task; its `evaluate` function, or its loss.
+        params: the model.
+        arrays: dict of arrays, [N, ...] each, or a `FederatedData`, whose clients are pooled.
+        batch_size: examples at a time.
+        devices: None for all local ones.
+
+    Returns:
+        dict of name to number.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: 0.0, lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> fs.evaluate(task, jnp.zeros(()), {"x": jnp.array([1.0, 2.0, 3.0])}, batch_size=2)
+        {'loss': 4.666666507720947}
+    """
+    if not isinstance(arrays, FederatedData):
+        arrays = FederatedData(arrays, [0, len(jax.tree.leaves(arrays)[0])])
+    shares = 8 * len(mapping.client_mesh(devices).devices.flat)
+    offsets = np.linspace(0, arrays.num_examples, shares + 1).astype(np.int64)
+    pooled = FederatedData(arrays.arrays, offsets, arrays.index)
+    metrics = metrics_lib.reduce(_evaluate_all(task, params, pooled, batch_size, devices, 1))
+    return {name: float(metric.compute()) for name, metric in jax.device_get(metrics).items()}
+
+
+def evaluate_clients(
+    task: Task,
+    params: Params,
+    data: FederatedData,
+    batch_size: int = 64,
+    devices: Any = None,
+) -> ClientMetrics:
+    """A model's metrics on each client's examples; arguments as in `evaluate`.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: 0.0, lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.array([1.0, 2.0, 3.0])}, offsets=[0, 1, 3])
+        >>> fs.evaluate_clients(task, jnp.zeros(()), data)["loss"]
+        array([1. , 6.5])
+    """
+    platform = mapping.client_mesh(devices).devices.flat[0].platform
+    size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
+    lanes = mapping.auto_lanes(size, platform, data.num_clients)
+    metrics = _evaluate_all(task, params, data, batch_size, devices, lanes)
+    return ClientMetrics(jax.device_get(metrics), data.sizes)
+
+
+def _evaluate_all(
+    task: Task, params: Params, data: FederatedData, batch_size: int, devices: Any, lanes: int
+) -> dict[str, Metric]:
+    """Metrics of all clients, [K] each."""
+    check_count("batch_size", batch_size)
+    mesh = mapping.client_mesh(devices)
+    batching = Batching(batch_size, shuffle=False)
+    planner = Planner(data, batching, mesh.size)
+    everybody = np.arange(data.num_clients, dtype=np.int32)
+    ones = np.ones(data.num_clients)
+    cohort = Cohort(everybody, ones.astype(bool), ones.astype(np.float32))
+    plan, _ = planner.plan(cohort, planner.shape(data.num_clients, lanes), seed=0, round=0)
+    program = _program(task, mesh, batch_size)
+    params = jax.tree.map(np.asarray, params)
+    arrays = mapping.replicate(mesh, data.arrays)
+    kept = program(params, mapping.shard(mesh, plan), arrays)
+    slots = plan.slot.reshape(-1)
+    real = slots < data.num_clients
+
+    def by_client(metric: Metric) -> Metric:
+        flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[3:]), metric)
+        empty = jax.tree.map(lambda leaf: np.zeros((data.num_clients, *leaf.shape[1:])), flat)
+        return jax.tree.map(lambda out, leaf: _put(out, slots[real], leaf[real]), empty.zero(), flat)
+
+    return {name: by_client(metric) for name, metric in kept.items()}
+
+
+def _put(out: Any, at: np.ndarray, values: np.ndarray) -> np.ndarray:
+    out = np.array(out)
+    out[at] = values
+    return out
+
+
+@functools.lru_cache(maxsize=64)
+def _program(task: Task, mesh: jax.sharding.Mesh, batch_size: int):
+    measure = evaluation(task)
+
+    def one_client(params: Params, row: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
+        key = rng.key(0, Purpose.EVALUATE)
+        _, metrics = local_steps(lambda nothing, batch, key: (nothing, measure(params, batch, key)), (), batches, key)
+        return ClientResult((), jnp.ones(()), lane.steps > 0, metrics, row)
+
+    run = mapping.map_clients(one_client, mesh, Batching(batch_size, shuffle=False), 0)
+    return jax.jit(lambda params, plan, arrays: run(params, None, plan, arrays).metrics)

@@ -1,0 +1,293 @@
+"""Devices: the mesh, where arrays live, and the map of a client function over chunks of lanes on all of them.
+
+The only module that names devices. A device loops over the chunks of its queue; a chunk is a vmap over L lanes; a lane
+is one client, whose loop over steps runs to the chunk's longest client. All bounds are traced, so that one program
+serves every cohort. The only collectives are the sums at the end.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_sim.client import ClientBatches
+from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core.errors import FedSimError, check, check_count
+from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.types import RoundPlan
+from fedjax_sim.data.plan import Batching
+
+Device = Any
+"""A JAX device."""
+
+AXIS = "clients"
+SHARDED = PartitionSpec(AXIS)
+REPLICATED = PartitionSpec()
+
+_COLLECTIVE_TIMEOUTS = (
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=3600",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=360000",
+)
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_cpu_cores(n: int | None = None) -> int:
+    """One JAX device a core, so that a CPU trains as many clients at a time as it has cores.
+
+    Call it before JAX computes anything. It also raises XLA's time-outs for CPU collectives: by default the process is
+    ended when one device waits 60 seconds for a busier one. Platforms other than the CPU are not touched.
+
+    Args:
+        n: devices; None for the cores that this process may use.
+
+    Returns:
+        The number of CPU devices.
+
+    Raises:
+        FedSimError: JAX has started already, with another number of CPU devices.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> count = fs.use_cpu_cores()  # doctest: +SKIP
+    """
+    n = cpu_cores() if n is None else n
+    check_count("n", n)
+    flags = os.environ.get("XLA_FLAGS", "")
+    missing = [flag for flag in _COLLECTIVE_TIMEOUTS if flag.split("=")[0] not in flags]
+    try:
+        jax.config.update("jax_num_cpu_devices", n)
+    except RuntimeError as error:
+        if len(jax.devices("cpu")) == n:
+            return n
+        raise FedSimError(
+            f"n={n}: JAX has started already with {len(jax.devices('cpu'))} CPU device(s). Call "
+            "fs.use_cpu_cores() first, before any JAX computation."
+        ) from error
+    os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+    return n
+
+
+def client_mesh(devices: Sequence[Device] | None = None) -> Mesh:
+    """A mesh of one axis, `clients`, over the given devices, by default all local ones."""
+    if devices is None:
+        devices = jax.local_devices()
+        _warn_of_idle_cores(devices)
+    check(len(devices) > 0, "devices", devices, "must hold at least one device.")
+    return Mesh(np.asarray(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+_warned = False
+
+
+def _warn_of_idle_cores(devices: Sequence[Device]) -> None:
+    global _warned
+    idle = devices[0].platform == "cpu" and len(devices) == 1 and cpu_cores() > 1
+    if idle and not _warned:
+        _warned = True
+        warnings.warn(
+            f"training on one CPU device, with {cpu_cores()} cores at hand: call fs.use_cpu_cores() before "
+            "JAX starts, for a device a core.",
+            stacklevel=4,
+        )
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """The tree on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+
+
+def shard(mesh: Mesh, tree: Any) -> Any:
+    """The tree's leading axis dealt over the devices, in blocks."""
+    return jax.device_put(tree, NamedSharding(mesh, SHARDED))
+
+
+def shard_plans(mesh: Mesh, plans: RoundPlan) -> RoundPlan:
+    """Stacked plans, [R, D, ...] a leaf: each device gets its own part."""
+    return jax.device_put(plans, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+
+
+def auto_lanes(num_params: int, platform: str, clients_per_device: int) -> int:
+    """How many clients a device trains side by side, when the user does not say.
+
+    On a CPU the lanes' models should stay in its cache: 1 from 50,000 parameters on, else up to 16 for as long as the
+    lanes hold 50,000 parameters together. On an accelerator, which wants wide work: as many as hold 2**28
+    parameters together (1 GiB in float32, four or five times that with gradients and updates), at most 256.
+    Never more than a device has clients.
+    """
+    budget, most = (50_000, 16) if platform == "cpu" else (2**28, 256)
+    return int(max(1, min(most, budget // max(num_params, 1), clients_per_device)))
+
+
+class Lane(NamedTuple):
+    """One client's place in the plan: scalars."""
+
+    start: Any
+    size: Any
+    steps: Any
+    client_id: Any
+    weight: Any
+    version: Any
+
+
+class ClientResult(NamedTuple):
+    """What the engine keeps of one client.
+
+    Attributes:
+        message: pytree; summed with `weight`, or kept, for reducers that are not linear.
+        weight: [] float32; 0 for a client that contributes nothing.
+        contributes: [] bool.
+        metrics: dict of metrics, kept for each client.
+        row: its new private row.
+    """
+
+    message: Any
+    weight: Any
+    contributes: Any
+    metrics: dict[str, Metric]
+    row: Any
+
+
+class CohortResult(NamedTuple):
+    """A cohort's sums, and what is kept of each client in lane order, [D, T, L, ...]."""
+
+    total: Any
+    weight: Any
+    count: Any
+    messages: Any
+    weights: Any
+    contributes: Any
+    metrics: dict[str, Metric]
+    rows: Any
+
+
+OneClient = Callable[[Any, Any, Lane, ClientBatches], ClientResult]
+
+
+def map_clients(
+    one_client: OneClient,
+    mesh: Mesh,
+    batching: Batching,
+    longest: int,
+    linear: bool = True,
+) -> Callable[[Any, Any, RoundPlan, Any], CohortResult]:
+    """A function of a whole cohort from a function of one client.
+
+    Args:
+        one_client: `(shared, row, lane, batches) -> ClientResult`.
+        mesh: the devices.
+        batching: how examples become batches.
+        longest: steps of the longest client, for `ClientBatches.longest`.
+        linear: sum the messages; else keep them all.
+
+    Returns:
+        `(shared, rows, plan, arrays) -> CohortResult`, to be called under `jax.jit`. `rows` are tables whose leading
+        axis is dealt over the devices in blocks; the client k of a block is its row k - (first of the block).
+    """
+
+    def device_share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
+        plan = jax.tree.map(lambda leaf: leaf[0], plan)
+        chunks, lanes = plan.start.shape
+        leaves = jax.tree.leaves(rows)
+        per_device = leaves[0].shape[0] if leaves else 0
+        first = jax.lax.axis_index(AXIS) * per_device
+
+        def run(chunk: Any, rows: Any) -> tuple[ClientResult, Any]:
+            at = lambda name: jax.lax.dynamic_index_in_dim(getattr(plan, name), chunk, 0, False)  # noqa: E731
+            queue = Lane(**{name: at(name) for name in Lane._fields})
+            bound = jnp.max(queue.steps)
+
+            def client(lane: Lane, row: Any) -> ClientResult:
+                stride = lane.size
+                if batching.drop_remainder:
+                    stride = lane.size // batching.batch_size * batching.batch_size
+                batches = ClientBatches(
+                    num_steps=lane.steps,
+                    num_examples=lane.size.astype(jnp.float32),
+                    client_id=lane.client_id,
+                    info={"weight": lane.weight, "version": lane.version},
+                    bound=lane.steps if lanes == 1 else bound,
+                    arrays=arrays,
+                    order=plan.order,
+                    start=lane.start,
+                    stride=stride,
+                    batch_size=batching.batch_size,
+                    longest=longest,
+                    alone=lanes == 1,
+                )
+                return one_client(shared, row, lane, batches)
+
+            place = jnp.where(queue.steps > 0, queue.client_id - first, per_device)
+            mine = jax.tree.map(lambda table: table.at[place].get(mode="clip"), rows)
+            if lanes > 1:
+                return jax.vmap(client)(queue, mine), place
+            single = client(*jax.tree.map(lambda leaf: leaf[0], (queue, mine)))
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], single), place
+
+        like = jax.eval_shape(lambda: run(jnp.zeros((), jnp.int32), rows)[0])
+        zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)  # noqa: E731
+        buffer = lambda tree: jax.tree.map(lambda a: jnp.zeros((chunks, *a.shape), a.dtype), tree)  # noqa: E731
+        kept = (
+            () if linear else buffer(like.message),
+            buffer(like.weight),
+            buffer(like.contributes),
+            metrics_lib.zero(buffer(like.metrics)),
+        )
+        total = zeros(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), like.message))
+
+        def body(chunk: Any, carry: Any) -> Any:
+            total, kept, rows = carry
+            result, place = run(chunk, rows)
+            total = _add(total, result.message, result.weight) if linear else total
+            new = (
+                result.message if linear is False else (),
+                result.weight,
+                result.contributes,
+                result.metrics,
+            )
+            kept = jax.tree.map(lambda buffer, leaf: buffer.at[chunk].set(leaf), kept, new)
+            rows = jax.tree.map(
+                lambda table, row: table.at[place].set(row.astype(table.dtype), mode="drop"),
+                rows,
+                result.row,
+            )
+            return total, kept, rows
+
+        total = total if linear else ()
+        total, kept, rows = jax.lax.fori_loop(0, plan.chunks, body, (total, kept, rows))
+        messages, weights, contributes, metrics = kept
+        sums = (total, jnp.sum(weights), jnp.sum(contributes.astype(jnp.float32)))
+        total, weight, count = jax.lax.psum(sums, AXIS)
+        messages, weights, contributes, metrics = jax.tree.map(
+            lambda leaf: leaf[None], (messages, weights, contributes, metrics)
+        )
+        return CohortResult(total, weight, count, messages, weights, contributes, metrics, rows)
+
+    specs: Any = (*[REPLICATED] * 3, *[SHARDED] * 5)
+    return jax.shard_map(
+        device_share,
+        mesh=mesh,
+        in_specs=(REPLICATED, SHARDED, SHARDED, REPLICATED),
+        out_specs=CohortResult(*specs),
+        check_vma=False,
+    )
+
+
+def _add(total: Any, messages: Any, weights: Any) -> Any:
+    """total + sum of weights x messages over lanes. A product, as XLA's CPU sums over a leading axis are slow."""
+
+    def leaf(total: Any, messages: Any) -> Any:
+        scale = weights.astype(messages.dtype)
+        if messages.shape[0] == 1:
+            return total + scale[0] * messages[0]
+        return total + jnp.tensordot(scale, messages, 1)
+
+    return jax.tree.map(leaf, total, messages)

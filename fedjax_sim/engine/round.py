@@ -1,0 +1,232 @@
+"""One round on the devices: for each phase broadcast, train, encode, reduce, decode, and take a server step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.aggregate import Aggregator, Context
+from fedjax_sim.algorithms.base import Phase
+from fedjax_sim.client import ClientBatches
+from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core import rng
+from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.pytree import pytree, squared_norm, where
+from fedjax_sim.core.rng import Purpose
+from fedjax_sim.core.types import Aggregate, ClientRows, ClientUpdate, RoundPlan
+from fedjax_sim.data.plan import Batching
+from fedjax_sim.engine.mapping import ClientResult, Lane, map_clients
+
+
+@pytree
+class DeviceState:
+    """The part of a `RoundState` that lives on devices."""
+
+    server: Any
+    aggregator: Any
+    rows: ClientRows
+
+
+@pytree
+class RoundOutput:
+    """What a round reports, on the devices.
+
+    Attributes:
+        merged: dict of metrics over the cohort.
+        per_client: dict of metrics, [C] each, by place in the cohort; zeros for places that did not train.
+        finite: [C] bool; False for a client whose update held NaN or infinity.
+        count: [] float32, clients that contributed, in the last phase.
+        weight: [] float32, the sum of their effective weights.
+    """
+
+    merged: dict[str, Metric]
+    per_client: dict[str, Metric]
+    finite: Any
+    count: Any
+    weight: Any
+
+
+def make_round(
+    phases: tuple[Phase, ...],
+    mesh: jax.sharding.Mesh,
+    batching: Batching,
+    longest: int,
+    capacity: int,
+    expected: float,
+) -> Callable[[Any, DeviceState, RoundPlan, Any], tuple[DeviceState, RoundOutput]]:
+    """The function of one round, `(seed, state, plan, arrays) -> (state, output)`, to be compiled."""
+
+    def one_round(seed: Any, state: DeviceState, plan: RoundPlan, arrays: Any):
+        server, aggregator_states = state.server, list(state.aggregator)
+        client_rows = state.rows.client
+        aggregator_rows = state.rows.aggregator
+        merged: dict[str, Metric] = {}
+        per_client: dict[str, Metric] = {}
+        finite = jnp.ones(capacity, bool)
+        count = weight = jnp.zeros((), jnp.float32)
+        slots = plan.slot.reshape(-1)
+        this_round = plan.round[0]
+
+        for i, phase in enumerate(phases):
+            aggregator: Aggregator = phase.aggregator  # type: ignore[assignment]
+            keys = {p: jax.random.fold_in(rng.key(seed, p, this_round), i) for p in _PURPOSES}
+            shared = (server, aggregator_states[i], keys, this_round)
+            phase_rows = None if aggregator_rows is None else aggregator_rows[i]
+            train = map_clients(
+                _client(phase.client, aggregator),
+                mesh,
+                batching,
+                longest,
+                aggregator.reducer.linear,
+            )
+            result = train(shared, (client_rows, phase_rows), plan, arrays)
+            client_rows, phase_rows = result.rows
+            if aggregator_rows is not None:
+                aggregator_rows = (*aggregator_rows[:i], phase_rows, *aggregator_rows[i + 1 :])
+
+            total = result.total
+            if aggregator.reducer.collect is not None:
+                flat = lambda leaf: leaf.reshape(-1, *leaf.shape[3:])  # noqa: E731
+                total = aggregator.reducer.collect(
+                    *jax.tree.map(flat, (result.messages, result.weights, result.contributes))
+                )
+            aggregate, new_state, server_metrics = aggregator.server(
+                keys[Purpose.DECODE],
+                aggregator_states[i],
+                Aggregate(total, result.weight, result.count),
+                expected,
+            )
+            new_server = phase.server(keys[Purpose.SERVER], server, aggregate)
+            _check_server(server, new_server)
+            new_server = jax.tree.map(lambda new, old: new.astype(old.dtype), new_server, server)
+            # Nobody contributed: the model stays, unless noise must be released all the same.
+            go = (result.count > 0) | aggregator.facts.noisy
+            server = where(go, new_server, server)
+            aggregator_states[i] = where(go, new_state, aggregator_states[i])
+
+            kept = {n: m for n, m in result.metrics.items() if n != _BAD}
+            lanes = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), kept)
+            merged |= metrics_lib.reduce(lanes)
+            merged |= {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
+            per_client |= _by_slot(lanes, slots, capacity)
+            (bad,) = jax.tree.leaves(result.metrics[_BAD])
+            finite = finite.at[slots].min(bad.reshape(-1) == 0, mode="drop")
+            count, weight = result.count, result.weight
+
+        rows = ClientRows(client_rows, aggregator_rows)
+        new = DeviceState(server, tuple(aggregator_states), rows)
+        return new, RoundOutput(merged, per_client, finite, count, weight)
+
+    return one_round
+
+
+_PURPOSES = (Purpose.CLIENT, Purpose.ENCODE, Purpose.DECODE, Purpose.SERVER)
+_BAD = "nonfinite"
+
+
+def _client(function: Callable[..., ClientUpdate], aggregator: Aggregator):
+    """One client's whole part of a phase: train, encode, receive."""
+
+    def one_client(shared: Any, rows: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
+        server, states, keys, this_round = shared
+        client_row, aggregator_row = rows
+        own = lambda purpose: jax.random.fold_in(keys[purpose], lane.client_id)  # noqa: E731
+        update = checked_update(function(own(Purpose.CLIENT), server, client_row, batches), client_row)
+
+        weight = jnp.asarray(update.weight, jnp.float32)
+        finite = jnp.isfinite(squared_norm(update.payload)) & jnp.isfinite(weight)
+        trained = lane.steps > 0
+        contributes = trained & finite
+        payload = jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), update.payload)
+        context = Context(lane.client_id, this_round, keys[Purpose.ENCODE], jnp.asarray(jnp.inf, jnp.float32))
+        message, new_aggregator_row, seen = aggregator.client(
+            own(Purpose.ENCODE), states, aggregator_row, payload, context
+        )
+        message = aggregator.receive(own(Purpose.DECODE), states, message)
+        weight = jnp.where(aggregator.reducer.weight == "uniform", 1.0, weight) * lane.weight
+
+        metrics = {f"client/{name}": metric for name, metric in update.metrics.items()}
+        metrics |= {f"aggregate/{name}": metric for name, metric in seen.items()}
+        metrics = where(contributes, metrics, metrics_lib.zero(metrics))
+        metrics[_BAD] = metrics_lib.Sum((trained & ~finite).astype(jnp.float32))
+        new_rows = (update.state, new_aggregator_row)
+        return ClientResult(
+            message,
+            jnp.where(contributes, weight, 0.0),
+            contributes,
+            metrics,
+            where(contributes, new_rows, rows),
+        )
+
+    return one_client
+
+
+def checked_update(update: Any, row: Any) -> ClientUpdate:
+    """Check what a client function returned; fill in an unchanged row."""
+    if not isinstance(update, ClientUpdate):
+        raise ArgumentError(f"the client function returned {type(update).__name__}: must be a fs.ClientUpdate.")
+    if jnp.shape(update.weight) != ():
+        raise ArgumentError(f"ClientUpdate.weight has shape {jnp.shape(update.weight)}: must be a scalar.")
+    state = row if update.state is None or not jax.tree.leaves(row) else update.state
+    _check_like("ClientUpdate.state", row, state, "the row that the algorithm's init returned")
+    payload = jax.tree.map(jnp.asarray, update.payload)
+    return ClientUpdate(payload, update.weight, state=state, metrics=metrics_lib.as_metrics(update.metrics))
+
+
+def _check_server(old: Any, new: Any) -> None:
+    _check_like("the server function's result", old, new, "the server state")
+
+
+def _check_like(what: str, old: Any, new: Any, like: str) -> None:
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        raise ArgumentError(
+            f"{what} has structure {jax.tree.structure(new)}: must be that of {like}, {jax.tree.structure(old)}."
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(old)
+    for (path, a), b in zip(leaves, jax.tree.leaves(new), strict=True):
+        if jnp.shape(a) != jnp.shape(b):
+            raise ArgumentError(
+                f"{what}{jax.tree_util.keystr(path)} has shape {jnp.shape(b)}: must be {jnp.shape(a)}, as in {like}."
+            )
+
+
+def _by_slot(metrics: dict[str, Metric], slots: Any, capacity: int) -> dict[str, Metric]:
+    """From lane order to places in the cohort; empty lanes point past the end."""
+    empty = metrics_lib.zero(jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), metrics))
+    return jax.tree.map(lambda out, leaf: out.at[slots].set(leaf, mode="drop"), empty, metrics)
+
+
+def payload_shapes(
+    phases: tuple[Phase, ...],
+    server: Any,
+    client_row: Any,
+    arrays: Any,
+    batching: Batching,
+    longest: int,
+) -> list[Any]:
+    """The shapes of each phase's payload, found by tracing its client function once, without computing."""
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
+
+    def payload(phase: Phase, server: Any, row: Any, arrays: Any, zero: Any):
+        batches = ClientBatches(
+            num_steps=zero,
+            num_examples=zero.astype(jnp.float32),
+            client_id=zero,
+            info={"weight": zero.astype(jnp.float32), "version": zero},
+            bound=zero,
+            arrays=arrays,
+            order=zero[None],
+            start=zero,
+            stride=zero,
+            batch_size=batching.batch_size,
+            longest=longest,
+        )
+        return checked_update(phase.client(jax.random.key(0), server, row, batches), row).payload
+
+    return [
+        jax.eval_shape(lambda *a, phase=phase: payload(phase, *a), server, client_row, shapes, scalar)
+        for phase in phases
+    ]

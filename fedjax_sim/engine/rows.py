@@ -1,0 +1,47 @@
+"""Client rows: the private state that clients keep between rounds, one table a leaf.
+
+Row k is client k's. The table's leading axis is dealt over the devices in blocks, and a client with a row trains on the
+device that holds it: rows are gathered and scattered chunk by chunk, in place, and never travel.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.types import ClientRows
+
+
+def rows_per_device(num_clients: int, devices: int) -> int:
+    """Rows of a device's block."""
+    return -(-num_clients // devices)
+
+
+def homes(num_clients: int, devices: int) -> np.ndarray:
+    """[K] the device that holds each client's row."""
+    return np.arange(num_clients) // rows_per_device(num_clients, devices)
+
+
+def has_rows(template: Any) -> bool:
+    """True when a client keeps anything."""
+    return bool(jax.tree.leaves(template))
+
+
+def make_table(template: Any, num_clients: int, devices: int) -> Any:
+    """`num_clients` copies of one client's first row, and padding up to whole blocks."""
+    count = rows_per_device(num_clients, devices) * devices
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (count, *jnp.shape(leaf))), template)
+
+
+def client_row(rows: ClientRows, client: int) -> Any:
+    """The algorithm's row of one client, on the host.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedjax_sim.core.types import ClientRows
+        >>> from fedjax_sim.engine.rows import client_row
+        >>> client_row(ClientRows(client={"c": np.array([[1.0], [2.0]])}), 1)
+        {'c': array([2.])}
+    """
+    return jax.tree.map(lambda table: np.asarray(table[client]), rows.client)

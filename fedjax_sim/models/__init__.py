@@ -1,0 +1,5 @@
+"""Flax models of the standard benchmarks."""
+
+from fedjax_sim.models.classifiers import CNN as CNN
+from fedjax_sim.models.classifiers import MLP as MLP
+from fedjax_sim.models.classifiers import LogisticRegression as LogisticRegression

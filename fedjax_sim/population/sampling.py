@@ -1,0 +1,195 @@
+"""Samplers: who takes part in a round.
+
+A `Sampler` is a bundle of functions. Draws depend on (seed, round) alone; nothing costs O(population) in a round.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim.core import rng
+from fedjax_sim.core.errors import ArgumentError, check, check_count
+from fedjax_sim.core.rng import Purpose
+from fedjax_sim.core.types import Cohort
+
+
+class SamplingEvent(NamedTuple):
+    """What a privacy accountant needs to know of one round's draw.
+
+    Attributes:
+        kind: "poisson", or "without_replacement".
+        population: K.
+        probability: inclusion probability of a client, for "poisson".
+        cohort_size: m, for "without_replacement".
+    """
+
+    kind: str
+    population: int
+    probability: float | None = None
+    cohort_size: int | None = None
+
+
+class Sampler(NamedTuple):
+    """Functions that draw cohorts.
+
+    Attributes:
+        init: `(num_clients) -> state`; raises when the population is too small.
+        sample: `(state, round, seed) -> (Cohort, state)`, on the host.
+        capacity: `(num_clients) -> C`, the static size of its cohorts. A draw may exceed it: the round's
+            program is then compiled again for the larger cohort, which is never cut.
+        expected: `(num_clients) -> float`, the expected number of clients.
+        event: `(num_clients) -> SamplingEvent`, or None: no privacy amplification can be claimed.
+        observe: `(state, cohort, per-client metrics) -> state`, or None for a sampler that needs no feedback:
+            its rounds may be planned ahead.
+        name: for messages.
+    """
+
+    init: Callable[[int], Any]
+    sample: Callable[[Any, int, int], tuple[Cohort, Any]]
+    capacity: Callable[[int], int]
+    expected: Callable[[int], float]
+    event: Callable[[int], SamplingEvent] | None = None
+    observe: Callable[..., Any] | None = None
+    name: str = "sampler"
+
+
+def cohort(ids: np.ndarray, capacity: int) -> Cohort:
+    """A cohort of `ids`, filled up with empty places to `capacity` (or longer, when the ids are more)."""
+    count, places = len(ids), max(capacity, len(ids))
+    padded = np.zeros(places, np.int32)
+    padded[:count] = ids
+    valid = np.arange(places) < count
+    return Cohort(padded, valid, valid.astype(np.float32))
+
+
+def uniform(cohort_size: int) -> Sampler:
+    """A fixed number of distinct clients, each set equally likely.
+
+    Accounting event: sampling without replacement.
+
+    Args:
+        cohort_size: m, at most the population.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> sampler = fs.sampler.uniform(3)
+        >>> cohort, _ = sampler.sample(sampler.init(10), round=0, seed=0)
+        >>> len(set(cohort.ids.tolist()))
+        3
+    """
+    check_count("cohort_size", cohort_size)
+
+    def init(num_clients: int) -> int:
+        check(
+            cohort_size <= num_clients,
+            "cohort_size",
+            cohort_size,
+            f"the population has only {num_clients} clients; draw fewer.",
+        )
+        return num_clients
+
+    def sample(state: int, round: int, seed: int):
+        draw = rng.generator(seed, Purpose.SAMPLE, round)
+        return cohort(draw.choice(state, cohort_size, replace=False), cohort_size), state
+
+    return Sampler(
+        init=init,
+        sample=sample,
+        capacity=lambda num_clients: cohort_size,
+        expected=lambda num_clients: float(cohort_size),
+        event=lambda num_clients: SamplingEvent("without_replacement", num_clients, cohort_size=cohort_size),
+        name=f"uniform({cohort_size})",
+    )
+
+
+def poisson(probability: float) -> Sampler:
+    """Each client independently with the same probability.
+
+    The number of clients is drawn from Binomial(K, q), and then which ones: the same law, without O(K) work.
+    Accounting event: Poisson sampling. The capacity is six standard deviations over the mean.
+
+    Args:
+        probability: q in (0, 1].
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> sampler = fs.sampler.poisson(0.1)
+        >>> sampler.expected(1000)
+        100.0
+    """
+    check(
+        0 < probability <= 1,
+        "probability",
+        probability,
+        "must lie in (0, 1], as a client's chance.",
+    )
+
+    def capacity(num_clients: int) -> int:
+        mean = num_clients * probability
+        spread = (mean * (1 - probability)) ** 0.5
+        return int(min(num_clients, np.ceil(mean + 6 * spread + 3)))
+
+    def sample(state: int, round: int, seed: int):
+        draw = rng.generator(seed, Purpose.SAMPLE, round)
+        ids = draw.choice(state, draw.binomial(state, probability), replace=False)
+        limit = capacity(state)
+        while limit < len(ids):
+            limit = min(state, 2 * limit)
+        return cohort(ids, limit), state
+
+    return Sampler(
+        init=lambda num_clients: num_clients,
+        sample=sample,
+        capacity=capacity,
+        expected=lambda num_clients: num_clients * probability,
+        event=lambda num_clients: SamplingEvent("poisson", num_clients, probability=probability),
+        name=f"poisson({probability})",
+    )
+
+
+def fixed(cohorts: Sequence[Sequence[int]] | np.ndarray) -> Sampler:
+    """Cohorts given beforehand, one row a round. No accounting event.
+
+    Args:
+        cohorts: [R, C] client ids, or R rows of different lengths (an empty one is an empty cohort). A client
+            may not appear twice in a row.
+
+    Raises:
+        ArgumentError: an id outside the population or twice in a row; a round after the last row.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> sampler = fs.sampler.fixed([[0, 1], [2]])
+        >>> cohort, _ = sampler.sample(sampler.init(3), round=1, seed=0)
+        >>> cohort.ids[cohort.valid]
+        array([2], dtype=int32)
+    """
+    rows = [np.asarray(row, np.int64).reshape(-1) for row in cohorts]
+    check(len(rows) > 0, "cohorts", cohorts, "must hold at least one round.")
+    for r, row in enumerate(rows):
+        check(len(np.unique(row)) == len(row), f"cohorts[{r}]", row, "names a client more than once.")
+    largest = max(1, max(len(row) for row in rows))
+
+    def init(num_clients: int) -> int:
+        for r, row in enumerate(rows):
+            check(
+                not len(row) or (row.min() >= 0 and row.max() < num_clients),
+                f"cohorts[{r}]",
+                row,
+                f"ids must lie in 0..{num_clients - 1}.",
+            )
+        return num_clients
+
+    def sample(state: int, round: int, seed: int):
+        if round >= len(rows):
+            raise ArgumentError(f"round={round}: fs.sampler.fixed was given {len(rows)} cohorts; give one row a round.")
+        return cohort(rows[round], largest), state
+
+    return Sampler(
+        init=init,
+        sample=sample,
+        capacity=lambda num_clients: largest,
+        expected=lambda num_clients: float(np.mean([len(row) for row in rows])),
+        name=f"fixed({len(rows)} cohorts)",
+    )

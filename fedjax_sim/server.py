@@ -1,0 +1,208 @@
+r"""Server optimizers: adaptive federated optimization (Reddi et al. 2021, Algorithm 2), as optax transformations.
+
+The gradient that they are given is the pseudo-gradient :math:`g = -\Delta`, the negated mean of the clients' deltas
+:math:`\Delta_k = y_k - x`; any optax transformation takes their place. The paper's form has no bias correction, starts
+the accumulator at :math:`\tau^2`, and adds :math:`\tau` outside the root. `optax.adam`, `optax.yogi` and
+`optax.adagrad` are other rules: bias-corrected, started elsewhere, or with epsilon inside the root.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim.core.errors import check_fraction, check_not_negative, check_positive
+
+
+class AdaptiveState(NamedTuple):
+    """State of the adaptive server optimizers: step count, first moment and accumulator."""
+
+    count: Any
+    m: Any
+    v: Any
+
+
+def fedavgm(learning_rate: Any = 1.0, momentum: Any = 0.9) -> optax.GradientTransformation:
+    r"""FedAvg with server momentum (Hsu, Qi and Brown 2019): the heavy-ball form.
+
+    .. math:: v \leftarrow \beta v + \Delta, \qquad x \leftarrow x + \eta v
+
+    An average, :math:`(1 - \beta) \Delta` for :math:`\Delta`, would be slower by a factor :math:`1 - \beta`.
+
+    Args:
+        learning_rate: :math:`\eta`.
+        momentum: :math:`\beta` in [0, 1).
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> optimizer = fs.server.fedavgm(1.0, momentum=0.5)
+        >>> state = optimizer.init(jnp.zeros(1))
+        >>> for _ in range(2):
+        ...     update, state = optimizer.update(jnp.array([-1.0]), state)
+        >>> print(update)
+        [1.5]
+    """
+    check_positive("learning_rate", learning_rate)
+    check_fraction("momentum", momentum)
+    return optax.sgd(learning_rate, momentum)
+
+
+def fedadagrad(
+    learning_rate: Any,
+    b1: Any = 0.0,
+    tau: Any = 1e-3,
+    *,
+    bias_correction: bool = False,
+    initial_accumulator: Any = None,
+) -> optax.GradientTransformation:
+    r"""FedAdagrad: :math:`v \leftarrow v + \Delta^2`; arguments as in `fedadam`.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> optimizer = fs.server.fedadagrad(0.1)
+    """
+    return _adaptive(
+        lambda v, square, b2: v + square,
+        learning_rate,
+        b1,
+        None,
+        tau,
+        bias_correction,
+        initial_accumulator,
+    )
+
+
+def fedadam(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.99,
+    tau: Any = 1e-3,
+    *,
+    bias_correction: bool = False,
+    initial_accumulator: Any = None,
+) -> optax.GradientTransformation:
+    r"""FedAdam.
+
+    .. math::
+
+        m \leftarrow \beta_1 m + (1 - \beta_1) \Delta, \qquad
+        v \leftarrow \beta_2 v + (1 - \beta_2) \Delta^2, \qquad
+        x \leftarrow x + \eta \frac{m}{\sqrt{v} + \tau}
+
+    Args:
+        learning_rate: :math:`\eta`.
+        b1, b2: decay rates in [0, 1).
+        tau: :math:`\tau`, the degree of adaptivity, outside the root.
+        bias_correction: multiply :math:`\eta` by :math:`\sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`, t = 1 in the first
+            round, as the code released with the paper does (where also b2=0.999, initial_accumulator=0).
+        initial_accumulator: :math:`v_0`; None for the paper's :math:`\tau^2`.
+
+    Every argument may be traced. With a coordinate whose delta is always 0, x stays as it is.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> optimizer = fs.server.fedadam(1.0, tau=0.1)
+        >>> update, _ = optimizer.update(jnp.array([-1.0]), optimizer.init(jnp.zeros(1)))
+        >>> print(update.round(4))
+        [0.4155]
+    """
+    return _adaptive(
+        lambda v, square, b2: b2 * v + (1 - b2) * square,
+        learning_rate,
+        b1,
+        b2,
+        tau,
+        bias_correction,
+        initial_accumulator,
+    )
+
+
+def fedyogi(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.99,
+    tau: Any = 1e-3,
+    *,
+    bias_correction: bool = False,
+    initial_accumulator: Any = None,
+) -> optax.GradientTransformation:
+    r"""FedYogi: :math:`v \leftarrow v - (1 - \beta_2) \Delta^2 \mathrm{sign}(v - \Delta^2)`; arguments as in `fedadam`.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> optimizer = fs.server.fedyogi(1e-2)
+    """
+    return _adaptive(
+        lambda v, square, b2: v - (1 - b2) * square * jnp.sign(v - square),
+        learning_rate,
+        b1,
+        b2,
+        tau,
+        bias_correction,
+        initial_accumulator,
+    )
+
+
+def step(optimizer: optax.GradientTransformation, params: Any, state: Any, delta: Any) -> tuple[Any, Any]:
+    """One server step: the only place where a delta becomes a (pseudo-)gradient.
+
+    Args:
+        optimizer: any optax transformation.
+        params: x.
+        state: the optimizer's state.
+        delta: the clients' mean delta, client - server.
+
+    Returns:
+        (params, state).
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> sgd = optax.sgd(1.0)
+        >>> print(fs.server.step(sgd, jnp.ones(1), sgd.init(jnp.ones(1)), delta=jnp.array([0.5]))[0])
+        [1.5]
+    """
+    gradient = jax.tree.map(jnp.negative, delta)
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def _adaptive(
+    accumulate: Callable[[Any, Any, Any], Any],
+    learning_rate: Any,
+    b1: Any,
+    b2: Any,
+    tau: Any,
+    bias_correction: bool,
+    initial_accumulator: Any,
+) -> optax.GradientTransformation:
+    check_positive("learning_rate", learning_rate)
+    check_fraction("b1", b1)
+    if b2 is not None:
+        check_fraction("b2", b2)
+    check_positive("tau", tau, "It keeps the step finite where the accumulator is small.")
+    if initial_accumulator is not None:
+        check_not_negative("initial_accumulator", initial_accumulator)
+    start = tau**2 if initial_accumulator is None else initial_accumulator
+
+    def init(params: Any) -> AdaptiveState:
+        return AdaptiveState(
+            jnp.zeros((), jnp.int32),
+            jax.tree.map(jnp.zeros_like, params),
+            jax.tree.map(lambda p: jnp.full_like(p, start), params),
+        )
+
+    def update(gradient: Any, state: AdaptiveState, params: Any = None):
+        del params
+        count = state.count + 1
+        m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.m, gradient)
+        v = jax.tree.map(lambda v, g: accumulate(v, g**2, b2), state.v, gradient)
+        rate = learning_rate
+        if bias_correction:
+            rate = rate / (1 - b1**count)
+            rate = rate if b2 is None else rate * jnp.sqrt(1 - b2**count)
+        step = lambda m, v: (-rate * m / (jnp.sqrt(v) + tau)).astype(m.dtype)  # noqa: E731
+        return jax.tree.map(step, m, v), AdaptiveState(count, m, v)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ from fedjax_sim.data import Batching as Batching
 from fedjax_sim.data import FederatedData as FederatedData
 from fedjax_sim.data import partition as partition
 from fedjax_sim.engine import History as History
+from fedjax_sim.engine import RoundMetrics as RoundMetrics
 from fedjax_sim.engine import Simulation as Simulation
 from fedjax_sim.engine import evaluate as evaluate
 from fedjax_sim.engine import evaluate_clients as evaluate_clients

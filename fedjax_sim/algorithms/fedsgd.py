@@ -53,7 +53,7 @@ def fedsgd(
 
         zeros = jax.tree.map(jnp.zeros_like, server.params)
         total, metrics = local_steps(step, zeros, batches, key)
-        weight = metrics["loss"].weight
+        weight = metrics["loss"].weight  # type: ignore[attr-defined]
         scale = 1.0 if task.reduction == "sum" else 1 / jnp.where(weight > 0, weight, 1.0)
         return ClientUpdate(jax.tree.map(lambda g: -scale * g, total), weight=weight, metrics=metrics)
 

@@ -117,7 +117,7 @@ def _evaluate_all(
     cohort = Cohort(everybody, ones.astype(bool), ones.astype(np.float32))
     plan, _ = planner.plan(cohort, planner.shape(data.num_clients, lanes), seed=0, round=0)
     program = _program(task, mesh, batch_size)
-    params = jax.tree.map(np.asarray, params)
+    params = mapping.replicate(mesh, params)
     arrays = mapping.replicate(mesh, data.arrays)
     kept = program(params, mapping.shard(mesh, plan), arrays)
     slots = plan.slot.reshape(-1)

@@ -101,7 +101,21 @@ def _warn_of_idle_cores(devices: Sequence[Device]) -> None:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The tree on every device."""
+    """The tree on every device.
+
+    Raises:
+        ArgumentError: whole numbers past 32 bits, which JAX would wrap in silence.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        wide = isinstance(leaf, np.ndarray) and leaf.dtype in (np.int64, np.uint64) and leaf.size
+        if wide and not jax.config.read("jax_enable_x64"):
+            low, high = int(leaf.min()), int(leaf.max())
+            check(
+                -(2**31) <= low and high < (2**31 if leaf.dtype == np.int64 else 2**32),
+                f"arrays{jax.tree_util.keystr(path)}",
+                (low, high),
+                "does not fit 32 bits, which is what devices compute with.",
+            )
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 

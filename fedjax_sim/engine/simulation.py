@@ -151,16 +151,14 @@ class Simulation:
         num_clients, devices = self.data.num_clients, len(self.devices)
 
         def make(params: Params) -> DeviceState:
-            params = jax.tree.map(lambda p, like: jnp.asarray(p, like.dtype), params, like)
+            params = jax.tree.map(lambda p, like: jnp.array(p, like.dtype, copy=True), params, like)
             server, row = self.algorithm.init(params)
             states, aggregator_rows = self._aggregator_init()
             table = functools.partial(rows_lib.make_table, num_clients=num_clients, devices=devices)
             return DeviceState(server, states, ClientRows(table(row), table(aggregator_rows)))
 
         out = self._placement(jax.eval_shape(make, params))
-        # Through the host, so that parameters committed to any device are welcome and no leaf is shared.
-        params = jax.tree.map(np.asarray, params)
-        made = jax.jit(make, out_shardings=out)(params)
+        made = jax.jit(make, out_shardings=out)(mapping.replicate(self._mesh, params))
         return RoundState(
             round=0,
             seed=self.seed,

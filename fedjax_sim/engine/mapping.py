@@ -111,7 +111,7 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
         if wide and not jax.config.read("jax_enable_x64"):
             low, high = int(leaf.min()), int(leaf.max())
             check(
-                -(2**31) <= low and high < (2**31 if leaf.dtype == np.int64 else 2**32),
+                low >= -(2**31) and high < (2**31 if leaf.dtype == np.int64 else 2**32),
                 f"arrays{jax.tree_util.keystr(path)}",
                 (low, high),
                 "does not fit 32 bits, which is what devices compute with.",

@@ -128,9 +128,15 @@ class Planner:
         self._steps = batching.count_steps(sizes)
         self._rows = batching.count_rows(sizes)
         self.longest = int(self._steps.max(initial=0))
+        self._shapes: dict[tuple[int, int], PlanShape] = {}
 
     def shape(self, capacity: int, lanes: int) -> PlanShape:
-        """Sizes that no cohort of that capacity can exceed."""
+        """Sizes that no cohort of that capacity can exceed; found once for each, as it costs O(population)."""
+        if (capacity, lanes) not in self._shapes:
+            self._shapes[capacity, lanes] = self._shape(capacity, lanes)
+        return self._shapes[capacity, lanes]
+
+    def _shape(self, capacity: int, lanes: int) -> PlanShape:
         top = min(capacity, self.data.num_clients)
         if self.devices == 1:
             rows = _largest(self._rows, top)

@@ -13,7 +13,7 @@ from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check, check_count
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.core.types import ClientRows, Cohort, Params, RoundPlan, RoundState
+from fedjax_sim.core.types import ClientRows, Cohort, Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape, PlanStats
 from fedjax_sim.engine import debug as debug_lib
@@ -125,7 +125,7 @@ class Simulation:
             len(self.devices),
             rows_lib.homes(data.num_clients, len(self.devices)) if self._has_rows else None,
         )
-        self._programs: dict[tuple[int, int], Callable[..., Any]] = {}
+        self._programs: dict[tuple[PlanShape, int], Callable[..., Any]] = {}
         self._arrays: Any = None
 
     # State
@@ -284,12 +284,11 @@ class Simulation:
         slots = 1 if count == 1 else self.rounds_per_dispatch
         plans = [plan for plan, _ in planned]
         plans += [plans[0]] * (slots - count)
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *plans)
         return _Plans(
             state.round,
             [_widened(cohort, capacity) for cohort in cohorts],
             [stats for _, stats in planned],
-            mapping.shard_plans(self._mesh, stacked),
+            mapping.place_plans(self._mesh, plans),
             shape,
             slots,
             sampler_state,
@@ -301,12 +300,12 @@ class Simulation:
         """Start a block of rounds on the devices; returns without waiting for it."""
         if self.debug:
             for r in range(len(plans.cohorts)):
-                debug_lib.run_clients(self, state, jax.tree.map(lambda leaf: leaf[r], plans.plans))
-        program = self._program(plans.shape.capacity, plans.slots)
+                debug_lib.run_clients(self, state, mapping.unpack_plan(plans.words[r], plans.shape))
+        program = self._program(plans.shape, plans.slots)
         made = copy(DeviceState(state.server, state.aggregator, state.rows))
         count = np.int32(len(plans.cohorts))
         with debug_lib.explained(self.debug):
-            made, outputs = program(np.uint32(state.seed), made, plans.plans, count, self._resident_arrays())
+            made, outputs = program(np.uint32(state.seed), made, plans.words, count, self._resident_arrays())
         after = RoundState(
             round=state.round + len(plans.cohorts),
             seed=state.seed,
@@ -322,19 +321,19 @@ class Simulation:
         ]
         return after, metrics
 
-    def _program(self, capacity: int, slots: int) -> Callable[..., Any]:
+    def _program(self, shape: PlanShape, slots: int) -> Callable[..., Any]:
         """The compiled program of a block of up to `slots` rounds."""
-        if (capacity, slots) not in self._programs:
+        if (shape, slots) not in self._programs:
             one_round = make_round(
                 self._phases,
                 self._mesh,
                 self.batching,
                 self._planner.longest,
-                capacity,
+                shape.capacity,
                 self._expected,
             )
-            self._programs[capacity, slots] = _compile_block(one_round, slots, self._donates)
-        return self._programs[capacity, slots]
+            self._programs[shape, slots] = _compile_block(one_round, shape, slots, self._donates)
+        return self._programs[shape, slots]
 
     def _resident_arrays(self) -> Any:
         """The federation's arrays on every device, put there once."""
@@ -399,20 +398,20 @@ class _Plans:
         first: int,
         cohorts: list[Cohort],
         stats: list[PlanStats],
-        plans: RoundPlan,
+        words: jax.Array,
         shape: PlanShape,
         slots: int,
         sampler_state: Any,
     ):
-        self.first, self.cohorts, self.stats, self.plans = first, cohorts, stats, plans
+        self.first, self.cohorts, self.stats, self.words = first, cohorts, stats, words
         self.shape, self.slots, self.sampler_state = shape, slots, sampler_state
 
 
-def _compile_block(one_round: Callable[..., Any], slots: int, donate: bool) -> Callable[..., Any]:
+def _compile_block(one_round: Callable[..., Any], shape: PlanShape, slots: int, donate: bool) -> Callable[..., Any]:
     """Up to `slots` rounds in one dispatch; how many is traced. Outputs come as a list, one entry a slot."""
 
-    def block(seed: Any, state: DeviceState, plans: RoundPlan, count: Any, arrays: Any):
-        plan_of = lambda r: jax.tree.map(lambda leaf: leaf[r], plans)  # noqa: E731
+    def block(seed: Any, state: DeviceState, words: Any, count: Any, arrays: Any):
+        plan_of = lambda r: mapping.unpack_plan(words[r], shape)  # noqa: E731
         like = jax.eval_shape(lambda: one_round(seed, state, plan_of(0), arrays)[1])
         outputs = jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)
 

@@ -30,17 +30,18 @@ class Aggregator(NamedTuple):
 
     def init(self, payload_shapes: Any) -> tuple[tuple[State, ...], tuple[Row, ...] | None]:
         """`(states, rows)`, one entry a transform; rows are None when no transform keeps any."""
-        states, rows = [], []
+        states, rows, metrics = [], [], {}
         for t in self.transforms:
             state, row = t.init(payload_shapes)
             states.append(state)
             rows.append(row)
-            payload_shapes = jax.eval_shape(
+            payload_shapes, _, seen = jax.eval_shape(
                 lambda payload, t=t, state=state, row=row: t.client(
                     jax.random.key(0), state, row, payload, _context_like()
-                )[0],
+                ),
                 payload_shapes,
             )
+            metrics = _join(metrics, seen, t)
         return tuple(states), tuple(rows) if jax.tree.leaves(rows) else None
 
     def client(self, key: Key, states: Any, rows: Any, payload: Any, context: Context):
@@ -62,14 +63,21 @@ class Aggregator(NamedTuple):
         return message
 
     def server(self, key: Key, states: Any, aggregate: Aggregate, expected: Any):
-        """All server sides in reverse order, then the division: `(aggregate, states, metrics)`."""
+        """All server sides in reverse order, then the division: `(aggregate, states, metrics)`.
+
+        Under noise the result's weight and count are the expected cohort too: the realised one is not public, and a
+        server that multiplies the mean by its count must get the sum back.
+        """
         new_states, metrics = list(states), {}
         for i in reversed(range(len(self.transforms))):
             t = self.transforms[i]
             aggregate, new_states[i], seen = t.server(jax.random.fold_in(key, i), states[i], aggregate)
             metrics = _join(metrics, seen, t)
         value = self.reducer.result(aggregate, expected if self.facts.noisy else None)
-        return Aggregate(value, aggregate.weight, aggregate.count), tuple(new_states), metrics
+        weight, count = aggregate.weight, aggregate.count
+        if self.facts.noisy:
+            weight = count = jnp.asarray(expected, jnp.float32)
+        return Aggregate(value, weight, count), tuple(new_states), metrics
 
     def __str__(self) -> str:
         stages = [t.name for t in self.transforms] + [self.reducer.name]

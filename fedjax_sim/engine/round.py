@@ -109,7 +109,13 @@ def make_round(
             kept = {n: m for n, m in result.metrics.items() if n != _BAD}
             lanes = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), kept)
             merged |= metrics_lib.reduce(lanes)
-            merged |= {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
+            server_metrics = {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
+            twice = sorted(set(server_metrics) & set(kept))
+            if twice:
+                raise ArgumentError(
+                    f"{aggregator} reports {twice} from its clients' side and from its server's: rename one."
+                )
+            merged |= server_metrics
             per_client |= _by_slot(lanes, slots, capacity)
             (bad,) = jax.tree.leaves(result.metrics[_BAD])
             finite = finite.at[slots].min(bad.reshape(-1) == 0, mode="drop")

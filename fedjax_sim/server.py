@@ -106,7 +106,7 @@ def fedadam(
         >>> optimizer = fs.server.fedadam(1.0, tau=0.1)
         >>> update, _ = optimizer.update(jnp.array([-1.0]), optimizer.init(jnp.zeros(1)))
         >>> print(update.round(4))
-        [0.4155]
+        [0.4148]
     """
     return _adaptive(
         lambda v, square, b2: b2 * v + (1 - b2) * square,

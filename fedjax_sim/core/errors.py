@@ -1,6 +1,7 @@
 """Errors that say what was wrong, with the value, and what to do about it."""
 
 import math
+import operator
 from typing import Any
 
 from jax.core import Tracer
@@ -89,8 +90,10 @@ def check_fraction(name: str, value: Any, advice: str = "", closed: bool = False
 
 def check_count(name: str, value: Any, minimum: int = 1, advice: str = "") -> None:
     """`value` must be a whole number, at least `minimum`; counts shape programs and are never traced."""
-    ok = not isinstance(value, bool) and hasattr(value, "__index__")
-    ok = ok and int(value) >= minimum
+    try:
+        ok = not isinstance(value, bool) and operator.index(value) >= minimum
+    except TypeError:
+        ok = False
     check(ok, name, value, f"must be a whole number, at least {minimum}. {advice}".rstrip())
 
 

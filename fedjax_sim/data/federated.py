@@ -61,7 +61,9 @@ class FederatedData:
 
     def __post_init__(self):
         num_rows = _common_length(self.arrays)
-        offsets = np.asarray(self.offsets, np.int64)
+        offsets = np.asarray(self.offsets)
+        check(np.issubdtype(offsets.dtype, np.integer), "offsets.dtype", offsets.dtype, "must be integers.")
+        offsets = offsets.astype(np.int64)
         check(
             offsets.ndim == 1 and len(offsets) >= 2,
             "offsets",

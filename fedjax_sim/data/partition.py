@@ -146,7 +146,7 @@ def _check_labels(labels: np.ndarray | None, name: str) -> np.ndarray:
         )
     check(labels.ndim == 1, "labels.shape", labels.shape, "must be [N], one label a row.")
     check(
-        not (np.issubdtype(labels.dtype, np.floating) and np.isnan(labels).any()),
+        not np.any(labels != labels),  # NaN among objects and NaT too
         "labels",
         "NaN",
         "a label is missing; drop or fill those rows first.",

@@ -70,7 +70,7 @@ def evaluate(
         >>> import jax.numpy as jnp, fedjax_sim as fs
         >>> task = fs.Task(lambda key: 0.0, lambda w, batch, key: (w - batch["x"]) ** 2)
         >>> fs.evaluate(task, jnp.zeros(()), {"x": jnp.array([1.0, 2.0, 3.0])}, batch_size=2)
-        {'loss': 4.666666507720947}
+        {'loss': 4.666666666666667}
     """
     if not isinstance(arrays, FederatedData):
         arrays = FederatedData(arrays, [0, len(jax.tree.leaves(arrays)[0])])

@@ -142,7 +142,7 @@ def poisson(probability: float) -> Sampler:
         init=lambda num_clients: num_clients,
         sample=sample,
         capacity=capacity,
-        expected=lambda num_clients: num_clients * probability,
+        expected=lambda num_clients: float(num_clients * probability),
         event=lambda num_clients: SamplingEvent("poisson", num_clients, probability=probability),
         name=f"poisson({probability})",
     )
@@ -165,9 +165,11 @@ def fixed(cohorts: Sequence[Sequence[int]] | np.ndarray) -> Sampler:
         >>> cohort.ids[cohort.valid]
         array([2], dtype=int32)
     """
-    rows = [np.asarray(row, np.int64).reshape(-1) for row in cohorts]
+    rows = [np.asarray(row).reshape(-1) for row in cohorts]
     check(len(rows) > 0, "cohorts", cohorts, "must hold at least one round.")
     for r, row in enumerate(rows):
+        whole = not len(row) or np.issubdtype(row.dtype, np.integer)
+        check(whole, f"cohorts[{r}]", row, "client ids are whole numbers.")
         check(len(np.unique(row)) == len(row), f"cohorts[{r}]", row, "names a client more than once.")
     largest = max(1, max(len(row) for row in rows))
 

@@ -71,7 +71,7 @@ def main() -> None:
         times["raw"].append(time.perf_counter() - begin)
 
         begin = time.perf_counter()
-        sim._plan(state, 1)
+        sim._plan(state, 1, slots=1)
         times["planning"].append(time.perf_counter() - begin)
     times = {name: values[2:] for name, values in times.items()}
     ratios = [a / b for a, b in zip(times["round"], times["raw"], strict=True)]
@@ -82,9 +82,7 @@ def main() -> None:
                 "devices": f"{len(sim.devices)} {sim.devices[0].device_kind}",
                 "lanes": sim.lanes,
                 "tax": spread(ratios),
-                "tax_of_medians": round(
-                    statistics.median(times["round"]) / statistics.median(times["raw"]), 3
-                ),
+                "tax_of_medians": round(statistics.median(times["round"]) / statistics.median(times["raw"]), 3),
                 **{f"{name}_ms": spread([1e3 * t for t in values]) for name, values in times.items()},
                 "first_round_s": round(first, 2),
                 "data_to_end_of_round_1_s": round(to_first_round, 2),
@@ -142,9 +140,7 @@ def raw_loop(task: fs.Task, work: works.Work, devices):
 
         return jax.lax.pmean(jax.lax.fori_loop(0, steps[0], step, params), "d")
 
-    run = jax.shard_map(
-        device, mesh=mesh, in_specs=(spec(), spec("d"), spec()), out_specs=spec(), check_vma=False
-    )
+    run = jax.shard_map(device, mesh=mesh, in_specs=(spec(), spec("d"), spec()), out_specs=spec(), check_vma=False)
     everywhere = jax.sharding.NamedSharding(mesh, spec())
     arrays = jax.device_put({"x": work.x, "y": work.y}, everywhere)
     return jax.jit(run), jax.device_put({"layers": work.params}, everywhere), arrays

@@ -1,6 +1,6 @@
 """Peak memory against the cohort size: W3 widened to 30,000 clients, a process for each cohort size.
 
-    python benchmarks/memory.py [--cohorts 200 20000] [--rounds 3]
+python benchmarks/memory.py [--cohorts 200 20000] [--rounds 3]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Sampling and planning a cohort of 1000 out of 1,000,000 clients, on the host alone.
 
-    python benchmarks/planning.py [--population 1000000] [--cohort 1000] [--rounds 100]
+python benchmarks/planning.py [--population 1000000] [--cohort 1000] [--rounds 100]
 """
 
 import argparse

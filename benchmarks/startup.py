@@ -1,6 +1,6 @@
 """Time from a process's start to the end of round 1, and the import's own time; a fresh process for each measurement.
 
-    python benchmarks/startup.py [--runs 5]
+python benchmarks/startup.py [--runs 5]
 """
 
 import argparse

@@ -35,7 +35,7 @@ def load(name: str) -> Work:
 
 
 def _cohorts() -> dict[str, np.ndarray]:
-    draw = np.random.RandomState(7)  # noqa: NPY002
+    draw = np.random.RandomState(7)
     sizes = {"W1": (1000, 50, 20), "W2": (1000, 10, 5), "W3": (5000, 1000, 10)}
     return {
         name: np.stack([draw.choice(population, cohort, replace=False) for _ in range(rounds)])
@@ -44,7 +44,7 @@ def _cohorts() -> dict[str, np.ndarray]:
 
 
 def _pictures() -> tuple[Any, ...]:
-    draw = np.random.RandomState(20261123)  # noqa: NPY002
+    draw = np.random.RandomState(20261123)
     classes, clients = 62, 1000
     sizes = np.clip(np.exp(draw.normal(4.42, 0.6, clients)).round(), 10, 400).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
@@ -86,7 +86,7 @@ def _w2() -> Work:
 
 
 def _w3(clients: int = 5000) -> Work:
-    draw = np.random.RandomState(11)  # noqa: NPY002
+    draw = np.random.RandomState(11)
     features, classes = 60, 10
     sizes = draw.randint(10, 61, clients).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes)])

@@ -17,6 +17,7 @@ from flax import nnx
 from fedjax_sim.client.task import Batch, Loss, Task
 from fedjax_sim.core.convolution import matmul_convolutions, pays_on
 from fedjax_sim.core.errors import ArgumentError, check
+from fedjax_sim.core.pytree import where
 from fedjax_sim.core.types import Key, Params
 
 Preprocess = Callable[[Batch], Batch]
@@ -149,7 +150,10 @@ def flax_task(
     def run(params: Params, batch: Batch, key: Key, train: bool) -> Any:
         mask = batch["mask"]
         batch = {**prepare(batch), "mask": mask}
-        outputs, variables = module.apply(params, batch, key, train)
+        # In a batch of nothing but padding the module sees plain examples, so that no statistic is 0/0.
+        some = jnp.sum(mask) > 0
+        outputs, variables = module.apply(params, {**batch, "mask": jnp.where(some, mask, 1.0)}, key, train)
+        variables = {name: where(some, value, params[name]) for name, value in variables.items()}
         result = loss(outputs, batch)
         if isinstance(result, tuple) and not isinstance(result, Loss):
             result = Loss(result[0], metrics=result[1])
@@ -174,7 +178,10 @@ def _linen(model: linen.Module, example: Callable[[], Any], inputs: str) -> _Mod
     def init(key: Key) -> Params:
         names = ("params", "dropout")
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
-        return model.init(keys, example(), **_mode(takes, train=False))
+        kwargs = _mode(takes, train=False)
+        if "mask" in takes:
+            kwargs["mask"] = jnp.ones(1, jnp.float32)
+        return model.init(keys, example(), **kwargs)
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     collections = tuple(sorted(name for name in shapes if name != "params"))
@@ -207,7 +214,7 @@ def _mask_batch_norm(mask: Any) -> Callable[..., Any]:
 
 def _nnx(model: Any, inputs: str) -> _Module:
     make = None if isinstance(model, nnx.Module) else model
-    template = model if make is None else nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    template = model if make is None else make(nnx.Rngs(0))
     if not isinstance(template, nnx.Module):
         raise ArgumentError(f"model: {make!r} must return a flax.nnx.Module for its rngs.")
     takes = _parameters(type(template).__call__)
@@ -262,8 +269,6 @@ def _reseeded(state: Any, key: Key) -> Any:
     for i, leaf in enumerate(leaves):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaves[i] = jax.random.fold_in(key, i)
-        elif isinstance(leaf, jax.ShapeDtypeStruct):
-            leaves[i] = jnp.zeros(leaf.shape, leaf.dtype)
     return jax.tree.unflatten(structure, leaves)
 
 

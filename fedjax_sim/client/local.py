@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core.errors import ArgumentError, check_count
 from fedjax_sim.core.metrics import Metric
-from fedjax_sim.core.pytree import pytree, static, where
+from fedjax_sim.core.pytree import pytree, static, strong, where
 from fedjax_sim.core.types import Key
 
 
@@ -96,7 +96,7 @@ def local_steps(
         ...     total, metrics = fs.local_steps(step, jnp.zeros(()), batches, key)
         ...     return fs.ClientUpdate(total, weight=batches.num_examples, metrics=metrics)
     """
-    init = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), init)
+    init = strong(init)
     zero_step = jnp.zeros((), jnp.int32)
     like, metrics_like = jax.eval_shape(lambda value: _checked(step(value, batches.batch(zero_step), key)), init)
     _check_same("step", init, like)

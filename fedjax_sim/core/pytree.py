@@ -42,6 +42,11 @@ def where(condition: Any, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+def strong(tree: Any) -> Any:
+    """The leaves as arrays of their dtype for good: a Python number would take part in a program's type otherwise."""
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)
+
+
 def squared_norm(tree: Any) -> jax.Array:
     """Sum of squares over every leaf, in float32: not finite whenever a leaf holds NaN or infinity.
 

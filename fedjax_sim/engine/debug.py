@@ -15,13 +15,21 @@ from fedjax_sim.engine.round import checked_update
 
 
 @contextlib.contextmanager
-def explained(debug: bool) -> Iterator[None]:
-    """Let errors of user functions pass, with a note on how to see which client they come from."""
+def explained(sim: Any) -> Iterator[None]:
+    """Errors of user functions while they are traced, which concerns all clients alike.
+
+    They pass with a note on debugging; a simulation that debugs names the shapes of the clients' batches.
+    """
     try:
         yield
     except Exception as error:
-        if not debug:
-            error.add_note("Simulation(debug=True) runs clients one by one and names the one that fails.")
+        if sim.debug:
+            size = sim.batching.batch_size
+            shapes = jax.tree.map(lambda a: f"{a.dtype}{[size, *a.shape[1:]]}", sim.data.arrays)
+            raise ClientError(
+                f"every client fails alike; batches are {shapes}: {type(error).__name__}: {error}"
+            ) from error
+        error.add_note("Simulation(debug=True) runs clients one by one and names the one that fails.")
         raise
 
 

@@ -39,8 +39,8 @@ class ClientMetrics:
     def quantiles(
         self, name: str, probabilities: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     ) -> dict[float, float]:
-        """Quantiles of a metric over the clients that have examples, each client counting once."""
-        values = self.metrics[name][self.sizes > 0]
+        """Quantiles of a metric over the clients that have a value, each client counting once."""
+        values = self.metrics[name][~np.isnan(self.metrics[name])]
         return {p: float(np.quantile(values, p)) for p in probabilities} if len(values) else {}
 
     def __repr__(self) -> str:

@@ -100,7 +100,7 @@ def make_round(
             )
             new_server = phase.server(keys[Purpose.SERVER], server, aggregate)
             _check_server(server, new_server)
-            new_server = jax.tree.map(lambda new, old: new.astype(old.dtype), new_server, server)
+            new_server = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new_server, server)
             # Nobody contributed: the model stays, unless noise must be released all the same.
             go = (result.count > 0) | aggregator.facts.noisy
             server = where(go, new_server, server)

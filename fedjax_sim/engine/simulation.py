@@ -12,6 +12,7 @@ import numpy as np
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check, check_count
+from fedjax_sim.core.pytree import strong
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Cohort, Params, RoundState
 from fedjax_sim.data.federated import FederatedData
@@ -115,7 +116,8 @@ class Simulation:
         self.rounds_per_dispatch = 1 if sampler.observe is not None else int(rounds_per_dispatch)
 
         longest = int(batching.count_steps(data.sizes).max(initial=0))
-        self._payloads = payload_shapes(self._phases, server, row, data.arrays, batching, longest)
+        with debug_lib.explained(self):
+            self._payloads = payload_shapes(self._phases, server, row, data.arrays, batching, longest)
         states, aggregator_rows = self._aggregator_init()
         del states
         self._has_rows = self._has_rows or rows_lib.has_rows(aggregator_rows)
@@ -155,7 +157,7 @@ class Simulation:
             server, row = self.algorithm.init(params)
             states, aggregator_rows = self._aggregator_init()
             table = functools.partial(rows_lib.make_table, num_clients=num_clients, devices=devices)
-            return DeviceState(server, states, ClientRows(table(row), table(aggregator_rows)))
+            return strong(DeviceState(server, states, ClientRows(table(row), table(aggregator_rows))))
 
         out = self._placement(jax.eval_shape(make, params))
         made = jax.jit(make, out_shardings=out)(mapping.replicate(self._mesh, params))
@@ -188,11 +190,14 @@ class Simulation:
 
     def step(self, state: RoundState) -> tuple[RoundState, RoundMetrics]:
         """One round: `(state, metrics)`. The given state stays usable."""
-        state, rounds = self._dispatch(state, self._plan(state, 1), self._copy_if_donated)
-        metrics = rounds[0]
+        after, rounds = self._dispatch(state, self._plan(state, 1, slots=1), self._copy_if_donated)
         if self.on_nonfinite == "raise":
-            self._raise_nonfinite(rounds)
-        return self._observed(state, metrics), metrics
+            try:
+                self._raise_nonfinite(rounds)
+            except NonFiniteUpdateError as error:
+                error.state = state
+                raise
+        return self._observed(after, rounds[0]), rounds[0]
 
     def run(
         self,
@@ -227,26 +232,32 @@ class Simulation:
         ahead = not self._has_rows and self.sampler.observe is None
         good, waiting = state, None
 
+        def record(rounds: list[RoundMetrics]) -> None:
+            for metrics in rounds:
+                history.rounds.append(metrics)
+                for callback in callbacks:
+                    callback(metrics)
+
         def settle(finished: tuple[RoundState, list[RoundMetrics]]) -> RoundState:
             after, metrics = finished
             if self.on_nonfinite == "raise":
                 try:
                     self._raise_nonfinite(metrics)
                 except NonFiniteUpdateError as error:
-                    error.state, error.history = self._replay(good, error.round, history), history
+                    error.state, again = self._replay(good, error.round)
+                    record(again)
+                    error.history = history
                     raise
-            for each in metrics:
-                history.rounds.append(each)
-                for callback in callbacks:
-                    callback(each)
+            record(metrics)
             return self._observed(after, metrics[-1])
 
-        plans = self._plan(state, self._block(state.round, end, eval_every)) if rounds else None
+        plan = functools.partial(self._plan, slots=self.rounds_per_dispatch)
+        plans = plan(state, self._block(state.round, end, eval_every)) if rounds else None
         while plans is not None:
             state, metrics = self._dispatch(state, plans, copy)
             copy = _unchanged
             block = self._block(state.round, end, eval_every)
-            plans = self._plan(state, block) if block and self.sampler.observe is None else None
+            plans = plan(state, block) if block and self.sampler.observe is None else None
             if waiting is not None:
                 good = settle(waiting)
             waiting = (state, metrics)
@@ -255,9 +266,9 @@ class Simulation:
                 good = state = settle(waiting)
                 waiting = None
             if due and evaluate is not None:
-                history.evaluations[state.round - 1] = dict(evaluate(self.params(state)))
+                history.evaluations[state.round - 1] = dict(evaluate(self._copy_if_donated(self.params(state))))
             if plans is None and block:
-                plans = self._plan(state, block)
+                plans = plan(state, block)
         return state, history
 
     def params(self, state: RoundState) -> Params:
@@ -269,8 +280,8 @@ class Simulation:
         block = min(self.rounds_per_dispatch, end - now)
         return block if eval_every is None else min(block, eval_every - now % eval_every)
 
-    def _plan(self, state: RoundState, count: int) -> "_Plans":
-        """Cohorts and plans of the next rounds; all of one capacity, so that they share a dispatch."""
+    def _plan(self, state: RoundState, count: int, slots: int) -> "_Plans":
+        """Cohorts and plans of the next rounds; all of one capacity, so that they share a dispatch of `slots`."""
         sampler_state, cohorts = state.sampler, []
         for r in range(state.round, state.round + count):
             cohort, sampler_state = self.sampler.sample(sampler_state, r, state.seed)
@@ -281,7 +292,6 @@ class Simulation:
             self._planner.plan(_widened(cohort, capacity), shape, state.seed, state.round + i)
             for i, cohort in enumerate(cohorts)
         ]
-        slots = 1 if count == 1 else self.rounds_per_dispatch
         plans = [plan for plan, _ in planned]
         plans += [plans[0]] * (slots - count)
         return _Plans(
@@ -304,7 +314,7 @@ class Simulation:
         program = self._program(plans.shape, plans.slots)
         made = copy(DeviceState(state.server, state.aggregator, state.rows))
         count = np.int32(len(plans.cohorts))
-        with debug_lib.explained(self.debug):
+        with debug_lib.explained(self):
             made, outputs = program(np.uint32(state.seed), made, plans.words, count, self._resident_arrays())
         after = RoundState(
             round=state.round + len(plans.cohorts),
@@ -348,8 +358,8 @@ class Simulation:
         """Rows are updated in place, unless a failing round must be able to give back the state before it."""
         return self._has_rows and self.on_nonfinite == "drop"
 
-    def _copy_if_donated(self, state: DeviceState) -> DeviceState:
-        return _copy(state) if self._donates else state
+    def _copy_if_donated(self, tree: Any) -> Any:
+        return _copy(tree) if self._donates else tree
 
     def _observed(self, state: RoundState, metrics: RoundMetrics) -> RoundState:
         if self.sampler.observe is None:
@@ -372,12 +382,14 @@ class Simulation:
                     clients,
                 )
 
-    def _replay(self, good: RoundState, failed: int, history: History) -> RoundState:
+    def _replay(self, good: RoundState, failed: int) -> tuple[RoundState, list[RoundMetrics]]:
         """The state just before a failed round of a block: its good rounds once more, one by one."""
+        rounds: list[RoundMetrics] = []
         while good.round < failed:
-            good, rounds = self._dispatch(good, self._plan(good, 1), self._copy_if_donated)
-            history.rounds.extend(rounds)
-        return good
+            plans = self._plan(good, 1, self.rounds_per_dispatch)
+            good, metrics = self._dispatch(good, plans, self._copy_if_donated)
+            rounds += metrics
+        return good, rounds
 
     def compile_count(self) -> int:
         """How many programs the rounds have needed so far; 1 unless a Poisson draw exceeded its capacity."""

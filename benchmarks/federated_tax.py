@@ -57,7 +57,7 @@ def main() -> None:
 
     raw, raw_params, arrays = raw_loop(task, work, sim.devices)
     times: dict[str, list[float]] = {"round": [], "raw": [], "planning": []}
-    for pair in range(args.pairs + 2):
+    for _ in range(args.pairs + 2):
         begin = time.perf_counter()
         after, metrics = sim.step(state)
         jax.block_until_ready(after.server)

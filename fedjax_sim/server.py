@@ -17,7 +17,15 @@ from fedjax_sim.core.errors import check_fraction, check_not_negative, check_pos
 
 
 class AdaptiveState(NamedTuple):
-    """State of the adaptive server optimizers: step count, first moment and accumulator."""
+    """State of the adaptive server optimizers: step count, first moment and accumulator.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> optimizer = fs.server.fedadagrad(0.1, tau=0.5)
+        >>> _, state = optimizer.update(jnp.array([-1.0]), optimizer.init(jnp.zeros(1)))
+        >>> print(state.count, state.m, state.v)
+        1 [-1.] [1.25]
+    """
 
     count: Any
     m: Any

@@ -23,6 +23,13 @@ class Context(NamedTuple):
         round: [] int32.
         round_key: a key that the round's clients share (for a shared rotation, say).
         bound: [] float32, the L2 bound of the incoming payload; infinity where none is known.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
+        >>> def client(key, state, row, payload, context):
+        ...     keep = jax.random.bernoulli(context.round_key, 0.5, payload.shape)  # the same on each client
+        ...     return jnp.where(keep, 2 * payload, 0), row, {}
+        >>> random_mask = fs.aggregate.Transform("random_mask", client=client)
     """
 
     client_id: Any
@@ -40,6 +47,16 @@ class Facts(NamedTuple):
         modulus: of modular sums, or None.
         clipped: the L2 norm is bounded.
         noisy: the aggregate is randomised for privacy: its mean divides by the *expected* cohort.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> truncate = fs.aggregate.Transform(
+        ...     "truncate",
+        ...     client=lambda key, state, row, payload, context: (jnp.trunc(payload), row, {}),
+        ...     facts=lambda facts: facts._replace(integers=True),
+        ... )
+        >>> fs.aggregate.chain(fs.aggregate.clip_by_l2(100.0), truncate).facts
+        Facts(bits=32.0, integers=True, modulus=None, clipped=True, noisy=False)
     """
 
     bits: float = 32.0
@@ -114,6 +131,12 @@ class Reducer(NamedTuple):
             noise, else None.
         weight: "examples" for the clients' own weights, "uniform" for 1 each; times the cohort's importance.
         collect: `(messages [n, ...], weights [n], contributes [n]) -> value`, or None for a linear reducer.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> total = fs.aggregate.Reducer("sum", lambda aggregate, expected: aggregate.value, weight="uniform")
+        >>> print(fs.aggregate.chain(fs.aggregate.clip_by_l2(1.0), reduce=total))
+        chain(clip_by_l2(1.0) > sum)
     """
 
     name: str

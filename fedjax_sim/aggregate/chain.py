@@ -22,7 +22,16 @@ from fedjax_sim.core.types import Aggregate, Key
 
 
 class Aggregator(NamedTuple):
-    """A chain of transforms around a reducer; made by `chain`."""
+    """A chain of transforms around a reducer; made by `chain`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
+        >>> aggregator = fs.aggregate.chain(fs.aggregate.clip_by_l2(1.0))
+        >>> states, rows = aggregator.init(jnp.zeros(2))
+        >>> context = fs.aggregate.Context(client_id=0, round=0, round_key=jax.random.key(0), bound=jnp.inf)
+        >>> print(aggregator.client(jax.random.key(1), states, rows, jnp.array([3.0, 4.0]), context)[0])
+        [0.6 0.8]
+    """
 
     transforms: tuple[Transform, ...]
     reducer: Reducer
@@ -118,7 +127,16 @@ def chain(*transforms: Transform, reduce: Reducer | None = None) -> Aggregator:
 
 
 def as_aggregator(aggregator: Aggregator | Reducer | Transform | None) -> Aggregator:
-    """An `Aggregator` from a chain, a bare reducer, a bare transform, or nothing (a mean by examples)."""
+    """An `Aggregator` from a chain, a bare reducer, a bare transform, or nothing (a mean by examples).
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> for part in (fs.aggregate.median(), fs.aggregate.clip_by_l2(1.0), None):
+        ...     print(fs.aggregate.as_aggregator(part))
+        chain(median)
+        chain(clip_by_l2(1.0) > mean(examples))
+        chain(mean(examples))
+    """
     if isinstance(aggregator, Aggregator):
         return aggregator
     if aggregator is None or isinstance(aggregator, Reducer):

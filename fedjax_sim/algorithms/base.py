@@ -84,7 +84,15 @@ class Algorithm(NamedTuple):
 
 
 class ServerState(NamedTuple):
-    """Server state of the methods that take a server optimizer."""
+    """Server state of the methods that take a server optimizer.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.ones(2), lambda w, batch, key: jnp.sum((w - batch["x"]) ** 2, -1))
+        >>> server, _ = fs.fedavg(task, optax.sgd(0.1), fs.server.fedadam(0.01)).init(jnp.ones(2))
+        >>> print(server.params, server.optimizer.m)
+        [1. 1.] [0. 0.]
+    """
 
     params: Params
     optimizer: Any

@@ -13,7 +13,15 @@ from fedjax_sim.core.types import ClientUpdate, Params
 
 
 class ScaffoldState(NamedTuple):
-    """Server state: the model x and the server's control variate c (for what gradients train)."""
+    """Server state: the model x and the server's control variate c (for what gradients train).
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.ones(2), lambda w, batch, key: jnp.sum((w - batch["x"]) ** 2, -1))
+        >>> server, client_control = fs.scaffold(task, client_lr=0.1, num_clients=10).init(jnp.ones(2))
+        >>> print(server.params, server.control, client_control)
+        [1. 1.] [0. 0.] [0. 0.]
+    """
 
     params: Params
     control: Params

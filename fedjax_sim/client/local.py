@@ -29,6 +29,13 @@ class ClientBatches:
         batch_size: B.
         longest: steps of the population's longest client.
         alone: True when the chunk holds this client alone, so that no step needs a mask.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> def client(key, server, row, batches):
+        ...     first = batches.batch(0)
+        ...     mean = jnp.average(first["x"], weights=first["mask"])  # without the padding
+        ...     return fs.ClientUpdate(mean - server, weight=batches.num_examples)
     """
 
     num_steps: Any

@@ -24,6 +24,15 @@ class Loss:
         weight: [B] or None for 1, how much each example counts (its number of tokens, say).
         metrics: dict of name to [B], or to a pair (value [B], weight [B]).
         variables: dict of the task's `collections`, new values; or None.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
+        >>> def loss(w, batch, key):
+        ...     return fs.Loss((w - batch["x"]) ** 2, weight=batch["tokens"])
+        >>> task = fs.Task(lambda key: jnp.zeros(()), loss)
+        >>> batch = {"x": jnp.array([1.0, 3.0]), "tokens": jnp.array([3.0, 1.0]), "mask": jnp.ones(2)}
+        >>> print(fs.grad(task)(jnp.zeros(()), batch, jax.random.key(0))[1]["loss"].compute())
+        3.0
     """
 
     value: Any
@@ -62,7 +71,16 @@ class Task(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """A batch's gradient (zero for collections), its metrics, and the collections' new values."""
+    """A batch's gradient (zero for collections), its metrics, and the collections' new values.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> batch = {"x": jnp.array([1.0, 3.0]), "mask": jnp.ones(2)}
+        >>> result = fs.client.gradient(task)(jnp.zeros(()), batch, jax.random.key(0))
+        >>> print(result.grads, result.metrics["loss"].compute(), result.variables)
+        -4.0 5.0 {}
+    """
 
     grads: Params
     metrics: dict[str, Any]
@@ -141,12 +159,26 @@ def gradient(task: Task) -> Callable[[Params, Batch, Key], Gradient]:
 
 
 def replace(params: Params, variables: dict[str, Any]) -> Params:
-    """`params` with the collections' new values."""
+    """`params` with the collections' new values.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> fs.client.replace({"w": 0.5, "stats": {"seen": 0}}, {"stats": {"seen": 20}})
+        {'w': 0.5, 'stats': {'seen': 20}}
+    """
     return {**params, **variables} if variables else params
 
 
 def split_params(task: Task, params: Params) -> tuple[Params, dict[str, Any]]:
-    """`(trained, collections)`: the entries of `params` that gradients train, and those they do not."""
+    """`(trained, collections)`: the entries of `params` that gradients train, and those they do not.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> params = {"w": 0.5, "stats": {"seen": 0}}
+        >>> task = fs.Task(lambda key: params, lambda params, batch, key: batch["x"], collections=("stats",))
+        >>> fs.client.split_params(task, params)
+        ({'w': 0.5}, {'stats': {'seen': 0}})
+    """
     if not task.collections:
         return params, {}
     missing = [name for name in task.collections if name not in params]

@@ -25,7 +25,21 @@ class ArgumentError(FedSimError, ValueError):
 
 
 class ClientError(FedSimError):
-    """A client function failed; the message names the client and its batch."""
+    """A client function failed; the message names the client and its batch.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.ones(()), lambda w, batch, key: jnp.log(w * batch["x"]))
+        >>> data = fs.data.FederatedData({"x": jnp.array([1.0, -1.0])}, offsets=[0, 1, 2])
+        >>> parts = (fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(1))
+        >>> sim = fs.Simulation(*parts, debug=True)
+        >>> try:
+        ...     with jax.debug_nans(True):
+        ...         sim.step(sim.init())
+        ... except fs.ClientError as error:
+        ...     print(str(error).split(";")[0])
+        client 1 (id 1, 1 examples, 1 steps) failed in round 0
+    """
 
 
 class NonFiniteUpdateError(FedSimError, ArithmeticError):
@@ -36,6 +50,18 @@ class NonFiniteUpdateError(FedSimError, ArithmeticError):
         client_ids: the clients, as indices into the federation.
         state: the `RoundState` after the last good round.
         history: the `History` of the good rounds of the same `run`, or None from `step`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.array([1.0, jnp.nan])}, offsets=[0, 1, 2])
+        >>> sampler = fs.sampler.fixed([[0], [0, 1]])
+        >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, sampler, fs.Batching(1))
+        >>> try:
+        ...     sim.run(sim.init(), rounds=2)
+        ... except fs.NonFiniteUpdateError as error:
+        ...     print(error.round, error.client_ids, sim.params(error.state))
+        1 [1] 0.2
     """
 
     def __init__(self, message: str, round: int, client_ids: list[int]):

@@ -17,7 +17,18 @@ M = TypeVar("M", bound="Metric")
 
 
 class Metric:
-    """A commutative monoid whose elements are pytrees of arrays."""
+    """A commutative monoid whose elements are pytrees of arrays.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> from fedjax_sim.core.pytree import pytree
+        >>> @pytree
+        ... class RootMean(fs.metrics.Mean):
+        ...     def compute(self):
+        ...         return np.sqrt(super().compute())
+        >>> print(RootMean(total=6.0, weight=1.0).merge(RootMean(2.0, 1.0)).compute())
+        2.0
+    """
 
     def zero(self: M) -> M:
         """The neutral element, in the shape of `self`."""
@@ -122,7 +133,14 @@ class Histogram(Metric):
 
 
 def as_metrics(metrics: Any) -> dict[str, Metric]:
-    """Check a user's dict of metrics; a bare number becomes a `Mean` of weight one."""
+    """Check a user's dict of metrics; a bare number becomes a `Mean` of weight one.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> metrics = fs.metrics.as_metrics({"loss": 0.5, "tokens": fs.metrics.Sum(20.0)})
+        >>> print(metrics["loss"].merge(fs.metrics.Mean(1.0, 1.0)).compute(), metrics["tokens"].compute())
+        0.75 20.0
+    """
     if not isinstance(metrics, dict):
         raise ArgumentError(f"metrics={type(metrics).__name__}: must be a dict of name to Sum, Mean, Max or Histogram.")
     return {
@@ -132,15 +150,37 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
 
 
 def zero(metrics: dict[str, Metric]) -> dict[str, Metric]:
-    """The neutral element of a dict of metrics."""
+    """The neutral element of a dict of metrics.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> start = fs.metrics.zero({"loss": fs.metrics.Mean(6.0, 2.0), "norm": fs.metrics.Max(3.0)})
+        >>> print(start["loss"].compute(), start["norm"].value)
+        nan -inf
+    """
     return {name: metric.zero() for name, metric in metrics.items()}
 
 
 def merge(a: dict[str, Metric], b: dict[str, Metric]) -> dict[str, Metric]:
-    """Merge two dicts of metrics of the same names."""
+    """Merge two dicts of metrics of the same names.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> first = {"loss": fs.metrics.Mean(6.0, 2.0), "norm": fs.metrics.Max(3.0)}
+        >>> second = {"loss": fs.metrics.Mean(0.0, 1.0), "norm": fs.metrics.Max(5.0)}
+        >>> {name: float(metric.compute()) for name, metric in fs.metrics.merge(first, second).items()}
+        {'loss': 2.0, 'norm': 5.0}
+    """
     return {name: metric.merge(b[name]) for name, metric in a.items()}
 
 
 def reduce(metrics: dict[str, Metric]) -> dict[str, Metric]:
-    """Merge every metric over its leading axis."""
+    """Merge every metric over its leading axis.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> clients = {"loss": fs.metrics.Mean(jnp.array([6.0, 0.0]), jnp.array([2.0, 1.0]))}
+        >>> print(clients["loss"].compute(), fs.metrics.reduce(clients)["loss"].compute())
+        [3. 0.] 2.0
+    """
     return {name: metric.reduce() for name, metric in metrics.items()}

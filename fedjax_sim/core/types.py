@@ -22,6 +22,14 @@ class ClientUpdate:
         weight: scalar, the client's weight in a mean by examples.
         state: the client's next private row, or None for a method without.
         metrics: dict of name to `Sum`, `Mean`, `Max` or `Histogram`.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> def client(key, server, visits, batches):
+        ...     first = batches.batch(0)
+        ...     delta = (jnp.average(first["x"], weights=first["mask"]) - server) / (visits + 1)
+        ...     metrics = {"visits": fs.metrics.Max(visits + 1)}
+        ...     return fs.ClientUpdate(delta, batches.num_examples, state=visits + 1, metrics=metrics)
     """
 
     payload: Any
@@ -39,6 +47,12 @@ class Aggregate:
         value: pytree; the weighted sum of the messages, then the reducer's result.
         weight: scalar float32, sum of the effective weights.
         count: scalar float32, number of clients that contributed.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> total = fs.Aggregate(value=jnp.array([6.0]), weight=jnp.array(3.0), count=jnp.array(2.0))
+        >>> print(fs.aggregate.mean().result(total, None))
+        [2.]
     """
 
     value: Any
@@ -57,6 +71,16 @@ class Cohort:
         max_steps: [C] int32 or None; a client stops after that many steps (slow devices).
         arrives: [C] bool or None; False for a client whose update is lost.
         version: [C] int32 or None; the model version a client starts from (asynchronous methods).
+
+    Example:
+        >>> import dataclasses, numpy as np, fedjax_sim as fs
+        >>> sampler = fs.sampler.fixed([[4, 7, 2]])
+        >>> def sample(state, round, seed):
+        ...     cohort, state = sampler.sample(state, round, seed)
+        ...     return dataclasses.replace(cohort, max_steps=np.where(cohort.ids % 2, 1, 5)), state
+        >>> odd_are_slow = sampler._replace(sample=sample)
+        >>> odd_are_slow.sample(odd_are_slow.init(10), round=0, seed=0)[0].max_steps
+        array([5, 1, 5])
     """
 
     ids: Any
@@ -122,6 +146,16 @@ class RoundState:
         sampler: the sampler's state (host).
         rows: `ClientRows`.
         ledger: what accountants need of the past rounds (host), or None.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+        >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
+        >>> paused, _ = sim.run(sim.init(), rounds=2)
+        >>> resumed, straight = sim.run(paused, rounds=1)[0], sim.run(sim.init(), rounds=3)[0]
+        >>> resumed.round, bool(resumed.server.params == straight.server.params)
+        (3, True)
     """
 
     round: int

@@ -19,6 +19,13 @@ class Partition:
     Attributes:
         offsets: [K + 1] int64, not decreasing, from 0 to len(index).
         index: [n] int64 row numbers, each at most once.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> def halves(labels, num_rows, generator):
+        ...     return fs.data.Partition(np.array([0, num_rows // 2, num_rows]), generator.permutation(num_rows))
+        >>> fs.data.federate({"x": np.arange(5)}, halves).sizes
+        array([2, 3])
     """
 
     offsets: np.ndarray

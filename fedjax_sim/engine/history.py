@@ -22,6 +22,17 @@ class RoundMetrics(Mapping[str, Any]):
     Attributes:
         round: the round's number.
         cohort: who was drawn.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+        >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
+        >>> state, metrics = sim.step(sim.init())
+        >>> dict(zip(metrics.client_ids.tolist(), metrics.clients("client/loss").tolist()))
+        {0: 0.5, 1: 6.5}
+        >>> metrics["client/loss"]
+        3.5
     """
 
     def __init__(self, round: int, cohort: Cohort, stats: PlanStats, output: RoundOutput):

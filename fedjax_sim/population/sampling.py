@@ -22,6 +22,11 @@ class SamplingEvent(NamedTuple):
         population: K.
         probability: inclusion probability of a client, for "poisson".
         cohort_size: m, for "without_replacement".
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> fs.sampler.poisson(0.1).event(1000)
+        SamplingEvent(kind='poisson', population=1000, probability=0.1, cohort_size=None)
     """
 
     kind: str
@@ -43,6 +48,17 @@ class Sampler(NamedTuple):
         observe: `(state, cohort, per-client metrics) -> state`, or None for a sampler that needs no feedback:
             its rounds may be planned ahead.
         name: for messages.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> in_turn = fs.sampler.Sampler(
+        ...     init=lambda num_clients: num_clients,
+        ...     sample=lambda state, round, seed: (fs.sampler.cohort([round % state], 1), state),
+        ...     capacity=lambda num_clients: 1,
+        ...     expected=lambda num_clients: 1.0,
+        ... )
+        >>> [int(in_turn.sample(3, round, seed=0)[0].ids[0]) for round in range(5)]
+        [0, 1, 2, 0, 1]
     """
 
     init: Callable[[int], Any]
@@ -55,7 +71,14 @@ class Sampler(NamedTuple):
 
 
 def cohort(ids: np.ndarray, capacity: int) -> Cohort:
-    """A cohort of `ids`, filled up with empty places to `capacity` (or longer, when the ids are more)."""
+    """A cohort of `ids`, filled up with empty places to `capacity` (or longer, when the ids are more).
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> cohort = fs.sampler.cohort(np.array([4, 2]), capacity=3)
+        >>> cohort.ids[cohort.valid], cohort.weight
+        (array([4, 2], dtype=int32), array([1., 1., 0.], dtype=float32))
+    """
     count, places = len(ids), max(capacity, len(ids))
     padded = np.zeros(places, np.int32)
     padded[:count] = ids

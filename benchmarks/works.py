@@ -1,7 +1,7 @@
 """The works that benchmarks share: W1 an MLP, W2 a CNN, W3 many tiny clients; data drawn from fixed seeds.
 
-W1 and W2 hold 98,103 pictures of 28x28 random bytes around 62 class prototypes, on 1000 clients of log-normal size. W3
-holds 177,230 examples of Synthetic(1, 1), on 5000 clients of 10 to 60. The order of the draws is part of the definition.
+W1 and W2 hold 98,103 pictures of 28x28 random bytes around 62 class prototypes, on 1000 clients of log-normal size.
+W3 holds 177,230 examples of Synthetic(1, 1), on 5000 clients of 10 to 60. The order of the draws is part of the works.
 """
 
 from typing import Any, NamedTuple

@@ -7,29 +7,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import rng
-from fedjax_sim.core.errors import ClientError
+from fedjax_sim.core.errors import ClientError, FedSimError
 from fedjax_sim.core.rng import Purpose
+from fedjax_sim.engine.mapping import Lane, client_batches
 from fedjax_sim.engine.round import checked_update
 
 
 @contextlib.contextmanager
-def explained(sim: Any) -> Iterator[None]:
+def explained(sim: Any, clients: bool = False) -> Iterator[None]:
     """Errors of user functions while they are traced, which concerns all clients alike.
 
-    They pass with a note on debugging; a simulation that debugs names the shapes of the clients' batches.
+    They pass with a note on debugging; a simulation that debugs names the batches' shapes for `clients`' functions.
     """
     try:
         yield
     except Exception as error:
-        if sim.debug:
+        if sim.debug and clients and not isinstance(error, FedSimError):
             size = sim.batching.batch_size
             shapes = jax.tree.map(lambda a: f"{a.dtype}{[size, *a.shape[1:]]}", sim.data.arrays)
             raise ClientError(
                 f"every client fails alike; batches are {shapes}: {type(error).__name__}: {error}"
             ) from error
-        error.add_note("Simulation(debug=True) runs clients one by one and names the one that fails.")
+        if not sim.debug:
+            error.add_note("Simulation(debug=True) runs clients one by one and names the one that fails.")
         raise
 
 
@@ -42,26 +43,19 @@ def run_clients(sim: Any, state: Any, plan: Any) -> None:
     phase = sim._phases[0]
     row_table = jax.device_get(state.rows.client)
     plan, server = jax.device_get(plan), jax.device_get(state.server)
-    for d, t, lane in zip(*(plan.steps > 0).nonzero(), strict=True):
-        at = lambda name: jnp.asarray(getattr(plan, name)[d, t, lane])  # noqa: E731
-        stride = at("size")
-        if sim.batching.drop_remainder:
-            stride = stride // sim.batching.batch_size * sim.batching.batch_size
-        batches = ClientBatches(
-            num_steps=at("steps"),
-            num_examples=at("size").astype(jnp.float32),
-            client_id=at("client_id"),
-            info={"weight": at("weight"), "version": at("version")},
-            bound=at("steps"),
-            arrays=jax.tree.map(jnp.asarray, sim.data.arrays),
-            order=jnp.asarray(plan.order[d]),
-            start=at("start"),
-            stride=stride,
-            batch_size=sim.batching.batch_size,
+    arrays = jax.tree.map(jnp.asarray, sim.data.arrays)
+    for d, t, place in zip(*(plan.steps > 0).nonzero(), strict=True):
+        lane = Lane(**{name: jnp.asarray(getattr(plan, name)[d, t, place]) for name in Lane._fields})
+        batches = client_batches(
+            lane,
+            jnp.asarray(plan.order[d]),
+            arrays,
+            sim.batching,
+            bound=lane.steps,
             longest=sim._planner.longest,
             alone=True,
         )
-        client = int(at("client_id"))
+        client = int(lane.client_id)
         key = jax.random.fold_in(rng.key(state.seed, Purpose.CLIENT, int(plan.round[d])), 0)
         row = jax.tree.map(lambda table: jnp.asarray(table[client]), row_table)
         try:

@@ -69,7 +69,7 @@ class RoundMetrics(Mapping[str, Any]):
         return np.asarray(self.cohort.ids)[np.asarray(self.cohort.valid)]
 
     def clients(self, name: str) -> np.ndarray:
-        """[c, ...] a `client/` or `aggregate/` metric of each client drawn; NaN where it did not train."""
+        """[c, ...] a `client/` or `aggregate/` metric of each client drawn; NaN (a `Sum`: 0) where it did not train."""
         output = self._fetched()
         if name not in output.per_client:
             raise KeyError(f"{name!r}: kept per client are {sorted(output.per_client)}.")

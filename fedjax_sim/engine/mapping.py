@@ -172,6 +172,29 @@ class Lane(NamedTuple):
     version: Any
 
 
+def client_batches(
+    lane: Lane, order: Any, arrays: Any, batching: Batching, *, bound: Any, longest: int, alone: bool
+) -> ClientBatches:
+    """What the client of a lane sees of its data."""
+    stride = lane.size
+    if batching.drop_remainder:
+        stride = lane.size // batching.batch_size * batching.batch_size
+    return ClientBatches(
+        num_steps=lane.steps,
+        num_examples=lane.size.astype(jnp.float32),
+        client_id=lane.client_id,
+        info={"weight": lane.weight, "version": lane.version},
+        bound=bound,
+        arrays=arrays,
+        order=order,
+        start=lane.start,
+        stride=stride,
+        batch_size=batching.batch_size,
+        longest=longest,
+        alone=alone,
+    )
+
+
 class ClientResult(NamedTuple):
     """What the engine keeps of one client.
 
@@ -240,20 +263,12 @@ def map_clients(
             bound = jnp.max(queue.steps)
 
             def client(lane: Lane, row: Any) -> ClientResult:
-                stride = lane.size
-                if batching.drop_remainder:
-                    stride = lane.size // batching.batch_size * batching.batch_size
-                batches = ClientBatches(
-                    num_steps=lane.steps,
-                    num_examples=lane.size.astype(jnp.float32),
-                    client_id=lane.client_id,
-                    info={"weight": lane.weight, "version": lane.version},
+                batches = client_batches(
+                    lane,
+                    plan.order,
+                    arrays,
+                    batching,
                     bound=lane.steps if lanes == 1 else bound,
-                    arrays=arrays,
-                    order=plan.order,
-                    start=lane.start,
-                    stride=stride,
-                    batch_size=batching.batch_size,
                     longest=longest,
                     alone=lanes == 1,
                 )

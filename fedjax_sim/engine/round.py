@@ -17,7 +17,7 @@ from fedjax_sim.core.pytree import pytree, squared_norm, where
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Aggregate, ClientRows, ClientUpdate, RoundPlan
 from fedjax_sim.data.plan import Batching
-from fedjax_sim.engine.mapping import ClientResult, Lane, map_clients
+from fedjax_sim.engine.mapping import ClientResult, Lane, client_batches, map_clients
 
 
 @pytree
@@ -142,7 +142,7 @@ def _client(function: Callable[..., ClientUpdate], aggregator: Aggregator):
         update = checked_update(function(own(Purpose.CLIENT), server, client_row, batches), client_row)
 
         weight = jnp.asarray(update.weight, jnp.float32)
-        finite = jnp.isfinite(squared_norm(update.payload)) & jnp.isfinite(weight)
+        finite = jnp.isfinite(squared_norm((update.payload, update.state))) & jnp.isfinite(weight)
         trained = lane.steps > 0
         contributes = trained & finite
         payload = jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), update.payload)
@@ -217,19 +217,8 @@ def payload_shapes(
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
 
     def payload(phase: Phase, server: Any, row: Any, arrays: Any, zero: Any):
-        batches = ClientBatches(
-            num_steps=zero,
-            num_examples=zero.astype(jnp.float32),
-            client_id=zero,
-            info={"weight": zero.astype(jnp.float32), "version": zero},
-            bound=zero,
-            arrays=arrays,
-            order=zero[None],
-            start=zero,
-            stride=zero,
-            batch_size=batching.batch_size,
-            longest=longest,
-        )
+        lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero)
+        batches = client_batches(lane, zero[None], arrays, batching, bound=zero, longest=longest, alone=False)
         return checked_update(phase.client(jax.random.key(0), server, row, batches), row).payload
 
     return [

@@ -40,7 +40,8 @@ class Simulation:
         rounds_per_dispatch: rounds in one compiled dispatch of `run`, or "auto": 1 on a CPU, where a dispatch
             costs little beside a round, 8 elsewhere; always 1 for samplers that observe rounds.
         on_nonfinite: an update with NaN, infinity or a squared norm beyond float32: "raise" an error that names
-            client and round and carries the last good state; or "drop" the client from the round and record it.
+            client and round and carries the last good state; or "drop" the client from the round (of several
+            phases, from the failing one on its own) and record it. A client's new row counts as its update.
         debug: run each client alone and eagerly before each round, so that an error in a client function names
             the client and its batch.
 
@@ -116,7 +117,7 @@ class Simulation:
         self.rounds_per_dispatch = 1 if sampler.observe is not None else int(rounds_per_dispatch)
 
         longest = int(batching.count_steps(data.sizes).max(initial=0))
-        with debug_lib.explained(self):
+        with debug_lib.explained(self, clients=True):
             self._payloads = payload_shapes(self._phases, server, row, data.arrays, batching, longest)
         states, aggregator_rows = self._aggregator_init()
         del states

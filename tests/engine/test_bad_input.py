@@ -313,6 +313,14 @@ def test_errors_of_users_functions_pass_with_a_note(where):
     assert any("Simulation(debug=True)" in note for note in caught.value.__notes__)
 
 
+def test_debug_does_not_blame_clients_for_the_server():
+    def bad(key, server, aggregate):
+        raise ValueError("what a server")
+
+    with pytest.raises(ValueError, match="what a server"):
+        step(custom(server=bad), debug=True)
+
+
 # Nobody, and nothing
 
 

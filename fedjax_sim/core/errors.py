@@ -10,6 +10,10 @@ from jax.core import Tracer
 class FedSimError(Exception):
     """Every error that this package raises on purpose is one of these.
 
+    Attributes:
+        state: where a `run` ended early, the `RoundState` after its last good round; else None.
+        history: the `History` of that run's good rounds; else None.
+
     Example:
         >>> import fedjax_sim as fs
         >>> try:
@@ -18,6 +22,9 @@ class FedSimError(Exception):
         ...     print(error)
         alpha=-1.0: must be positive and finite. Small values give skewed clients, large ones even.
     """
+
+    state: Any = None
+    history: Any = None
 
 
 class ArgumentError(FedSimError, ValueError):
@@ -48,8 +55,7 @@ class NonFiniteUpdateError(FedSimError, ArithmeticError):
     Attributes:
         round: the round in which it happened.
         client_ids: the clients, as indices into the federation.
-        state: the `RoundState` after the last good round.
-        history: the `History` of the good rounds of the same `run`, or None from `step`.
+        state, history: as in `FedSimError`; from `step`, the state that it was given.
 
     Example:
         >>> import jax.numpy as jnp, optax, fedjax_sim as fs
@@ -68,8 +74,6 @@ class NonFiniteUpdateError(FedSimError, ArithmeticError):
         super().__init__(message)
         self.round = round
         self.client_ids = client_ids
-        self.state: Any = None
-        self.history: Any = None
 
 
 def is_traced(value: Any) -> bool:

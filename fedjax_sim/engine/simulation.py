@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
-from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check, check_count
+from fedjax_sim.core.errors import ArgumentError, FedSimError, NonFiniteUpdateError, check, check_count
 from fedjax_sim.core.pytree import strong
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Cohort, Params, RoundState
@@ -222,7 +222,8 @@ class Simulation:
             callbacks: called with each finished round's metrics, in order.
 
         Raises:
-            NonFiniteUpdateError: under `on_nonfinite="raise"`; with the last good state and the history so far.
+            NonFiniteUpdateError: under `on_nonfinite="raise"`.
+            FedSimError: this and any other of ours holds the last good state and the history, `.state`, `.history`.
         """
         check_count("rounds", rounds, minimum=0)
         if eval_every is not None:
@@ -231,7 +232,8 @@ class Simulation:
         end, copy = state.round + rounds, self._copy_if_donated
         # One dispatch is in flight while the one before it is checked; states that hold rows are not kept twice.
         ahead = not self._has_rows and self.sampler.observe is None
-        good, waiting = state, None
+        good: RoundState = state
+        pending: list[tuple[RoundState, list[RoundMetrics]]] = []
 
         def record(rounds: list[RoundMetrics]) -> None:
             for metrics in rounds:
@@ -239,8 +241,7 @@ class Simulation:
                 for callback in callbacks:
                     callback(metrics)
 
-        def settle(finished: tuple[RoundState, list[RoundMetrics]]) -> RoundState:
-            after, metrics = finished
+        def settle(after: RoundState, metrics: list[RoundMetrics]) -> RoundState:
             if self.on_nonfinite == "raise":
                 try:
                     self._raise_nonfinite(metrics)
@@ -254,22 +255,28 @@ class Simulation:
 
         plan = functools.partial(self._plan, slots=self.rounds_per_dispatch)
         plans = plan(state, self._block(state.round, end, eval_every)) if rounds else None
-        while plans is not None:
-            state, metrics = self._dispatch(state, plans, copy)
-            copy = _unchanged
-            block = self._block(state.round, end, eval_every)
-            plans = plan(state, block) if block and self.sampler.observe is None else None
-            if waiting is not None:
-                good = settle(waiting)
-            waiting = (state, metrics)
-            due = state.round == end or (eval_every and state.round % eval_every == 0)
-            if not ahead or due:
-                good = state = settle(waiting)
-                waiting = None
-            if due and evaluate is not None:
-                history.evaluations[state.round - 1] = dict(evaluate(self._copy_if_donated(self.params(state))))
-            if plans is None and block:
-                plans = plan(state, block)
+        try:
+            while plans is not None:
+                state, metrics = self._dispatch(state, plans, copy)
+                pending.append((state, metrics))
+                copy = _unchanged
+                block = self._block(state.round, end, eval_every)
+                plans = plan(state, block) if block and self.sampler.observe is None else None
+                due = state.round == end or (eval_every and state.round % eval_every == 0)
+                keep = 1 if ahead and not due else 0
+                while len(pending) > keep:
+                    good = settle(*pending.pop(0))
+                state = state if keep else good
+                if due and evaluate is not None:
+                    history.evaluations[state.round - 1] = dict(evaluate(self._copy_if_donated(self.params(state))))
+                if plans is None and block:
+                    plans = plan(state, block)
+        except FedSimError as error:  # no finished round is lost
+            while pending and error.state is None:
+                good = settle(*pending.pop(0))
+            if error.state is None:
+                error.state, error.history = good, history
+            raise
         return state, history
 
     def params(self, state: RoundState) -> Params:

@@ -455,3 +455,12 @@ def test_step_raises_with_the_state_it_was_given(poisonous):
     assert (caught.value.round, caught.value.client_ids) == (3, [BAD])
     assert caught.value.history is None
     assert caught.value.state is state
+
+
+def test_an_error_while_planning_loses_no_finished_round():
+    sim = simulation(sampler=fs.sampler.fixed([[0, 2], [4], [2, 4]]), lanes=1)
+    good, _ = sim.run(sim.init(), 3)
+    with pytest.raises(fs.FedSimError, match="was given 3 cohorts") as caught:
+        sim.run(sim.init(), 5)
+    assert caught.value.state.round == len(caught.value.history.rounds) == 3
+    np.testing.assert_array_equal(toys.flat(caught.value.state.server), toys.flat(good.server))

@@ -102,6 +102,16 @@ def _warn_of_idle_cores(devices: Sequence[Device]) -> None:
         )
 
 
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The placement of what every device holds."""
+    return NamedSharding(mesh, REPLICATED)
+
+
+def dealt(mesh: Mesh) -> NamedSharding:
+    """The placement of what is dealt over the devices in blocks, by its leading axis."""
+    return NamedSharding(mesh, SHARDED)
+
+
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """The tree on every device.
 
@@ -118,12 +128,12 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
                 (low, high),
                 "does not fit 32 bits, which is what devices compute with.",
             )
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+    return jax.device_put(tree, everywhere(mesh))
 
 
 def shard(mesh: Mesh, tree: Any) -> Any:
     """The tree's leading axis dealt over the devices, in blocks."""
-    return jax.device_put(tree, NamedSharding(mesh, SHARDED))
+    return jax.device_put(tree, dealt(mesh))
 
 
 def place_plans(mesh: Mesh, plans: list[RoundPlan]) -> jax.Array:

@@ -88,10 +88,8 @@ def make_round(
 
             total = result.total
             if aggregator.reducer.collect is not None:
-                flat = lambda leaf: leaf.reshape(-1, *leaf.shape[3:])  # noqa: E731
-                total = aggregator.reducer.collect(
-                    *jax.tree.map(flat, (result.messages, result.weights, result.contributes))
-                )
+                collected = (result.messages, result.weights, result.contributes)
+                total = aggregator.reducer.collect(*_by_lane(collected))
             aggregate, new_state, server_metrics = aggregator.server(
                 keys[Purpose.DECODE],
                 aggregator_states[i],
@@ -106,11 +104,10 @@ def make_round(
             server = where(go, new_server, server)
             aggregator_states[i] = where(go, new_state, aggregator_states[i])
 
-            kept = {n: m for n, m in result.metrics.items() if n != _BAD}
-            lanes = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), kept)
+            lanes = _by_lane({n: m for n, m in result.metrics.items() if n != _BAD})
             merged |= metrics_lib.reduce(lanes)
             server_metrics = {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
-            twice = sorted(set(server_metrics) & set(kept))
+            twice = sorted(set(server_metrics) & set(lanes))
             if twice:
                 raise ArgumentError(
                     f"{aggregator} reports {twice} from its clients' side and from its server's: rename one."
@@ -196,6 +193,11 @@ def _check_like(what: str, old: Any, new: Any, like: str) -> None:
             raise ArgumentError(
                 f"{what}{jax.tree_util.keystr(path)} has shape {jnp.shape(b)}: must be {jnp.shape(a)}, as in {like}."
             )
+
+
+def _by_lane(tree: Any) -> Any:
+    """One axis for the three of lane order, [D, T, L, ...]."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), tree)
 
 
 def _by_slot(metrics: dict[str, Metric], slots: Any, capacity: int) -> dict[str, Metric]:

@@ -104,7 +104,6 @@ class Simulation:
         self.devices = tuple(self._mesh.devices.flat)
         params = jax.eval_shape(algorithm.task.init, jax.random.key(0))
         server, row = jax.eval_shape(algorithm.init, params)
-        self._has_rows = rows_lib.has_rows(row)
         self._capacity = int(sampler.capacity(data.num_clients))
         per_device = -(-self._capacity // len(self.devices))
         if lanes == "auto":
@@ -119,9 +118,7 @@ class Simulation:
         longest = int(batching.count_steps(data.sizes).max(initial=0))
         with debug_lib.explained(self, clients=True):
             self._payloads = payload_shapes(self._phases, server, row, data.arrays, batching, longest)
-        states, aggregator_rows = self._aggregator_init()
-        del states
-        self._has_rows = self._has_rows or rows_lib.has_rows(aggregator_rows)
+        self._has_rows = rows_lib.has_rows((row, self._aggregator_init()[1]))
         self._planner = Planner(
             data,
             batching,
@@ -180,11 +177,11 @@ class Simulation:
         return tuple(state for state, _ in made), rows if jax.tree.leaves(rows) else None
 
     def _placement(self, like: DeviceState) -> DeviceState:
-        place = lambda spec: jax.sharding.NamedSharding(self._mesh, spec)  # noqa: E731
+        everywhere, dealt = mapping.everywhere(self._mesh), mapping.dealt(self._mesh)
         return DeviceState(
-            jax.tree.map(lambda _: place(mapping.REPLICATED), like.server),
-            jax.tree.map(lambda _: place(mapping.REPLICATED), like.aggregator),
-            jax.tree.map(lambda _: place(mapping.SHARDED), like.rows),
+            jax.tree.map(lambda _: everywhere, like.server),
+            jax.tree.map(lambda _: everywhere, like.aggregator),
+            jax.tree.map(lambda _: dealt, like.rows),
         )
 
     # Rounds

@@ -14,9 +14,8 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 FLOORS = {
     "core": 0,
     **dict.fromkeys(["data", "population", "models", "client", "aggregate", "privacy", "server"], 1),
-    "algorithms": 2,
+    **dict.fromkeys(["algorithms", "runs"], 2),
     "engine": 3,
-    "runs": 4,
     "": 4.5,  # the public names: the command line may use them, no other part
     "cli": 5,
 }

@@ -76,6 +76,41 @@ class NonFiniteUpdateError(FedSimError, ArithmeticError):
         self.client_ids = client_ids
 
 
+class RunFolderError(FedSimError, OSError):
+    """A run folder, or a checkpoint in it, that cannot be written or read, is in use, or belongs to another run.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+        >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
+        >>> try:
+        ...     sim.restore("runs/nothing-here")
+        ... except fs.RunFolderError as error:
+        ...     print(error)
+        runs/nothing-here holds no checkpoint.
+    """
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C, or SIGTERM, while a run with a folder went on: its round was finished and its state saved.
+
+    Attributes:
+        state, history: the `RoundState` and the `History` of the finished rounds.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> def train(sim, folder):
+        ...     try:
+        ...         return sim.run(sim.init(), rounds=100, run_dir=folder)
+        ...     except fs.RunInterrupted as stop:
+        ...         return stop.state, stop.history
+    """
+
+    state: Any = None
+    history: Any = None
+
+
 def is_traced(value: Any) -> bool:
     """True when `value` is known only inside a JAX transformation, and so cannot be checked."""
     return isinstance(value, Tracer)

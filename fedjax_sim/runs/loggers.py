@@ -1,0 +1,252 @@
+"""Loggers: what keeps a run's rounds, on disk or elsewhere. A logger is a callback that may also be told more."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.runs.folder import write_table, writing
+
+
+class Round(Protocol):
+    """What loggers see of a round: an `fs.RoundMetrics`."""
+
+    round: int
+
+    def __getitem__(self, name: str) -> Any: ...
+    def __iter__(self) -> Any: ...
+    def items(self) -> Any: ...
+    def clients(self, name: str) -> np.ndarray: ...
+    def per_client(self) -> Mapping[str, Any]: ...
+    @property
+    def client_ids(self) -> np.ndarray: ...
+
+
+class Logger(Protocol):
+    """A callback with a beginning and an end; pass it in `callbacks=`, as any function of a round's metrics.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> class Printer:
+        ...     def open(self, folder, config, round):
+        ...         print("from round", round)
+        ...
+        ...     def __call__(self, metrics):
+        ...         print(metrics.round, metrics["client/loss"])
+        ...
+        ...     def flush(self): ...
+        ...     def close(self):
+        ...         print("done")
+        >>> import jax.numpy as jnp, optax
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+        >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
+        >>> _ = sim.run(sim.init(), rounds=1, callbacks=[Printer()])
+        from round 0
+        0 3.5
+        done
+    """
+
+    def open(self, folder: Path | None, config: Mapping[str, Any], round: int) -> None:
+        """Before the first round; `folder` is the run's, or None, and `config` what config.json holds."""
+        ...
+
+    def __call__(self, metrics: Any) -> None:
+        """A finished round, with its evaluation if it has one."""
+        ...
+
+    def flush(self) -> None:
+        """Before a checkpoint: what was logged must be safe when this returns."""
+        ...
+
+    def close(self) -> None:
+        """After the last round, also of a run that failed."""
+        ...
+
+
+class JsonLines:
+    """metrics.jsonl, a line a round, and timing.jsonl beside it.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> logger = fs.runs.JsonLines()  # a run with a folder has one already
+    """
+
+    def open(self, folder: Path | None, config: Mapping[str, Any], round: int) -> None:
+        assert folder is not None
+        self._path, self._begin = folder, time.perf_counter()
+        with writing(folder):
+            self._files = [open(folder / name, "a") for name in ("metrics.jsonl", "timing.jsonl")]  # noqa: SIM115
+
+    def __call__(self, metrics: Round) -> None:
+        line = {"round": metrics.round, **{name: plain(value) for name, value in metrics.items()}}
+        timing = {"round": metrics.round, "seconds": round(time.perf_counter() - self._begin, 4)}
+        with writing(self._path):
+            # 1e999 is a number that JSON allows, and which readers take for infinity.
+            self._files[0].write(re.sub(r"(?<=[\s\[-])Infinity(?=[,\]}])", "1e999", json.dumps(line)) + "\n")
+            self._files[1].write(json.dumps(timing) + "\n")
+            for file in self._files:
+                file.flush()
+
+    def flush(self) -> None:
+        with writing(self._path):
+            for file in self._files:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def close(self) -> None:
+        with writing(self._path), contextlib.ExitStack() as stack:
+            for file in self._files:
+                stack.callback(file.close)
+
+
+class ClientTable:
+    """`clients/*.parquet`: per-client metrics, a row a client and round, a file a checkpoint.
+
+    Args:
+        names: [K] the clients' names, or None for their numbers.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> logger = fs.runs.ClientTable(names=["Ann", "Bob"])  # a run with a folder has one already
+    """
+
+    def __init__(self, names: Any = None):
+        self._names = names
+        self._rounds: list[Round] = []
+
+    def open(self, folder: Path | None, config: Mapping[str, Any], round: int) -> None:
+        assert folder is not None
+        self._path = folder / "clients"
+        with writing(self._path):
+            self._path.mkdir(exist_ok=True)
+
+    def __call__(self, metrics: Round) -> None:
+        self._rounds.append(metrics)
+
+    def flush(self) -> None:
+        if not self._rounds:
+            return
+        import pyarrow
+
+        ids = [metrics.client_ids for metrics in self._rounds]
+        client = np.concatenate(ids).astype(np.int64)
+        columns = {
+            "round": np.repeat([metrics.round for metrics in self._rounds], [len(each) for each in ids]),
+            "client": client,
+            "name": [str(k if self._names is None else self._names[k]) for k in client.tolist()],
+        }
+        for name in self._rounds[0].per_client():
+            values = np.concatenate([metrics.clients(name) for metrics in self._rounds])
+            if values.ndim == 1:
+                columns[name] = values
+        write_table(self._path / f"{self._rounds[0].round:08d}.parquet", pyarrow.table(columns))
+        self._rounds.clear()
+
+    def close(self) -> None:
+        self.flush()
+
+
+class TensorBoard:
+    """TensorBoard events of every number, by tensorboardX.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> logger = fs.runs.TensorBoard()  # a run with a folder has one already
+    """
+
+    def open(self, folder: Path | None, config: Mapping[str, Any], round: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog  # type: ignore[attr-defined]
+
+        assert folder is not None
+        self._path = folder / "tensorboard"
+        # SummaryWriter would write in a thread: lose what was logged, and on a full disk wait for ever.
+        with writing(self._path):
+            self._path.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(self._path / "events"), f".{round:08d}.{os.getpid()}")
+            if round:  # hide what an earlier process logged of the rounds that are run again
+                self._write(step=round, session_log=SessionLog(status=SessionLog.START))
+
+    def __call__(self, metrics: Round) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
+
+        numbers = {name: value for name, value in metrics.items() if np.ndim(value) == 0}
+        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in numbers.items()]
+        with writing(self._path):
+            self._write(step=metrics.round, summary=Summary(value=values))
+
+    def flush(self) -> None:
+        with writing(self._path):
+            self._events.flush()
+
+    def close(self) -> None:
+        with writing(self._path):
+            self._events.close()
+
+    def _write(self, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
+
+        self._events.write_event(Event(wall_time=time.time(), **content))
+
+
+class WandB:
+    """Weights & Biases. Its mode is its own affair: `mode="offline"`, or WANDB_MODE, keeps everything in the folder.
+
+    A run that goes on continues the same W&B run, whose id is kept in the folder's wandb.json.
+
+    Args:
+        options: what `wandb.init` takes: project, name, group, mode ...
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> def train(sim, folder):
+        ...     logger = fs.runs.WandB(project="digits", mode="offline")
+        ...     return sim.run(sim.init(), rounds=100, run_dir=folder, callbacks=[logger])
+    """
+
+    def __init__(self, **options: Any):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ArgumentError('fs.runs.WandB needs wandb: pip install "fedjax-sim[wandb]".') from error
+        self._wandb, self._options = wandb, options
+
+    def open(self, folder: Path | None, config: Mapping[str, Any], round: int) -> None:
+        options = {"config": dict(config), **self._options}
+        kept = None if folder is None else folder / "wandb.json"
+        if kept is not None:
+            options.setdefault("dir", str(folder))
+            if kept.exists():
+                options.update(id=json.loads(kept.read_text())["id"], resume="allow")
+        self._run = self._wandb.init(**options)
+        if kept is not None:
+            with writing(kept):
+                kept.write_text(json.dumps({"id": self._run.id}) + "\n")
+
+    def __call__(self, metrics: Round) -> None:
+        numbers = {name: value for name, value in metrics.items() if np.ndim(value) == 0}
+        self._run.log({"round": metrics.round, **numbers}, step=metrics.round)
+
+    def flush(self) -> None:
+        """W&B writes behind, in a process of its own."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def plain(value: Any) -> Any:
+    """A metric for JSON: numbers, lists; None for NaN."""
+    if hasattr(value, "tolist"):  # of NumPy or JAX
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,351 @@
+"""The report, opened in a headless Chromium: what its page holds after the script has run."""
+
+import html
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+import fedjax_sim as fs
+from fedjax_sim.runs import report
+from tests.runs import samples
+
+BAD_METRIC = "</script x><script>document.title = 1"
+EVIL = "<script>document.title='taken'<!--&\"'"
+
+
+def chromium(page, folder):
+    """The DOM of a page once its scripts have run, as HTML."""
+    program = shutil.which("chromium")
+    if program is None:
+        said = "chromium is missing: run tests/install-debian-packages"
+        pytest.fail(said) if os.environ.get("CI") else pytest.skip(said)
+    options = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking dump-dom"
+    options += " disable-component-update disable-sync virtual-time-budget=3000 window-size=1280,900"
+    profile = folder / "profile"
+    command = [program, *(f"--{option}" for option in options.split()), f"--user-data-dir={profile}", page.as_uri()]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shutil.rmtree(profile, ignore_errors=True)
+    return out
+
+
+class Page(HTMLParser):
+    """The elements of a page in order: [tag, attributes, text directly inside]."""
+
+    VOID = ("meta", "img", "input", "br", "link")
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.source = [], [], text
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        element = [tag, dict(attrs), ""]
+        self.elements.append(element)
+        if tag not in self.VOID:
+            self.open.append(element)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        for element in self.open:
+            element[2] += data
+
+    def all(self, tag, **wanted):
+        wanted = {key.strip("_").replace("_", "-"): value for key, value in wanted.items()}
+        return [e for e in self.elements if e[0] == tag and all(e[1].get(k) == v for k, v in wanted.items())]
+
+    def rows(self):
+        """What to its cells' texts, of all tables."""
+        found, cells = {}, []
+        for tag, attributes, text in self.elements:
+            if tag == "tr":
+                cells = []
+            elif tag == "th" and attributes.get("scope") == "row":
+                cells = found.setdefault(text, [])
+            elif tag == "td":
+                cells.append(text)
+        return found
+
+    def curves(self):
+        """Metric to (run, number of points) of each curve drawn."""
+        found, metric = {}, None
+        for tag, attributes, _ in self.elements:
+            if tag == "figure" and "data-metric" in attributes:
+                metric = attributes["data-metric"]
+                found[metric] = []
+            elif tag == "path":
+                found[metric].append((int(attributes["data-run"]), len(re.findall("[ML]", attributes["d"]))))
+        return found
+
+    @property
+    def root(self):
+        return self.elements[0][1]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The report of one run, opened."""
+    folder = tmp_path_factory.mktemp("one")
+    path = report.write([fs.runs.read(samples.write(folder / "run-1"))], folder / "report.html")
+    return Page(chromium(path, folder))
+
+
+@pytest.fixture(scope="module")
+def three_path(tmp_path_factory):
+    """The report of three runs; the second has another seed, the third is from Python and has the worst of names."""
+    folder = tmp_path_factory.mktemp("three")
+    first = samples.write(folder / "a")
+    config = {**samples.CONFIG["config"], "seed": 1, "model": EVIL}
+    second = samples.write(folder / "b", lines=samples.ROUNDS[:2], config=config, partition=None)
+    line = samples.ROUNDS[0].replace("client/norms", BAD_METRIC)
+    line = line.replace("[1, 0]", "1")
+    third = samples.write(folder / EVIL, [line], clients=None, experiment=None, git=None, config=None)
+    return report.write([fs.runs.read(each) for each in (first, second, third)], folder / "page" / "report.html")
+
+
+@pytest.fixture(scope="module")
+def three(three_path):
+    return Page(chromium(three_path, three_path.parent))
+
+
+def plain_run(folder, lines=samples.ROUNDS, **config):
+    """A run without what pictures are made of."""
+    return fs.runs.read(samples.write(folder, lines, None, None, None, **config))
+
+
+def driven(path, script, folder):
+    """A copy of the page with a script of ours at its end, which the policy of the page itself would forbid."""
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text())
+    copy = folder / "driven.html"
+    copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
+    return Page(chromium(copy, folder))
+
+
+def test_the_page_draws_every_point_of_the_main_metrics(one):
+    assert one.root.get("data-ready") == "yes"
+    assert "data-error" not in one.root
+    assert one.curves() == {
+        "client/loss": [(0, 3)],  # NaN in round 2
+        "client/accuracy": [(0, 4)],
+        "test/loss": [(0, 1)],  # infinite in round 3
+        "test/accuracy": [(0, 2)],
+    }
+    captions = [text for _, _, text in one.all("figcaption")]
+    assert captions[:4] == ["client/loss", "client/accuracy", "test/loss (1 point off the scale)", "test/accuracy"]
+    assert [option[2] for option in one.all("option")] == [
+        "overview (4 metrics)", "client/loss", "client/accuracy", "test/loss", "test/accuracy", "cohort/clients"
+    ]  # fmt: skip
+
+
+def test_the_summary_holds_the_runs_values(one):
+    rows = one.rows()
+    assert [text for _, _, text in one.all("h1")] == ["quickstart"]
+    assert rows["preset"] == ["default"]
+    assert rows["started"] == ["2026-11-23 22:30"]
+    assert rows["rounds"][0] == "4"
+    assert rows["client/loss"] == ["1round 3; best 1 in round 3"]
+    assert rows["test/loss"] == ["infround 3; best 1.25 in round 1"]
+    assert rows["test/accuracy"] == ["0.6875round 3; best 0.75 in round 1"]
+    assert rows["time"] == ["3.2 s"]  # 2.0 s before the run was resumed, 1.25 s after
+    assert rows["cohort"] == ["2"]
+    assert rows["sampler"] == ["uniform(2)"]
+    assert rows["devices"] == ["2 × cpu"]
+    assert rows["commit"] == ["31add28c0ffee"]
+    assert rows["jax"] == ["0.10.2"]
+    assert rows["simulation: batching"] == ["batch_size 20, epochs 5"]
+    assert one.all("tr", class_="differs") == []
+
+
+def test_the_commands_to_reproduce_and_to_go_on(one, three):
+    run, resume = (text for _, _, text in one.all("pre"))
+    assert run == "fedjax-sim run quickstart --preset default --rounds 4 --alpha 0.3 --model cnn --no-nesterov --seed 0"
+    assert re.fullmatch(r"fedjax-sim resume \S*/run-1 --rounds 8", resume)
+    _, _, evil, unfinished, python = (text for _, _, text in three.all("pre"))
+    assert "--model '<script>" in evil  # quoted for the shell
+    assert re.fullmatch(r"fedjax-sim resume \S*/b", unfinished)
+    assert python.startswith("state = sim.restore(")
+
+
+def test_the_pictures_are_embedded_and_those_that_runs_share_stand_once(one, three):
+    shown = [attributes for _, attributes, _ in one.all("img")]
+    still = "Curves of the main metrics over rounds."  # for readers without scripts
+    assert [image["alt"] for image in shown] == [
+        still, "Each client's latest training metric", "Who holds which examples"
+    ]  # fmt: skip
+    assert all(image["src"].startswith("data:image/png;base64,iVBORw0KGgo") for image in shown)
+    alts = [attributes["alt"] for _, attributes, _ in three.all("img")]
+    assert alts == [still, "Each client's latest training metric: a, b", f"Who holds which examples: a, {EVIL}"]
+
+
+def test_nothing_outside_the_file_is_asked_for(three_path):
+    text = three_path.read_text()
+    assert (
+        re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)|url\(|@import|https?://(?!www\.w3\.org/2000/svg)""", text) == []
+    )
+    assert "default-src 'none'" in text
+
+
+def test_names_from_a_run_do_not_run(three):
+    assert three.root.get("data-ready") == "yes"
+    assert "data-error" not in three.root
+    assert [text for _, _, text in three.all("title")] == ["3 runs"]
+    assert len(three.all("script")) == 2
+    assert [text for _, _, text in three.all("button")] == ["a", "b", EVIL]
+    assert three.rows()["model"] == ["cnn", EVIL, "–"]
+    data = json.loads(three.all("script", type="application/json")[0][2])
+    assert data["runs"][2]["name"] == EVIL
+    assert BAD_METRIC in data["runs"][2]["curves"]
+
+
+def test_runs_are_compared(three):
+    rows = three.rows()
+    assert rows["experiment"] == ["quickstart", "quickstart", "from Python"]
+    assert rows["rounds"][:3] == ["4", "2 of 4", "1 of 4"]
+    assert rows["test/accuracy"] == [
+        "0.6875round 3; best 0.75 in round 1", "0.75round 1; best 0.75 in round 1", "–"
+    ]  # fmt: skip
+    assert [text for _, _, text in three.all("strong")] == ["1", "0.875", "1.25", "0.75"]  # each row's best final value
+    differing = re.findall(r'<tr class="differs"><th scope="row">([^<]*)', three.source)
+    assert differing == ["rounds", "alpha", "model", "nesterov", "seed", "commit"]
+    assert three.curves()["client/accuracy"] == [(0, 4), (1, 2), (2, 1)]
+    assert three.curves()["test/accuracy"] == [(0, 2), (1, 1)]
+
+
+def test_the_metric_is_chosen_and_the_legend_hides_a_run(three_path, tmp_path):
+    script = """
+      const select = document.getElementById("metric");
+      select.value = "client/accuracy";
+      select.dispatchEvent(new Event("change"));
+      document.querySelector("#legend button[data-run='1']").click();
+    """
+    page = driven(three_path, script, tmp_path)
+    assert "data-error" not in page.root
+    assert page.curves() == {"client/accuracy": [(0, 4), (2, 1)]}
+    assert [e[1]["aria-pressed"] for e in page.all("button")] == ["true", "false", "true"]
+
+
+def test_a_logarithmic_axis_has_equal_steps_for_equal_factors(tmp_path):
+    lines = [json.dumps({"round": i, "client/loss": value}) for i, value in enumerate([1000, 100, 10, 1, 0, -1])]
+    run = plain_run(tmp_path / "run", lines)
+    path = report.write([run], tmp_path / "report.html")
+    script = """
+      document.documentElement.dataset.before = document.querySelector("path").getAttribute("d");
+      document.getElementById("log").click();
+    """
+    page = driven(path, script, tmp_path)
+    for d, even in ((page.root["data-before"], False), (page.all("path")[0][1]["d"], True)):
+        heights = [float(each) for each in re.findall(r"[ML]\S+ (\S+?)(?=[ML]|$)", d)][:4]
+        steps = [b - a for a, b in itertools.pairwise(heights)]
+        assert (max(steps) - min(steps) < 0.1) is even
+    assert page.all("figcaption")[0][2] == "client/loss (2 points off the scale)"
+
+
+def test_pointer_and_arrow_keys_read_values(three_path, tmp_path):
+    script = """
+      const first = document.querySelector("[data-metric='client/loss'] svg");
+      first.focus();
+      for (const key of ["ArrowRight", "ArrowRight"]) first.dispatchEvent(new KeyboardEvent("keydown", {key}));
+      const svg = document.querySelector("[data-metric='client/accuracy'] svg"), box = svg.getBoundingClientRect();
+      const at = {clientX: box.right - 12, clientY: box.top + 20, bubbles: true};
+      svg.dispatchEvent(new PointerEvent("pointermove", at));
+    """
+    page = driven(three_path, script, tmp_path)
+    assert page.all("p", id="said")[0][2] == f"client/loss, round 1: a: 1.5; b: 1.5; {EVIL}: 2.25 (round 0)"
+    said = [text for _, attributes, text in page.all("div", class_="tip") if "hidden" not in attributes]
+    assert said == [f"round 3a: 0.875b: 0.5 (round 1){EVIL}: 0.125 (round 0)"]  # the panel under the pointer alone
+    assert len(page.all("line", class_="cursor")) == 4  # and the round in all, but for one that ends before it
+
+
+def test_only_what_differs_can_be_shown(three_path, tmp_path):
+    script = """
+      document.getElementById("differing").click();
+      const shown = [...document.querySelectorAll("#config tbody tr")].filter((row) => row.offsetHeight > 0);
+      document.documentElement.dataset.shown = shown.map((row) => row.firstChild.textContent).join(" ");
+    """
+    assert driven(three_path, script, tmp_path).root["data-shown"] == "rounds alpha model nesterov seed"
+
+
+def test_the_test_would_see_an_error_on_the_page(three_path, tmp_path):
+    assert "broken" in driven(three_path, "throw new Error('broken')", tmp_path).root["data-error"]
+
+
+def test_the_pages_policy_stops_a_script_that_is_not_its_own(three_path, tmp_path):
+    copy = tmp_path / "copy.html"
+    script = "<script>document.documentElement.dataset.taken = 'yes'</script></body>"
+    copy.write_text(three_path.read_text().replace("</body>", script))
+    root = Page(chromium(copy, tmp_path)).root
+    assert root.get("data-ready") == "yes"
+    assert "data-taken" not in root
+
+
+def test_long_curves_are_thinned_and_keep_their_ends(tmp_path):
+    lines = [json.dumps({"round": i, "client/loss": i / 7, "client/one": i if i == 17 else None}) for i in range(5000)]
+    run = plain_run(tmp_path / "run", lines)
+    text = report.page([run])
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text)
+    assert found
+    curves = json.loads(found[1])["runs"][0]["curves"]
+    rounds, values = curves["client/loss"]
+    assert (len(rounds), rounds[0], rounds[-1]) == (2000, 0, 4999)
+    assert values == pytest.approx([each / 7 for each in rounds], rel=1e-5)
+    assert curves["client/one"] == [[17], [17.0]]
+    assert "thinned evenly" in text
+
+
+@pytest.mark.parametrize("lines", [[], ['{"round": 0, "client/loss": null}']], ids=["no round", "NaN alone"])
+def test_a_run_without_a_value_has_a_report_too(lines, tmp_path):
+    run = plain_run(tmp_path / "run", lines, experiment=None, config=None, rounds=9)
+    page = Page(chromium(report.write([run], tmp_path / "report.html"), tmp_path))
+    assert page.root.get("data-ready") == "yes"
+    assert "data-error" not in page.root
+    assert page.rows()["rounds"] == [f"{len(lines)} of 9"]
+    assert page.all("svg") == page.all("img") == []
+
+
+def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
+    runs = [plain_run(tmp_path / each / "run", []) for each in "ab"]
+    headings = re.findall(r"<h3>(.*?)</h3>", report.page([*runs, runs[0]]))
+    assert headings == ["a/run (1)", "b/run", "a/run (2)"]
+
+
+@pytest.mark.parametrize(
+    "seconds, said",
+    [([0.04], "0.0 s"), ([99.94], "99.9 s"), ([100.4], "1 min 40 s"), ([59, 7199.6, 1], "2 h 0 min"), ([], "–")],
+)
+def test_time_is_said_in_fit_units(seconds, said, tmp_path):
+    run = fs.runs.read(samples.write(tmp_path / "run", [], seconds, None, None))
+    rows = Page(report.page([run])).rows()
+    assert rows.get("time", ["–"]) == [said]
+
+
+def test_flags_spell_out_nested_fields_lists_and_switches(tmp_path):
+    config = {
+        "model": {"num_layers": 2, "use_bias": False},
+        "sizes": [1, 2],
+        "nesterov": True,
+        "note": "it's",
+        "lr": None,
+    }
+    source = {"name": "mine", "preset": "fast", "path": "/home/me/my work/config.py"}
+    run = plain_run(tmp_path / "run", [], config=config, experiment=source)
+    assert html.escape(
+        "fedjax-sim run '/home/me/my work/config.py' --preset fast --model.num-layers 2 --model.no-use-bias "
+        """--sizes 1 2 --nesterov --note 'it'"'"'s' --lr None"""
+    ) in report.page([run])
+
+
+def test_no_run_and_no_place_are_errors(tmp_path):
+    with pytest.raises(fs.FedSimError, match=r"runs=\[\]: must hold at least one run"):
+        report.write([], tmp_path / "report.html")
+    run = plain_run(tmp_path / "run", [])
+    with pytest.raises(fs.FedSimError, match="cannot be written"):
+        report.write([run], tmp_path / "run" / "config.json" / "report.html")
+    assert report.write([run], tmp_path / "new" / "folder" / "r.html") == tmp_path / "new" / "folder" / "r.html"

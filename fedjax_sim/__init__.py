@@ -6,6 +6,7 @@ from fedjax_sim import client as client
 from fedjax_sim import data as data
 from fedjax_sim import models as models
 from fedjax_sim import population as population
+from fedjax_sim import runs as runs
 from fedjax_sim import server as server
 from fedjax_sim.algorithms import Algorithm as Algorithm
 from fedjax_sim.algorithms import Phase as Phase
@@ -24,6 +25,8 @@ from fedjax_sim.core.convolution import matmul_convolutions as matmul_convolutio
 from fedjax_sim.core.errors import ClientError as ClientError
 from fedjax_sim.core.errors import FedSimError as FedSimError
 from fedjax_sim.core.errors import NonFiniteUpdateError as NonFiniteUpdateError
+from fedjax_sim.core.errors import RunFolderError as RunFolderError
+from fedjax_sim.core.errors import RunInterrupted as RunInterrupted
 from fedjax_sim.core.types import Aggregate as Aggregate
 from fedjax_sim.core.types import ClientUpdate as ClientUpdate
 from fedjax_sim.core.types import Cohort as Cohort
@@ -38,3 +41,4 @@ from fedjax_sim.engine import evaluate as evaluate
 from fedjax_sim.engine import evaluate_clients as evaluate_clients
 from fedjax_sim.engine import use_cpu_cores as use_cpu_cores
 from fedjax_sim.population import sampler as sampler
+from fedjax_sim.runs import plots as plots

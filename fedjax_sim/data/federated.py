@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.core import rng
+from fedjax_sim.core import html, rng
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.rng import Purpose
 
@@ -56,7 +56,7 @@ class FederatedData:
         >>> import numpy as np, fedjax_sim as fs
         >>> data = fs.data.FederatedData({"x": np.arange(5.0)}, offsets=[0, 2, 2, 5])
         >>> data
-        FederatedData(3 clients, 5 examples, 0..3 each, {'x': 'float64[5]'})
+        FederatedData(3 clients, 5 examples (min 0, median 2, max 3 a client), x: float64[5])
         >>> data.client(2)["x"]
         array([2., 3., 4.])
     """
@@ -165,13 +165,23 @@ class FederatedData:
         check(client < self.num_clients, "client", client, f"there are {self.num_clients} clients.")
         return int(client)
 
+    def _shapes(self) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(self.arrays)
+        name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/") or "array"  # noqa: E731
+        return {name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
+
+    def _spread(self) -> str:
+        return f"min {self.sizes.min()}, median {np.median(self.sizes):g}, max {self.sizes.max()}"
+
     def __repr__(self) -> str:
-        sizes = self.sizes
-        shapes = jax.tree.map(lambda a: f"{a.dtype}[{','.join(map(str, a.shape))}]", self.arrays)
-        return (
-            f"FederatedData({self.num_clients} clients, {self.num_examples} examples, "
-            f"{sizes.min()}..{sizes.max()} each, {shapes})"
-        )
+        shapes = ", ".join(f"{name}: {shape}" for name, shape in self._shapes().items())
+        examples = f"{self.num_examples} examples ({self._spread()} a client)"
+        return f"FederatedData({self.num_clients} clients, {examples}, {shapes})"
+
+    def _repr_html_(self) -> str:
+        counts = {"clients": self.num_clients, "examples": self.num_examples, "examples of a client": self._spread()}
+        arrays = {f"array {name}": shape for name, shape in self._shapes().items()}
+        return html.facts("FederatedData", {**counts, **arrays})
 
 
 def federate(arrays: Any, partition: Partitioner, seed: int = 0, labels: str = "y") -> FederatedData:

@@ -93,6 +93,7 @@ class PlanStats(NamedTuple):
     Attributes:
         clients: clients that train.
         examples: examples they hold, each once.
+        trained: examples of all their steps, epochs counted.
         steps: local steps in all.
         efficiency: real batches / batches computed, padding lanes and shorter neighbours included.
         balance: mean device load / greatest device load, in chunk steps.
@@ -100,6 +101,7 @@ class PlanStats(NamedTuple):
 
     clients: int
     examples: int
+    trained: int
     steps: int
     efficiency: float
     balance: float
@@ -199,6 +201,7 @@ class Planner:
         return plan, PlanStats(
             clients=len(ids),
             examples=int(self._examples[ids].sum()),
+            trained=int(rows.sum()),
             steps=total,
             efficiency=total / computed if computed else 1.0,
             balance=float(longest.mean() / longest.max()) if computed else 1.0,

@@ -6,11 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim.core import html
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.types import Cohort
 from fedjax_sim.data.plan import PlanStats
 from fedjax_sim.engine.round import RoundOutput
+
+SHOWN = 10  # rounds of a history in a notebook
 
 
 class RoundMetrics(Mapping[str, Any]):
@@ -22,6 +25,7 @@ class RoundMetrics(Mapping[str, Any]):
     Attributes:
         round: the round's number.
         cohort: who was drawn.
+        evaluation: what the run's `evaluate` found after this round; empty if it was not asked.
 
     Example:
         >>> import jax.numpy as jnp, optax, fedjax_sim as fs
@@ -39,7 +43,8 @@ class RoundMetrics(Mapping[str, Any]):
         self.round, self.cohort = round, cohort
         self._stats, self._device, self._host = stats, output, None
         self._values: dict[str, Any] = {}
-        self._names = (*output.merged, *_HOST_NAMES)
+        self._own = (*output.merged, *_HOST_NAMES)
+        self.evaluation: dict[str, float] = {}
 
     def _fetched(self) -> RoundOutput:
         if self._host is None:
@@ -47,8 +52,10 @@ class RoundMetrics(Mapping[str, Any]):
         return self._host  # type: ignore[return-value]
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
-            raise KeyError(f"{name!r}: this round has {sorted(self._names)}.")
+        if name in self.evaluation:
+            return self.evaluation[name]
+        if name not in self._own:
+            raise KeyError(f"{name!r}: this round has {sorted(self)}.")
         if name not in self._values:
             if name in _HOST_NAMES:
                 value = _HOST_NAMES[name](self._stats, self._fetched)
@@ -58,10 +65,11 @@ class RoundMetrics(Mapping[str, Any]):
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        yield from self._own
+        yield from (name for name in self.evaluation if name not in self._own)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(list(iter(self)))
 
     @property
     def client_ids(self) -> np.ndarray:
@@ -84,9 +92,17 @@ class RoundMetrics(Mapping[str, Any]):
         finite = self._fetched().finite
         return sorted(int(k) for k in np.asarray(self.cohort.ids)[~finite])
 
+    def main_names(self) -> list[str]:
+        """What is shown of a round: the numbers of its clients' training, and those that were evaluated."""
+        names = [name for name in self._own if name.startswith("client/")]
+        return [name for name in dict.fromkeys([*names, *self.evaluation]) if _is_number(self[name])]
+
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}: {_short(self[name])}" for name in self)
-        return f"RoundMetrics(round {self.round}, {values})"
+        values = "".join(f", {name} {_short(self[name])}" for name in self.main_names())
+        return f"RoundMetrics(round {self.round}, {self['cohort/clients']} clients{values})"
+
+    def _repr_html_(self) -> str:
+        return html.facts(f"Round {self.round}", {name: _short(self[name]) for name in self})
 
 
 _HOST_NAMES = {
@@ -95,6 +111,7 @@ _HOST_NAMES = {
     "cohort/contributed": lambda stats, fetched: int(fetched().count),
     "cohort/weight": lambda stats, fetched: float(fetched().weight),
     "cohort/nonfinite": lambda stats, fetched: int((~fetched().finite).sum()),
+    "plan/examples": lambda stats, fetched: stats.trained,
     "plan/steps": lambda stats, fetched: stats.steps,
     "plan/efficiency": lambda stats, fetched: stats.efficiency,
     "plan/balance": lambda stats, fetched: stats.balance,
@@ -112,23 +129,17 @@ class History(Mapping[str, np.ndarray]):
 
     def __init__(self, rounds: list[RoundMetrics] | None = None):
         self.rounds: list[RoundMetrics] = list(rounds or [])
-        self.evaluations: dict[int, dict[str, float]] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name == "round":
             return np.asarray([metrics.round for metrics in self.rounds])
-        evaluated = {key for values in self.evaluations.values() for key in values}
-        if name in evaluated:
-            rows = [self.evaluations.get(m.round, {}).get(name, np.nan) for m in self.rounds]
-            return np.asarray(rows)
-        if self.rounds and name not in self.rounds[0]:
+        if not any(name in metrics for metrics in self.rounds):
             raise KeyError(f"{name!r}: the history has {sorted(self)}.")
-        return np.asarray([metrics[name] for metrics in self.rounds])
+        return np.asarray([metrics.get(name, np.nan) for metrics in self.rounds])
 
     def __iter__(self) -> Iterator[str]:
         yield "round"
-        yield from dict.fromkeys(key for values in self.evaluations.values() for key in values)
-        yield from self.rounds[0] if self.rounds else ()
+        yield from dict.fromkeys(name for metrics in self.rounds for name in metrics)
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -141,11 +152,32 @@ class History(Mapping[str, np.ndarray]):
             raise ArgumentError('history.to_pandas() needs pandas: pip install "fedjax-sim[pandas]".') from error
         return pandas.DataFrame({name: list(self[name]) for name in self}).set_index("round")
 
+    def _main(self) -> dict[str, list[Any]]:
+        """The main columns, None where a round has no value."""
+        names = dict.fromkeys(name for metrics in self.rounds for name in metrics.main_names())
+        return {name: [metrics.get(name) for metrics in self.rounds] for name in names}
+
+    def _span(self) -> str:
+        first, last = self.rounds[0].round, self.rounds[-1].round
+        return f"1 round ({first})" if len(self.rounds) == 1 else f"{len(self.rounds)} rounds ({first} to {last})"
+
     def __repr__(self) -> str:
         if not self.rounds:
             return "History(no rounds)"
-        last = self.rounds[-1]
-        return f"History({len(self.rounds)} rounds, last: {last!r})"
+        ends = ""
+        for name, column in self._main().items():
+            values = [_short(value) for value in column if value is not None]
+            ends += f"; {name} " + " -> ".join(values[:1] + values[1:][-1:])
+        return f"History({self._span()}{ends})"
+
+    def _repr_html_(self) -> str:
+        if not self.rounds:
+            return html.facts("History", {"rounds": 0})
+        main = self._main()
+        curves = [html.sparkline([np.nan if value is None else value for value in column]) for column in main.values()]
+        rows = zip([metrics.round for metrics in self.rounds], *main.values(), strict=True)
+        last = [["" if value is None else _short(value) for value in row] for row in list(rows)[-SHOWN:]]
+        return html.table(f"History, {self._span()}", ["round", *main], [["all", *curves], *last])
 
 
 def _value(metric: Metric) -> Any:
@@ -153,5 +185,12 @@ def _value(metric: Metric) -> Any:
     return float(value) if np.ndim(value) == 0 else value
 
 
+def _is_number(value: Any) -> bool:
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiub"
+
+
 def _short(value: Any) -> str:
+    if np.ndim(value):
+        return f"{np.asarray(value).dtype}[{','.join(map(str, np.shape(value)))}]"
+    value = np.asarray(value).item()
     return f"{value:.4g}" if isinstance(value, float) else str(value)

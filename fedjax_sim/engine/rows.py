@@ -34,6 +34,17 @@ def make_table(template: Any, num_clients: int, devices: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (count, *jnp.shape(leaf))), template)
 
 
+def trim(rows: ClientRows, num_clients: int) -> ClientRows:
+    """The tables without their padding."""
+    return jax.tree.map(lambda table: table[:num_clients], rows)
+
+
+def pad(rows: ClientRows, num_clients: int, devices: int) -> ClientRows:
+    """Trimmed tables on the host, with the padding that so many devices need."""
+    missing = rows_per_device(num_clients, devices) * devices - num_clients
+    return jax.tree.map(lambda table: np.pad(table, [(0, missing)] + [(0, 0)] * (table.ndim - 1)), rows)
+
+
 def client_row(rows: ClientRows, client: int) -> Any:
     """The algorithm's row of one client, on the host.
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -11,18 +13,21 @@ import numpy as np
 
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
-from fedjax_sim.core.errors import ArgumentError, FedSimError, NonFiniteUpdateError, check, check_count
+from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check, check_count
 from fedjax_sim.core.pytree import strong
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Cohort, Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape, PlanStats
 from fedjax_sim.engine import debug as debug_lib
-from fedjax_sim.engine import mapping
+from fedjax_sim.engine import describe, mapping, recording
 from fedjax_sim.engine import rows as rows_lib
 from fedjax_sim.engine.history import History, RoundMetrics
+from fedjax_sim.engine.recording import Callback, Recording
 from fedjax_sim.engine.round import DeviceState, RoundOutput, make_round, payload_shapes
+from fedjax_sim.engine.run import Evaluate, Schedule, run_rounds
 from fedjax_sim.population.sampling import Sampler
+from fedjax_sim.runs.folder import RunFolder
 
 
 class Simulation:
@@ -44,6 +49,7 @@ class Simulation:
             phases, from the failing one on its own) and record it. A client's new row counts as its update.
         debug: run each client alone and eagerly before each round, so that an error in a client function names
             the client and its batch.
+        evaluate: `params -> dict of numbers`: what `run` evaluates, unless it is told otherwise.
 
     Raises:
         ArgumentError: parts that do not fit together.
@@ -72,6 +78,7 @@ class Simulation:
         rounds_per_dispatch: int | Literal["auto"] = "auto",
         on_nonfinite: Literal["raise", "drop"] = "raise",
         debug: bool = False,
+        evaluate: Evaluate | None = None,
     ):
         for name, value, kind in (
             ("algorithm", algorithm, Algorithm),
@@ -89,6 +96,7 @@ class Simulation:
         )
         self.algorithm, self.data, self.sampler, self.batching = algorithm, data, sampler, batching
         self.seed, self.on_nonfinite, self.debug = int(seed), on_nonfinite, debug
+        self.evaluate = evaluate
 
         self._phases = algorithm.passes()
         self._sampler_state = sampler.init(data.num_clients)
@@ -102,12 +110,13 @@ class Simulation:
 
         self._mesh = mapping.client_mesh(devices)
         self.devices = tuple(self._mesh.devices.flat)
-        params = jax.eval_shape(algorithm.task.init, jax.random.key(0))
-        server, row = jax.eval_shape(algorithm.init, params)
+        self.model = jax.eval_shape(algorithm.task.init, jax.random.key(0))
+        server, row = jax.eval_shape(algorithm.init, self.model)
         self._capacity = int(sampler.capacity(data.num_clients))
         per_device = -(-self._capacity // len(self.devices))
+        self.lanes_chosen = lanes == "auto"
         if lanes == "auto":
-            lanes = mapping.auto_lanes(pytree.size(params), self.devices[0].platform, per_device)
+            lanes = mapping.auto_lanes(pytree.size(self.model), self.devices[0].platform, per_device)
         check_count("lanes", lanes, advice='or "auto".')
         self.lanes = min(int(lanes), max(per_device, 1))
         if rounds_per_dispatch == "auto":
@@ -146,19 +155,9 @@ class Simulation:
         """
         if params is None:
             params = jax.jit(self.algorithm.task.init)(rng.key(self.seed, Purpose.INIT))
-        like = jax.eval_shape(self.algorithm.task.init, jax.random.key(0))
-        _check_params(like, params)
-        num_clients, devices = self.data.num_clients, len(self.devices)
-
-        def make(params: Params) -> DeviceState:
-            params = jax.tree.map(lambda p, like: jnp.array(p, like.dtype, copy=True), params, like)
-            server, row = self.algorithm.init(params)
-            states, aggregator_rows = self._aggregator_init()
-            table = functools.partial(rows_lib.make_table, num_clients=num_clients, devices=devices)
-            return strong(DeviceState(server, states, ClientRows(table(row), table(aggregator_rows))))
-
-        out = self._placement(jax.eval_shape(make, params))
-        made = jax.jit(make, out_shardings=out)(mapping.replicate(self._mesh, params))
+        _check_params(self.model, params)
+        out = self._placement(jax.eval_shape(self._make, params))
+        made = jax.jit(self._make, out_shardings=out)(mapping.replicate(self._mesh, params))
         return RoundState(
             round=0,
             seed=self.seed,
@@ -167,6 +166,65 @@ class Simulation:
             sampler=self._sampler_state,
             rows=made.rows,
         )
+
+    def save(self, folder: str | os.PathLike[str], state: RoundState) -> None:
+        """Write a checkpoint of a state; it is on the disk when this returns.
+
+        Args:
+            folder: made if need be; a run's folder, or any other.
+            state: from `init`, `step` or `run`.
+
+        Raises:
+            RunFolderError: the folder cannot be written, is in use, or holds another state of the same round.
+
+        Example:
+            >>> import tempfile, jax.numpy as jnp, optax, fedjax_sim as fs
+            >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+            >>> data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+            >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
+            >>> state, _ = sim.run(sim.init(), rounds=2)
+            >>> folder = tempfile.mkdtemp()
+            >>> sim.save(folder, state)
+            >>> sim.restore(folder).round
+            2
+        """
+        recording.save(self, Path(folder), state)
+
+    def restore(self, folder: str | os.PathLike[str], round: int | None = None) -> RoundState:
+        """The state of a folder's newest checkpoint, or of a given round's.
+
+        A damaged one is left aside for the one before it, with a warning. Lanes that were chosen automatically are
+        chosen as they were, if the number of devices is the same: then the run goes on bit by bit as it would have.
+
+        Args:
+            folder: of `save`, or of a run.
+            round: rounds of the state; None for the newest.
+
+        Raises:
+            RunFolderError: no checkpoint there, none that can be read, or one of another simulation.
+        """
+        return recording.restore(self, Path(folder), round)
+
+    def blank(self) -> RoundState:
+        """Shapes of a state, as it is on any number of devices: what a checkpoint is read into."""
+        made = jax.eval_shape(self._make, self.model)
+        rows = jax.eval_shape(functools.partial(rows_lib.trim, num_clients=self.data.num_clients), made.rows)
+        return RoundState(0, self.seed, made.server, made.aggregator, self._sampler_state, rows)
+
+    def placed(self, state: RoundState) -> RoundState:
+        """A state from the host, where rounds leave it."""
+        rows = rows_lib.pad(state.rows, self.data.num_clients, len(self.devices))
+        host = DeviceState(state.server, state.aggregator, rows)
+        made = jax.device_put(host, self._placement(host))
+        return _replace(state, server=made.server, aggregator=made.aggregator, rows=made.rows)
+
+    def _make(self, params: Params) -> DeviceState:
+        """The first state, of any model."""
+        params = jax.tree.map(lambda p, like: jnp.array(p, like.dtype, copy=True), params, self.model)
+        server, row = self.algorithm.init(params)
+        states, aggregator_rows = self._aggregator_init()
+        table = functools.partial(rows_lib.make_table, num_clients=self.data.num_clients, devices=len(self.devices))
+        return strong(DeviceState(server, states, ClientRows(table(row), table(aggregator_rows))))
 
     def _aggregator_init(self) -> tuple[Any, Any]:
         made = [
@@ -202,88 +260,53 @@ class Simulation:
         state: RoundState,
         rounds: int,
         *,
-        evaluate: Callable[[Params], dict[str, float]] | None = None,
+        evaluate: Evaluate | None = None,
         eval_every: int | None = None,
-        callbacks: Iterable[Callable[[RoundMetrics], None]] = (),
+        run_dir: str | os.PathLike[str] | RunFolder | None = None,
+        checkpoint_every: int | None = None,
+        callbacks: Iterable[Callback] = (),
     ) -> tuple[RoundState, History]:
         """That many more rounds: `(state, history)`. The given state stays usable.
 
-        Later rounds are planned while the devices compute.
+        Later rounds are planned while the devices compute. With a folder, the run shows its progress and keeps its
+        configuration, metrics, checkpoints, TensorBoard events and plots there (`fedjax_sim.runs.folder`); Ctrl-C
+        then finishes the round, saves it and raises `RunInterrupted`. A run goes on in its folder from
+        `state = sim.restore(folder)`.
 
         Args:
-            state: from `init`, `step` or `run`.
+            state: from `init`, `step`, `run` or `restore`.
             rounds: additional rounds; 0 gives the state back.
             evaluate: `params -> dict of numbers`, called after every `eval_every` rounds and after the last;
-                its values are columns of the history.
+                its values join the round's metrics. None for the simulation's own.
             eval_every: None for after the last round alone.
-            callbacks: called with each finished round's metrics, in order.
+            run_dir: a folder for the run, made if need be; or an `fs.runs.RunFolder`.
+            checkpoint_every: rounds between checkpoints, of which the last three are kept; None for one at the
+                start and one at the end.
+            callbacks: functions of each finished round's metrics, in order; or `fs.runs.Logger`s.
 
         Raises:
             NonFiniteUpdateError: under `on_nonfinite="raise"`.
-            FedSimError: this and any other of ours holds the last good state and the history, `.state`, `.history`.
+            RunFolderError: the folder cannot be written, is in use, or holds another run.
+            RunInterrupted: by Ctrl-C or SIGTERM, with a folder.
+            Any exception that ends a run has the last good state and the history as `.state` and `.history`.
         """
         check_count("rounds", rounds, minimum=0)
-        if eval_every is not None:
-            check_count("eval_every", eval_every)
-        history, callbacks = History(), tuple(callbacks)
-        end, copy = state.round + rounds, self._copy_if_donated
-        # One dispatch is in flight while the one before it is checked; states that hold rows are not kept twice.
-        ahead = not self._has_rows and self.sampler.observe is None
-        good: RoundState = state
-        pending: list[tuple[RoundState, list[RoundMetrics]]] = []
-
-        def record(rounds: list[RoundMetrics]) -> None:
-            for metrics in rounds:
-                history.rounds.append(metrics)
-                for callback in callbacks:
-                    callback(metrics)
-
-        def settle(after: RoundState, metrics: list[RoundMetrics]) -> RoundState:
-            if self.on_nonfinite == "raise":
-                try:
-                    self._raise_nonfinite(metrics)
-                except NonFiniteUpdateError as error:
-                    error.state, again = self._replay(good, error.round)
-                    record(again)
-                    error.history = history
-                    raise
-            record(metrics)
-            return self._observed(after, metrics[-1])
-
-        plan = functools.partial(self._plan, slots=self.rounds_per_dispatch)
-        plans = plan(state, self._block(state.round, end, eval_every)) if rounds else None
-        try:
-            while plans is not None:
-                state, metrics = self._dispatch(state, plans, copy)
-                pending.append((state, metrics))
-                copy = _unchanged
-                block = self._block(state.round, end, eval_every)
-                plans = plan(state, block) if block and self.sampler.observe is None else None
-                due = state.round == end or (eval_every and state.round % eval_every == 0)
-                keep = 1 if ahead and not due else 0
-                while len(pending) > keep:
-                    good = settle(*pending.pop(0))
-                state = state if keep else good
-                if due and evaluate is not None:
-                    history.evaluations[state.round - 1] = dict(evaluate(self._copy_if_donated(self.params(state))))
-                if plans is None and block:
-                    plans = plan(state, block)
-        except FedSimError as error:  # no finished round is lost
-            while pending and error.state is None:
-                good = settle(*pending.pop(0))
-            if error.state is None:
-                error.state, error.history = good, history
-            raise
-        return state, history
+        for name, value in (("eval_every", eval_every), ("checkpoint_every", checkpoint_every)):
+            if value is not None:
+                check_count(name, value)
+        check(
+            checkpoint_every is None or run_dir is not None,
+            "checkpoint_every",
+            checkpoint_every,
+            "needs run_dir=, a folder for the checkpoints.",
+        )
+        schedule = Schedule(state.round + rounds, self.rounds_per_dispatch, eval_every, checkpoint_every)
+        with Recording(self, callbacks, run_dir).of(state, rounds) as record:
+            return run_rounds(self, state, schedule, evaluate or self.evaluate, record)
 
     def params(self, state: RoundState) -> Params:
         """The model in a state: `algorithm.params(state.server)`."""
         return self.algorithm.params(state.server)
-
-    def _block(self, now: int, end: int, eval_every: int | None) -> int:
-        """Rounds of the next dispatch: none across an evaluation."""
-        block = min(self.rounds_per_dispatch, end - now)
-        return block if eval_every is None else min(block, eval_every - now % eval_every)
 
     def _plan(self, state: RoundState, count: int, slots: int) -> "_Plans":
         """Cohorts and plans of the next rounds; all of one capacity, so that they share a dispatch of `slots`."""
@@ -401,10 +424,10 @@ class Simulation:
         return sum(program._cache_size() for program in self._programs.values())  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
-        return (
-            f"Simulation({self.data!r}, {self.sampler.name}, {self.batching}, seed={self.seed}, "
-            f"{len(self.devices)} {self.devices[0].platform} device(s) x {self.lanes} lanes)"
-        )
+        return describe.text(self)
+
+    def _repr_html_(self) -> str:
+        return describe.table(self)
 
 
 class _Plans:
@@ -446,10 +469,6 @@ def _compile_block(one_round: Callable[..., Any], shape: PlanShape, slots: int, 
 @jax.jit
 def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
-
-
-def _unchanged(tree: Any) -> Any:
-    return tree
 
 
 def _replace(state: RoundState, **changes: Any) -> RoundState:

@@ -1,0 +1,204 @@
+"""Checkpoints of a run, by Orbax: a round's whole state in one commit, with digests that tell damage."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.errors import RunFolderError
+from fedjax_sim.core.types import RoundState
+
+Record = dict[str, Any]
+"""What a checkpoint says of itself: `round`, `seed`, `ledger`, `digests`, `empty`, `layout`, `simulation`."""
+
+
+class Checkpoints:
+    """The checkpoints of a folder, named by round; the newest three are kept.
+
+    A save copies the state to the host and returns; files are written behind, in a temporary folder that is renamed
+    when it is whole. One that was interrupted is no checkpoint.
+
+    Args:
+        folder: where they are; made when first written to.
+        read_only: to look, and change nothing.
+    """
+
+    KEPT = 3
+
+    def __init__(self, folder: Path, read_only: bool = False):
+        self.folder, self._manager = Path(folder), None
+        if read_only and not self.folder.is_dir():
+            return
+        from orbax import checkpoint as ocp
+
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else self.KEPT,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        with _explained(f"the checkpoints in {self.folder} cannot be opened"):
+            self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+
+    def rounds(self) -> list[int]:
+        """Rounds of the whole checkpoints, newest first; damage is found on reading."""
+        return sorted(self._manager.all_steps(), reverse=True) if self._manager else []
+
+    def save(self, state: RoundState, facts: Mapping[str, Any]) -> None:
+        """Begin to save a state; `facts` join its record.
+
+        Raises:
+            RunFolderError: this save or the one before it could not be written.
+        """
+        from orbax import checkpoint as ocp
+
+        leaves = host_leaves(state)
+        record = {
+            "round": state.round,
+            "seed": state.seed,
+            "ledger": state.ledger,
+            "digests": _digests(leaves),
+            "empty": {name: [str(leaf.dtype), leaf.shape] for name, leaf in leaves.items() if not leaf.size},
+            **facts,
+        }
+        arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax saves none of size zero
+        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
+        with _explained(f"the checkpoint of round {state.round} in {self.folder} could not be written"):
+            self._manager.save(state.round, args=items, force=True)  # type: ignore[union-attr]
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk.
+
+        Raises:
+            RunFolderError: it could not be written.
+        """
+        if self._manager:
+            with _explained(f"a checkpoint in {self.folder} could not be written"):
+                self._manager.wait_until_finished()
+
+    def read(self, round: int) -> tuple[dict[str, np.ndarray], Record]:
+        """The leaves of a checkpoint, by path, and its record.
+
+        Raises:
+            RunFolderError: it is damaged.
+        """
+        from orbax import checkpoint as ocp
+
+        with _explained(f"the checkpoint of round {round} in {self.folder} is damaged"):
+            items = ocp.args.Composite(record=ocp.args.JsonRestore())
+            record = self._manager.restore(round, args=items)["record"]  # type: ignore[union-attr]
+            items = ocp.args.Composite(state=ocp.args.StandardRestore())
+            leaves = self._manager.restore(round, args=items)["state"]  # type: ignore[union-attr]
+            leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+            leaves |= {name: np.zeros(shape, jnp.dtype(dtype)) for name, (dtype, shape) in record["empty"].items()}
+            if _digests(leaves) != record["digests"]:
+                raise ValueError("it does not hold what was saved")
+        return leaves, record
+
+    def newest(self) -> Iterator[tuple[int, dict[str, np.ndarray], Record] | RunFolderError]:
+        """From the newest on: a whole checkpoint's round, leaves and record, or what is wrong with it."""
+        for round in self.rounds():
+            try:
+                leaves, record = self.read(round)
+            except RunFolderError as error:
+                yield error
+            else:
+                yield round, leaves, record
+
+    def remove(self, round: int) -> None:
+        """Delete a checkpoint."""
+        with _explained(f"the checkpoint of round {round} in {self.folder} cannot be removed"):
+            self._manager.delete(round)  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """Wait for what is being written, and let go of the folder."""
+        if self._manager:
+            with _explained(f"a checkpoint in {self.folder} could not be written"):
+                self._manager.close()
+
+
+def host_leaves(state: RoundState) -> dict[str, np.ndarray]:
+    """Copies on the host of a state's leaves, by path."""
+    tree = {part: getattr(state, part) for part in ("server", "aggregator", "sampler", "rows")}
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    names = [jax.tree_util.keystr(path) for path, _ in paths]
+    fetched = jax.device_get([_plain(leaf) for _, leaf in paths])
+    return {name: np.array(leaf, copy=True) for name, leaf in zip(names, fetched, strict=True)}
+
+
+def fill(like: RoundState, leaves: dict[str, np.ndarray], record: Record) -> RoundState:
+    """The state of a checkpoint, on the host, in the structure of `like`, whose leaves may be shapes.
+
+    Raises:
+        RunFolderError: the checkpoint holds something else.
+    """
+    tree = {part: getattr(like, part) for part in ("server", "aggregator", "sampler", "rows")}
+    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+    expected = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
+    if expected.keys() != leaves.keys():
+        missing, more = sorted(expected.keys() - leaves.keys()), sorted(leaves.keys() - expected.keys())
+        raise RunFolderError(
+            f"the checkpoint is of another algorithm, model or sampler: it lacks {missing[:3]} and has {more[:3]} "
+            "besides. Build the simulation as it was built then."
+        )
+    filled = [_like(name, leaf, leaves[name]) for name, leaf in expected.items()]
+    parts = jax.tree_util.tree_unflatten(structure, filled)
+    return RoundState(round=int(record["round"]), seed=int(record["seed"]), ledger=record["ledger"], **parts)
+
+
+def _like(name: str, like: Any, leaf: np.ndarray) -> Any:
+    if isinstance(like, bool | int | float):
+        return type(like)(leaf)
+    if _is_key(like):
+        return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(like))
+    if leaf.shape != like.shape or leaf.dtype != like.dtype:
+        raise RunFolderError(
+            f"the checkpoint's {name} is {leaf.dtype}{list(leaf.shape)}: this simulation's is "
+            f"{like.dtype}{list(like.shape)}. Build the simulation as it was built then."
+        )
+    return leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def digests(state: RoundState) -> dict[str, str]:
+    """Digests of a state's leaves, by path: those of its checkpoint's record."""
+    return _digests(host_leaves(state))
+
+
+def _digests(leaves: dict[str, np.ndarray]) -> dict[str, str]:
+    return {name: _digest(leaf) for name, leaf in leaves.items()}
+
+
+def _digest(leaf: np.ndarray) -> str:
+    """Of dtype, shape and bytes."""
+    digest = hashlib.blake2b(f"{leaf.dtype}{leaf.shape}".encode(), digest_size=16)
+    digest.update(leaf.tobytes())
+    return digest.hexdigest()
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Its failures are raised as `RunFolderError`s; their tracebacks need not be logged as well."""
+    return "orbax" not in Path(record.pathname).parts
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Whatever Orbax and the disk raise becomes a `RunFolderError` that says what was tried."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RunFolderError(f"{what}: {reason}") from error

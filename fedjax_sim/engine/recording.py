@@ -1,0 +1,270 @@
+"""What a run keeps and shows while it goes on: callbacks and, with a folder, files, checkpoints and progress."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.core import pytree
+from fedjax_sim.core.errors import RunFolderError
+from fedjax_sim.core.types import RoundState
+from fedjax_sim.engine.checkpoint import Checkpoints, digests, fill
+from fedjax_sim.engine.history import RoundMetrics
+from fedjax_sim.engine.rows import trim
+from fedjax_sim.runs import loggers
+from fedjax_sim.runs.folder import RunFolder, differing, read, writing
+from fedjax_sim.runs.progress import Progress
+
+Callback = Callable[[RoundMetrics], None] | loggers.Logger
+"""A function of a round's metrics, or an `fs.runs.Logger`."""
+
+CHECKPOINTS = "checkpoints"
+
+
+def facts(sim: Any) -> dict[str, Any]:
+    """What a simulation is, in plain values: a run goes on only with the same."""
+    return {
+        "clients": sim.data.num_clients,
+        "examples": sim.data.num_examples,
+        "sizes": zlib.crc32(sim.data.offsets.tobytes()),
+        "parameters": pytree.size(sim.model),
+        "sampler": sim.sampler.name,
+        "batching": dataclasses.asdict(sim.batching),
+        "seed": sim.seed,
+        "on_nonfinite": sim.on_nonfinite,
+        "lanes": sim.lanes,
+        "rounds_per_dispatch": sim.rounds_per_dispatch,
+    }
+
+
+def save(sim: Any, folder: Path, state: RoundState) -> None:
+    """One checkpoint, on the disk when this returns."""
+    with RunFolder(folder).held():
+        checkpoints = Checkpoints(folder / CHECKPOINTS)
+        with contextlib.closing(checkpoints):
+            if state.round in checkpoints.rounds():
+                _check_same(folder, _portable(sim, state), checkpoints.read(state.round)[1])
+            else:
+                checkpoints.save(_portable(sim, state), _layout(sim))
+            checkpoints.wait()
+
+
+class Recording:
+    """Records rounds; with a folder, the run's own files come first and the user's callbacks after them.
+
+    Attributes:
+        stopped_by: the signal that asked the run to stop after its round, or None.
+    """
+
+    def __init__(self, sim: Any, callbacks: Iterable[Callback], run_dir: Any = None):
+        self.sim, self.callbacks = sim, list(callbacks)
+        self.folder = run_dir if isinstance(run_dir, RunFolder) or run_dir is None else RunFolder(run_dir)
+        self.stopped_by: signal.Signals | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._progress: Progress | None = None
+        self._saved: int | None = None
+
+    @contextlib.contextmanager
+    def of(self, state: RoundState, rounds: int) -> Iterator["Recording"]:
+        """Open all that the recording needs for that many rounds from `state`; close it, whatever happens."""
+        with contextlib.ExitStack() as stack:
+            config: dict[str, Any] = {"simulation": facts(self.sim)}
+            if self.folder is not None:
+                stack.enter_context(self.folder.held())
+                self._open_folder(self.folder, state, rounds, stack)
+                config = read(self.folder.path).config
+            for callback in self.callbacks:
+                if hasattr(callback, "open"):
+                    callback.open(self.folder and self.folder.path, config, state.round)  # type: ignore[union-attr]
+                    stack.enter_context(_closing(callback))
+            if self.folder is not None:
+                if self._saved is None:
+                    self.checkpoint(state)
+                self._progress = stack.enter_context(Progress(self.folder.path.name, state.round, rounds))
+                stack.enter_context(self._heeding_signals())
+            yield self
+
+    def _open_folder(self, folder: RunFolder, state: RoundState, rounds: int, stack: contextlib.ExitStack) -> None:
+        path = folder.path
+        checkpoints = stack.enter_context(_closing(Checkpoints(path / CHECKPOINTS)))
+        damaged, good = [], None
+        for found in checkpoints.newest():
+            if not isinstance(found, RunFolderError):
+                good = found
+                break
+            damaged.append(found)
+        if good is not None:
+            _check_same(path, _portable(self.sim, state), good[2])
+        elif damaged:
+            raise RunFolderError(f"{path} holds no checkpoint that can be read: {damaged[0]}. Choose another folder.")
+        devices = self.sim.devices
+        described = {
+            "platform": devices[0].platform,
+            "kind": getattr(devices[0], "device_kind", devices[0].platform),
+            "count": len(devices),
+        }
+        folder.describe(facts(self.sim), described, state.round + rounds)
+        for round in checkpoints.rounds():
+            if round > state.round:
+                checkpoints.remove(round)
+        folder.truncate(state.round)
+        self._saved = None if good is None else state.round
+        self._checkpoints = checkpoints
+        own = [loggers.JsonLines(), loggers.ClientTable(self.sim.data.client_ids), loggers.TensorBoard()]
+        self.callbacks = [*own, *self.callbacks]
+        if not (path / "partition.npz").exists():
+            from fedjax_sim.runs.plots import label_counts
+
+            with writing(path):
+                with open(path / ".partition.npz.new", "wb") as file:
+                    np.savez(file, **label_counts(self.sim.data))  # type: ignore[arg-type]
+                os.replace(path / ".partition.npz.new", path / "partition.npz")
+
+    @contextlib.contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        """Ctrl-C or SIGTERM ends the run after its round; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: Any) -> None:
+            if self.stopped_by is not None:
+                raise KeyboardInterrupt
+            self.stopped_by = signal.Signals(number)
+            os.write(2, b"\nstopping after this round; once more to stop at once\n")  # safe inside a handler
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def say(self, message: str) -> None:
+        """What is going on now."""
+        if self._progress is not None:
+            self._progress.say(message)
+
+    def round(self, metrics: RoundMetrics) -> None:
+        """A finished round."""
+        for callback in self.callbacks:
+            callback(metrics)
+        if self._progress is not None:
+            self._progress.round(metrics)
+
+    def checkpoint(self, state: RoundState) -> None:
+        """Save a state whose rounds were all recorded."""
+        if self._checkpoints is None or self._saved == state.round:
+            return
+        for callback in self.callbacks:
+            if hasattr(callback, "flush"):
+                callback.flush()  # type: ignore[union-attr]
+        self._checkpoints.save(_portable(self.sim, state), _layout(self.sim))
+        self._saved = state.round
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk."""
+        if self._checkpoints is not None:
+            saved, self._saved = self._saved, None
+            self._checkpoints.wait()
+            self._saved = saved
+
+    def finish(self, state: RoundState) -> None:
+        """The last state is safe, and what the folder shows is drawn."""
+        self.checkpoint(state)
+        if self._checkpoints is None or self.folder is None:
+            return
+        self.wait()
+        self.say("drawing")
+        from fedjax_sim.runs import plots
+
+        try:
+            plots.save_all(read(self.folder.path))
+        except Exception as error:  # the run itself is whole
+            self._progress.note(f"the plots could not be drawn: {error}")  # type: ignore[union-attr]
+
+    def how_to_go_on(self, state: RoundState) -> str:
+        """Where the state is, for a message."""
+        if self.folder is None or self._saved != state.round:
+            return "The state after the last finished round is this exception's .state."
+        path = self.folder.path
+        command = f"fedjax-sim resume {path}" if self.folder.experiment else f"state = sim.restore({str(path)!r})"
+        return f"{state.round} rounds are saved in {path}; to go on: {command}"
+
+
+@contextlib.contextmanager
+def _closing(what: Any) -> Iterator[Any]:
+    """Close it at the end; what goes wrong then does not hide an error that ended the run."""
+    try:
+        yield what
+    except BaseException as error:
+        try:
+            what.close()
+        except Exception as another:
+            error.add_note(f"While {type(what).__name__} was being closed: {another}")
+        raise
+    what.close()
+
+
+def _portable(sim: Any, state: RoundState) -> RoundState:
+    """The state as it would be on any number of devices."""
+    return dataclasses.replace(state, rows=trim(state.rows, sim.data.num_clients))
+
+
+def _layout(sim: Any) -> dict[str, Any]:
+    return {"simulation": facts(sim), "layout": {"devices": len(sim.devices), "lanes": sim.lanes}}
+
+
+def _check_same(path: Path, state: RoundState, record: dict[str, Any]) -> None:
+    """The state is the checkpoint's."""
+    if record["round"] != state.round:
+        raise RunFolderError(
+            f"{path} holds a run of {record['round']} rounds, and this state is at round {state.round}: go on from "
+            f"state = sim.restore({str(path)!r}), or choose another folder."
+        )
+    if record["digests"] != digests(state):
+        raise RunFolderError(
+            f"{path} holds another state of round {state.round}: go on from state = sim.restore({str(path)!r}), or "
+            "choose another folder."
+        )
+
+
+def restore(sim: Any, folder: Path, round: int | None) -> RoundState:
+    """`sim.restore`."""
+    checkpoints = Checkpoints(folder / CHECKPOINTS, read_only=True)
+    with contextlib.closing(checkpoints):
+        rounds = checkpoints.rounds()
+        if not rounds:
+            raise RunFolderError(f"{folder} holds no checkpoint.")
+        if round is not None:
+            if round not in rounds:
+                raise RunFolderError(f"{folder} holds checkpoints of rounds {rounds[::-1]}, and none of round {round}.")
+            leaves, record = checkpoints.read(round)
+            return _restored(sim, folder, leaves, record)
+        damaged = []
+        for found in checkpoints.newest():
+            if isinstance(found, RunFolderError):
+                damaged.append(found)
+                continue
+            if damaged:
+                warnings.warn(f"{damaged[0]}. Going on from round {found[0]}.", stacklevel=3)
+            return _restored(sim, folder, *found[1:])
+    raise RunFolderError(f"{folder} holds no checkpoint that can be read: {damaged[0]}.")
+
+
+def _restored(sim: Any, folder: Path, leaves: dict[str, np.ndarray], record: dict[str, Any]) -> RoundState:
+    """The state of a checkpoint, where rounds leave it."""
+    differences = differing(record["simulation"], facts(sim))
+    if differences:
+        raise RunFolderError(f"{folder} holds a run of another simulation: {differences}.")
+    if sim.lanes_chosen and record["layout"]["devices"] == len(sim.devices):
+        sim.lanes = record["layout"]["lanes"]
+    return sim.placed(fill(sim.blank(), leaves, record))

@@ -1,0 +1,132 @@
+"""The loop over rounds: dispatch, check, evaluate, record, checkpoint. Nothing that is finished is lost."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from fedjax_sim.core.errors import NonFiniteUpdateError, RunInterrupted, check
+from fedjax_sim.core.types import Params, RoundState
+from fedjax_sim.engine.history import History, RoundMetrics
+from fedjax_sim.engine.recording import Recording
+
+Evaluate = Callable[[Params], dict[str, float]]
+"""`params -> dict of numbers`."""
+
+
+class Schedule(NamedTuple):
+    """Which rounds end a block: those after which the run evaluates, checkpoints or ends."""
+
+    end: int
+    block: int
+    eval_every: int | None
+    checkpoint_every: int | None
+
+    def count(self, now: int) -> int:
+        """Rounds of the next dispatch."""
+        every = [n for n in (self.eval_every, self.checkpoint_every) if n is not None]
+        return min(self.block, self.end - now, *(n - now % n for n in every))
+
+    def evaluates(self, round: int) -> bool:
+        return round == self.end or (self.eval_every is not None and round % self.eval_every == 0)
+
+    def checkpoints(self, round: int) -> bool:
+        return self.checkpoint_every is not None and round % self.checkpoint_every == 0
+
+    def due(self, round: int) -> bool:
+        return self.evaluates(round) or self.checkpoints(round)
+
+
+def run_rounds(
+    sim: Any, state: RoundState, schedule: Schedule, evaluate: Evaluate | None, record: Recording
+) -> tuple[RoundState, History]:
+    """Rounds from `state` to the schedule's end; `sim.run` has the arguments' meaning."""
+    history, copy = History(), sim._copy_if_donated
+    # One dispatch is in flight while the one before it is checked; states that hold rows are not kept twice.
+    ahead = not sim._has_rows and sim.sampler.observe is None
+    good: RoundState = state
+    pending: list[tuple[RoundState, list[RoundMetrics]]] = []
+
+    def keep(rounds: list[RoundMetrics]) -> None:
+        for metrics in rounds:
+            history.rounds.append(metrics)
+            record.round(metrics)
+
+    def settle(after: RoundState, metrics: list[RoundMetrics]) -> RoundState:
+        if sim.on_nonfinite == "raise":
+            try:
+                sim._raise_nonfinite(metrics)
+            except NonFiniteUpdateError as error:
+                error.state, again = sim._replay(good, error.round)
+                keep(again)
+                raise
+        after = sim._observed(after, metrics[-1])
+        if evaluate is not None and schedule.evaluates(after.round):
+            record.say("evaluating")
+            metrics[-1].evaluation = _evaluated(evaluate, sim._copy_if_donated(sim.params(after)))
+        keep(metrics)
+        return after
+
+    plan = functools.partial(sim._plan, slots=sim.rounds_per_dispatch)
+    try:
+        record.say("compiling")
+        count = schedule.count(state.round)
+        plans = plan(state, count) if count else None
+        while plans is not None:
+            state, metrics = sim._dispatch(state, plans, copy)
+            pending.append((state, metrics))
+            copy = _unchanged
+            count = schedule.count(state.round)
+            plans = plan(state, count) if count and sim.sampler.observe is None else None
+            stop = record.stopped_by is not None
+            held = 1 if ahead and not stop and not schedule.due(state.round) else 0
+            while len(pending) > held:
+                good = settle(*pending.pop(0))
+            state = state if held else good
+            if schedule.checkpoints(state.round):
+                record.checkpoint(state)
+            if record.stopped_by is not None and not pending and count:
+                raise RunInterrupted
+            if plans is None and count:
+                plans = plan(state, count)
+        record.finish(state)
+    except BaseException as error:
+        _nothing_lost(error, good, pending, settle, history, record)
+        raise
+    return state, history
+
+
+def _nothing_lost(
+    error: BaseException,
+    good: RoundState,
+    pending: list[tuple[RoundState, list[RoundMetrics]]],
+    settle: Callable[[RoundState, list[RoundMetrics]], RoundState],
+    history: History,
+    record: Recording,
+) -> None:
+    """Finish what is under way, save it, and tell where it is."""
+    try:
+        while pending and getattr(error, "state", None) is None:
+            good = settle(*pending.pop(0))
+        good = good if getattr(error, "state", None) is None else error.state  # type: ignore[attr-defined]
+        record.checkpoint(good)
+        record.wait()
+    except Exception as another:
+        error.add_note(f"While it was being handled: {another}")
+    history.rounds = [metrics for metrics in history.rounds if metrics.round < good.round]
+    error.state, error.history = good, history  # type: ignore[attr-defined]
+    message = record.how_to_go_on(good)
+    if isinstance(error, RunInterrupted):
+        name = record.stopped_by.name if record.stopped_by else "a signal"
+        error.args = (f"stopped by {name}. {message}",)
+    else:
+        error.add_note(message)
+
+
+def _evaluated(evaluate: Evaluate, params: Params) -> dict[str, float]:
+    values = evaluate(params)
+    check(isinstance(values, Mapping), "evaluate's value", values, "must be a dict of name to number.")
+    return {str(name): float(value) for name, value in values.items()}
+
+
+def _unchanged(tree: Any) -> Any:
+    return tree

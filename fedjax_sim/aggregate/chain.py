@@ -18,6 +18,7 @@ from fedjax_sim.aggregate.base import (
 from fedjax_sim.aggregate.reducers import mean
 from fedjax_sim.core import pytree
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.metrics import as_metrics
 from fedjax_sim.core.types import Aggregate, Key
 
 
@@ -61,7 +62,7 @@ class Aggregator(NamedTuple):
             bound = t.bound(states[i], context.bound, pytree.size(payload))
             payload, row, seen = t.client(jax.random.fold_in(key, i), states[i], row, payload, context)
             new_rows.append(row)
-            metrics = _join(metrics, seen, t)
+            metrics = _join(metrics, as_metrics(seen), t)
             context = context._replace(bound=bound)
         return payload, None if rows is None else tuple(new_rows), metrics
 
@@ -81,7 +82,7 @@ class Aggregator(NamedTuple):
         for i in reversed(range(len(self.transforms))):
             t = self.transforms[i]
             aggregate, new_states[i], seen = t.server(jax.random.fold_in(key, i), states[i], aggregate)
-            metrics = _join(metrics, seen, t)
+            metrics = _join(metrics, as_metrics(seen), t)
         value = self.reducer.result(aggregate, expected if self.facts.noisy else None)
         weight, count = aggregate.weight, aggregate.count
         if self.facts.noisy:

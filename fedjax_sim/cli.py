@@ -1,140 +1,330 @@
-"""The command line: `fedjax-sim run` trains the EMNIST CNN on scikit-learn's digits by federated averaging."""
+"""The command line, `fedjax-sim`: run an experiment, go on with a run, show and compare runs."""
 
+import argparse
 import contextlib
 import dataclasses
+import os
+import re
+import shlex
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from typing import Literal
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
 
-from fedjax_sim.core.errors import FedSimError
+from fedjax_sim.core.errors import ArgumentError, FedSimError, RunInterrupted, check_count
 
+USAGE = """usage: fedjax-sim COMMAND
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Train a CNN with FedAvg on handwritten digits that 100 clients hold, each with its own mix of classes."""
-
-    rounds: int = 100
-    """Rounds of training."""
-    num_clients: int = 100
-    """Clients of the population."""
-    alpha: float = 0.3
-    """Dirichlet concentration of the partition: the smaller, the more unlike the clients."""
-    cohort_size: int = 20
-    """Clients drawn each round."""
-    epochs: int = 5
-    """Local epochs."""
-    batch_size: int = 20
-    """Examples in a local batch."""
-    client_lr: float = 0.1
-    """Learning rate of the clients' SGD."""
-    seed: int = 0
-    """Seed of everything random."""
-    lanes: int | Literal["auto"] = "auto"
-    """Clients that a device trains side by side."""
+  run [EXPERIMENT] [--preset NAME] [--run-dir DIR] [--FIELD VALUE ...]
+                           train; EXPERIMENT is a name of `list` or the path of a config.py, quickstart if left out;
+                           `run EXPERIMENT --help` shows its fields
+  list                     the experiments and their presets
+  resume DIR [--rounds N]  go on with an interrupted run; with N rounds in all, extend it
+  show DIR                 what a run reached; draws its plots again
+  report DIR [DIR ...]     an HTML page of one run, or of several beside each other
+  version                  the version
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `fedjax-sim`; returns the exit status."""
-    import tyro
+    """Entry point of `fedjax-sim`.
 
-    config = tyro.extras.subcommand_cli_from_dict(
-        {"run": Run, "version": _Version},
-        prog="fedjax-sim",
-        description="A vectorized federated-learning simulator.",
-        args=arguments,
-    )
+    Args:
+        arguments: the words after `fedjax-sim`; None for those of this process.
+
+    Returns:
+        The exit status: 0; 2 for an error that a message tells of; 130 or 143 when stopped by Ctrl-C or SIGTERM.
+
+    Example:
+        >>> from fedjax_sim.cli import main
+        >>> main(["show", "no/such/run"])  # the message goes to standard error
+        2
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = ["version", *words[1:]] if words[:1] == ["--version"] else words
     try:
-        config.start() if isinstance(config, _Version) else run(config)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest, **more: _complain(f"fedjax-sim: {message}")
+            return _command(words)
+    except KeyboardInterrupt as stop:
+        notes = getattr(stop, "__notes__", [])
+        _complain("\n".join([f"\nfedjax-sim: {stop or 'stopped by Ctrl-C.'}", *notes]))
+        return 143 if isinstance(stop, RunInterrupted) and "SIGTERM" in str(stop) else 130
     except FedSimError as error:
-        print(f"fedjax-sim: {error}", file=sys.stderr)
+        _complain("\n".join([f"fedjax-sim: {error}", *getattr(error, "__notes__", [])]))
+        return 2
+    finally:
+        with _reader():
+            sys.stdout.flush()
+
+
+def _command(words: list[str]) -> int:
+    if words[:1] in (["-h"], ["--help"]):
+        _say(USAGE.rstrip())
+    elif words and words[0] in COMMANDS:
+        COMMANDS[words[0]](words[1:])
+    else:
+        _complain("".join(f"fedjax-sim: {word!r} is no command\n" for word in words[:1]) + USAGE.rstrip())
         return 2
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
-class _Version:
-    """Print the version."""
+class Options:
+    """Options of `run` that belong to no experiment."""
 
-    def start(self) -> None:
-        from importlib.metadata import version
+    preset: str = "default"
+    """The set of values to start from."""
+    run_dir: Path | None = None
+    """The run's folder; runs/EXPERIMENT-DATE-TIME if left out."""
 
-        print(version("fedjax-sim"))
 
-
-def run(config: Run) -> None:
-    """Train, with at least a line a second, and print the test accuracy and its spread over clients."""
-    import optax
-    from rich.console import Console
-    from rich.table import Table
+def run(words: list[str]) -> None:
+    """Train an experiment from its first round on."""
+    import tyro
 
     import fedjax_sim as fs
 
-    begin = time.perf_counter()
-    fs.use_cpu_cores()
-    digits = fs.data.load("digits")
-    partition = fs.partition.dirichlet(config.alpha, config.num_clients)
-    clients = fs.data.federate(digits.train, partition, seed=config.seed)
-    task = fs.classification(fs.models.CNN(num_classes=10), digits.train)
-    algorithm = fs.fedavg(task, optax.sgd(config.client_lr))
-    sim = fs.Simulation(
-        algorithm,
-        clients,
-        fs.sampler.uniform(config.cohort_size),
-        fs.Batching(config.batch_size, epochs=config.epochs),
-        seed=config.seed,
-        lanes=config.lanes,
+    fs.use_cpu_cores()  # before the experiment's own code can start JAX
+    named = bool(words) and not words[0].startswith("-")
+    name, words = (words[0], words[1:]) if named else ("quickstart", words)
+    experiment = _experiments().load_experiment(name)
+    preset = _preset(words)
+    if preset not in experiment.presets:
+        raise ArgumentError(f"preset={preset!r}: {experiment.name} has {', '.join(experiment.presets)}.")
+
+    def command(config: Any, options: Any) -> tuple[Any, Options]:
+        return config, options
+
+    flat = tyro.conf.arg(name="")
+    command.__annotations__ = {
+        "config": Annotated[experiment.config, flat],
+        "options": Annotated[Options, flat],
+    }
+    command.__defaults__ = (experiment.presets[preset], Options())
+    prog = f"fedjax-sim run {name}"
+    (config, options), unknown = tyro.cli(
+        command, prog=prog, description=experiment.about, args=words, use_underscores=False, return_unknown_args=True
     )
-    print(sim, flush=True)
-    print("The partition is synthetic: the digits come without their writers' names.", flush=True)
-
-    with _ticking("compiling") as ticker:
-
-        def show(metrics: fs.RoundMetrics) -> None:
-            ticker.message = (
-                f"round {metrics.round + 1}/{config.rounds}: "
-                f"loss {metrics['client/loss']:.3f}, accuracy {metrics['client/accuracy']:.3f} "
-                f"on {metrics['cohort/clients']} clients, {metrics['cohort/examples']} examples"
-            )
-
-        state, _ = sim.run(sim.init(), config.rounds, callbacks=[show])
-        print(ticker.message, flush=True)
-        ticker.message = "evaluating"
-        params = sim.params(state)
-        test = fs.evaluate(task, params, digits.test)
-        quantiles = fs.evaluate_clients(task, params, clients).quantiles("accuracy")
-
-    table = Table(title="Accuracy of the global model on each client's own examples", min_width=60)
-    for p in quantiles:
-        table.add_column(f"{100 * p:g} %", justify="right")
-    table.add_row(*(f"{value:.3f}" for value in quantiles.values()))
-    Console().print(table)
-    print(f"test accuracy {test['accuracy']:.4f}, test loss {test['loss']:.4f} on {len(digits.test['y'])} examples")
-    print(f"{config.rounds} rounds in {time.perf_counter() - begin:.1f} s, seed {config.seed}")
+    if unknown:
+        known = ", ".join([*_flags(config), *_flags(options)])
+        raise ArgumentError(f"{shlex.join(unknown)}: {experiment.name} has {known}. See {prog} --help")
+    folder = options.run_dir or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if (folder / "config.json").exists():
+        raise ArgumentError(f"run_dir={str(folder)!r} holds a run already: fedjax-sim resume {_quoted(folder)}")
+    _train(experiment, preset, config, folder, fresh=True)
 
 
-class _Ticker:
-    def __init__(self, message: str):
-        self.message = message
+def resume(words: list[str]) -> None:
+    """Go on with a run from its newest checkpoint."""
+    import fedjax_sim as fs
+
+    fs.use_cpu_cores()
+    given = _parsed("resume", words, ("DIR", None), ("--rounds", "N rounds in all, to extend the run"))
+    folder = Path(given.DIR)
+    kept = fs.runs.read(folder).config
+    source = kept.get("experiment")
+    if not source:
+        raise ArgumentError(
+            f"{folder} was not begun by `fedjax-sim run`: build the same fs.Simulation in Python, and go on from "
+            f"state = sim.restore({str(folder)!r})."
+        )
+    total = kept["rounds"] if given.rounds is None else _whole_number("rounds", given.rounds)
+    done = _rounds_saved(folder)
+    if total < done:
+        raise ArgumentError(f"rounds={total}: {folder} has {done} rounds already; N counts all of a run's rounds.")
+    if total == done:
+        _say(f"{folder} has all its {done} rounds. For N rounds in all: fedjax-sim resume {_quoted(folder)} --rounds N")
+        return
+    path = Path(source["path"])
+    library = _experiments()
+    experiment = library.load_experiment(str(path) if path.exists() else source["name"])
+    if experiment.source(source["preset"])["sha256"] != source["sha256"]:
+        _complain(f"fedjax-sim: {experiment.path} is not what it was when {folder} was begun.")
+    config = library.from_plain(experiment.config, kept["config"])
+    _train(experiment, source["preset"], dataclasses.replace(config, rounds=total), folder, fresh=False)
+
+
+def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool) -> None:
+    """Train to the config's rounds; from the folder's newest checkpoint on, unless the run is fresh."""
+    begin = time.perf_counter()
+    check_count("rounds", config.rounds)
+    _say(f"{experiment.name}: {experiment.about}")  # before what takes seconds
+    import fedjax_sim as fs
+
+    run_dir = fs.runs.RunFolder(folder, experiment.source(preset), _experiments().to_plain(config))
+    sim = experiment.build(config)
+    if not isinstance(sim, fs.Simulation):
+        raise ArgumentError(f"{experiment.path}: build(config) gave {sim!r}: it must give an fs.Simulation.")
+    state = sim.init() if fresh or not _rounds_saved(folder) else sim.restore(folder)
+    _say(f"{sim!r}\nin {folder}")
+    rounds = config.rounds - state.round
+    sim.run(
+        state,
+        rounds,
+        eval_every=getattr(config, "eval_every", None),
+        checkpoint_every=getattr(config, "checkpoint_every", 10),
+        run_dir=run_dir,
+    )
+    _print_run(fs.runs.read(folder))
+    _say(f"{rounds} rounds, {time.perf_counter() - begin:.1f} s. A page of it: fedjax-sim report {_quoted(folder)}")
+
+
+def _rounds_saved(folder: Path) -> int:
+    """Rounds of the newest checkpoint; 0 without any."""
+    from fedjax_sim.engine.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    with contextlib.closing(checkpoints):
+        return max(checkpoints.rounds(), default=0)
+
+
+def show_list(words: list[str]) -> None:
+    """The experiments."""
+    from rich.table import Table
+    from rich.text import Text
+
+    _parsed("list", words)
+    library = _experiments()
+    table = Table("experiment", "presets", "what it is", box=None, pad_edge=False)
+    for name in library.experiments():
+        try:
+            experiment = library.load_experiment(name)
+            table.add_row(name, ", ".join(experiment.presets), Text(experiment.about))
+        except ArgumentError as error:  # one that cannot be loaded hides no other
+            table.add_row(name, "", Text(str(error), overflow="fold"))
+    _draw(table)
+
+
+def show(words: list[str]) -> None:
+    """What a run reached."""
+    from fedjax_sim.runs import plots, read
+
+    found = read(_parsed("show", words, ("DIR", None)).DIR)
+    _print_run(found)
+    for path in plots.save_all(found):
+        _say(str(path))
+
+
+def report(words: list[str]) -> None:
+    """An HTML page of runs."""
+    from fedjax_sim.runs import read
+    from fedjax_sim.runs.report import write
+
+    given = _parsed("report", words, ("DIR", "+"), ("--output", "the page to write"))
+    runs = [read(folder) for folder in given.DIR]
+    path = given.output or (runs[0].path / "report.html" if len(runs) == 1 else Path("report.html"))
+    _say(str(write(runs, Path(path))))
+
+
+def show_version(words: list[str]) -> None:
+    """The version."""
+    from importlib.metadata import version
+
+    _parsed("version", words)
+    _say(version("fedjax-sim"))
+
+
+def _print_run(found: Any) -> None:
+    from rich.table import Table
+
+    _say(str(found))
+    table = Table("", "last", "best", "in round")
+    for name, column in found.metrics.items():
+        if column.dtype == object or re.match("round$|plan/|cohort/", name):
+            continue
+        values = column.astype(float)
+        real = values == values
+        if real.any():
+            best = values[real].min() if "loss" in name else values[real].max()
+            at = found.metrics["round"][real][list(values[real]).index(best)]
+            table.add_row(name, f"{values[real][-1]:.4f}", f"{best:.4f}", str(int(at)))
+    if table.row_count:
+        _draw(table)
+
+
+def _experiments() -> Any:
+    from fedjax_sim.runs import experiment
+
+    return experiment
+
+
+def _parsed(command: str, words: list[str], *arguments: tuple[str, str | None]) -> argparse.Namespace:
+    """The words of a command without fields: a folder or several, and options."""
+    parser = argparse.ArgumentParser(prog=f"fedjax-sim {command}", description=COMMANDS[command].__doc__)
+    for name, about in arguments:
+        if name.startswith("--"):
+            parser.add_argument(name, metavar=name[2:].upper(), help=about)
+        else:
+            parser.add_argument(name, nargs=about, help="the folder of a run")
+    return parser.parse_args(words)
+
+
+def _preset(words: list[str]) -> str:
+    """The preset must be known before the flags, whose defaults it gives."""
+    found = [word.removeprefix("--preset=") for word in words if word.startswith("--preset=")]
+    found += [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--preset"]
+    return found[-1] if found else "default"
+
+
+def _flags(config: Any, prefix: str = "--") -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        flag, value = prefix + field.name.replace("_", "-"), getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flags(value, f"{flag}.")
+        else:
+            yield flag
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise ArgumentError(f"{name}={text!r}: must be a whole number, at least 1.")
+    return int(text)
+
+
+def _quoted(folder: Path) -> str:
+    return shlex.quote(str(folder))
+
+
+def _say(text: str) -> None:
+    with _reader():
+        print(text, flush=True)
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _draw(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    with console.capture() as drawn:
+        console.print(table)
+    _say(drawn.get().rstrip("\n"))
 
 
 @contextlib.contextmanager
-def _ticking(message: str) -> Iterator[_Ticker]:
-    """Print the ticker's message once a second, whatever the main thread waits for."""
-    ticker, stop, begin = _Ticker(message), threading.Event(), time.perf_counter()
-
-    def tick() -> None:
-        while not stop.wait(0.9):
-            print(f"[{time.perf_counter() - begin:5.1f} s] {ticker.message}", flush=True)
-
-    thread = threading.Thread(target=tick, daemon=True)
-    thread.start()
+def _reader() -> Iterator[None]:
+    """A reader that goes away, as in `| head`, ends no run: what is written from then on is dropped."""
     try:
-        yield ticker
-    finally:
-        stop.set()
-        thread.join()
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": run,
+    "list": show_list,
+    "resume": resume,
+    "show": show,
+    "report": report,
+    "version": show_version,
+}
 
 
 if __name__ == "__main__":

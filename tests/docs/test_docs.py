@@ -1,0 +1,131 @@
+"""The documentation: it builds without warnings, shows every public name, and its programs run."""
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+import zlib
+from operator import attrgetter
+from pathlib import Path
+
+import pytest
+
+import fedjax_sim as fs
+from tests.test_public_api import public_names
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+OURS = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+THEIRS = re.compile(r"^```\{code-block\} python\n:class: theirs\n(.*?)^```", re.M | re.S)
+COMING_FROM = sorted((DOCS / "coming_from").glob("*.md"))
+
+
+def shortened(code):
+    """The one change to our programs, for time: two rounds where a page says more."""
+    return re.sub(r"\brounds=\d+", "rounds=2", code)
+
+
+def with_programs():
+    return [page for page in PAGES if OURS.search(page.read_text())]
+
+
+def name_of(page):
+    return str(page.relative_to(DOCS))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built pages; any warning fails the build."""
+    pytest.importorskip("sphinx", reason='building the docs needs pip install "fedjax-sim[docs]"')
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-d", str(out / "trees")]
+    done = subprocess.run([*command, str(DOCS), str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def documented(site):
+    """Every documented Python name, from the inventory that other projects link by."""
+    packed = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    for line in zlib.decompress(packed).decode().splitlines():
+        name, kind, priority, place, _ = line.split(" ", 4)
+        alias = priority == "-1"  # the defining module's name for what is shown under another
+        if kind in ("py:class", "py:function", "py:exception") and place.startswith("api/") and not alias:
+            yield name
+
+
+def test_every_public_name_is_on_an_api_page(site):
+    shown = [attrgetter(name.removeprefix("fedjax_sim."))(fs) for name in documented(site)]
+    ids = {id(value) for value in shown}
+    missing = [name for name, value in public_names().items() if id(value) not in ids]
+    assert not missing
+    assert len(ids) == len(shown), "a name is shown twice"
+
+
+def test_public_names_are_shown_as_users_write_them(site):
+    names = set(documented(site))
+    for name in ("fedavg", "Simulation", "data.from_clients", "partition.iid", "sampler.uniform", "metrics.Mean"):
+        assert f"fedjax_sim.{name}" in names
+
+
+def test_mathematics_of_docstrings_are_rendered(site):
+    page = (site / "api" / "server.html").read_text()
+    assert r"\Delta^2" in page
+    assert "mathjax" in page.lower()
+
+
+def test_docstrings_render_without_left_over_markup(site):
+    """A backtick or a directive in the text of an API page is markup that was not understood."""
+    for page in sorted((site / "api").glob("*.html")):
+        body = page.read_text().split("<article", 1)[1].split("</article>", 1)[0]
+        text = re.sub(r"<pre>.*?</pre>", "", body, flags=re.S)
+        text = re.sub(r"<[^>]*>", "", text)
+        for markup in ("`", ".. math", ":math:", ":class:"):
+            assert markup not in text, (page.name, text[max(text.find(markup) - 80, 0) :][:160])
+
+
+@pytest.mark.parametrize("page", with_programs(), ids=name_of)
+def test_our_programs_run(page, tmp_path):
+    """A page's blocks, in order, are one program."""
+    code = shortened("\n".join(OURS.findall(page.read_text())))
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", COMING_FROM, ids=name_of)
+def test_pages_for_newcomers_show_their_program_then_ours(page):
+    text = page.read_text()
+    theirs, ours = THEIRS.findall(text), OURS.findall(text)
+    assert theirs
+    assert ours
+    assert text.index(theirs[-1]) < text.index(ours[0])
+    for code in theirs:
+        ast.parse(code)
+    assert any("fedjax_sim" in code for code in ours)
+
+
+def test_blocks_of_python_are_ours_or_theirs():
+    """No block escapes the tests by its fence."""
+    for page in PAGES:
+        text = page.read_text()
+        fences = len(re.findall(r"^ *(?:```|~~~|:::)+ *\{?(?:python|py|code)", text, re.M))
+        assert fences == len(OURS.findall(text)) + len(THEIRS.findall(text)), page
+
+
+def test_the_pages_name_things_that_exist():
+    """Every `fs.name` in the prose and tables is there."""
+    for page in PAGES:
+        if page.name == "changelog.md":
+            continue
+        for name in re.findall(r"\bfs\.([A-Za-z_][\w.]*\w)", page.read_text()):
+            value = fs
+            for part in name.split("."):
+                if not inspect.ismodule(value) and not inspect.isclass(value):
+                    break
+                assert hasattr(value, part), f"{page.relative_to(ROOT)}: fs.{name}"
+                value = getattr(value, part)

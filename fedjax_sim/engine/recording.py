@@ -190,6 +190,7 @@ class Recording:
             plots.save_all(read(self.folder.path))
         except Exception as error:  # the run itself is whole
             self._progress.note(f"the plots could not be drawn: {error}")  # type: ignore[union-attr]
+        self.say("")
 
     def how_to_go_on(self, state: RoundState) -> str:
         """Where the state is, for a message."""

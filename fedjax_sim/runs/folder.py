@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.core import html
 from fedjax_sim.core.errors import RunFolderError
 
 FORMAT = 1
@@ -187,8 +188,14 @@ class Run:
         return {name: table[name].to_numpy() for name in table.column_names}
 
     def __repr__(self) -> str:
-        experiment = (self.config.get("experiment") or {}).get("name", "a run from Python")
-        return f"Run({self.path}: {experiment}, {self.rounds} of {self.config.get('rounds', '?')} rounds)"
+        return f"Run({self.path}: {self._experiment()}, {self.rounds} of {self.config.get('rounds', '?')} rounds)"
+
+    def _repr_html_(self) -> str:
+        rounds = f"{self.rounds} of {self.config.get('rounds', '?')}"
+        return html.facts("Run", {"folder": self.path, "experiment": self._experiment(), "rounds": rounds})
+
+    def _experiment(self) -> str:
+        return (self.config.get("experiment") or {}).get("name", "a run from Python")
 
 
 def read(path: str | os.PathLike[str]) -> Run:

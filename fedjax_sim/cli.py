@@ -159,8 +159,8 @@ def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool)
     sim = experiment.build(config)
     if not isinstance(sim, fs.Simulation):
         raise ArgumentError(f"{experiment.path}: build(config) gave {sim!r}: it must give an fs.Simulation.")
-    state = sim.init() if fresh or not _rounds_saved(folder) else sim.restore(folder)
     _say(f"{sim!r}\nin {folder}")
+    state = sim.init() if fresh or not _rounds_saved(folder) else sim.restore(folder)
     rounds = config.rounds - state.round
     sim.run(
         state,
@@ -231,6 +231,8 @@ def show_version(words: list[str]) -> None:
 def _print_run(found: Any) -> None:
     from rich.table import Table
 
+    from fedjax_sim.runs.report import lower_is_better
+
     _say(str(found))
     table = Table("", "last", "best", "in round")
     for name, column in found.metrics.items():
@@ -239,7 +241,7 @@ def _print_run(found: Any) -> None:
         values = column.astype(float)
         real = values == values
         if real.any():
-            best = values[real].min() if "loss" in name else values[real].max()
+            best = values[real].min() if lower_is_better(name) else values[real].max()
             at = found.metrics["round"][real][list(values[real]).index(best)]
             table.add_row(name, f"{values[real][-1]:.4f}", f"{best:.4f}", str(int(at)))
     if table.row_count:

@@ -222,7 +222,10 @@ def read(path: str | os.PathLike[str]) -> Run:
     timing = _read_lines(folder / "timing.jsonl")
     partition = folder / "partition.npz"
     try:
-        counts = dict(np.load(partition)) if partition.exists() else None
+        counts = None
+        if partition.exists():
+            with open(partition, "rb") as file:
+                counts = dict(np.load(file))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RunFolderError(f"{partition} cannot be read: {error}. Delete it; plots go without.") from error
     return Run(

@@ -186,9 +186,20 @@ def _summary(runs: Sequence["Run"]) -> list[Row]:
     return [row for row in rows if any(cell != NONE for cell in row[1])]
 
 
+def lower_is_better(name: str) -> bool:
+    """Whether a metric of that name is best at its least value; accuracies and what is unknown, at their greatest.
+
+    Example:
+        >>> from fedjax_sim.runs.report import lower_is_better
+        >>> lower_is_better("test/loss"), lower_is_better("test/accuracy")
+        (True, False)
+    """
+    return any(word in LOWER_IS_BETTER for word in name.lower().replace("/", "_").split("_"))
+
+
 def _scores(runs: Sequence["Run"], name: str) -> list[Cell]:
     """The last value of a metric, and the best one with its round."""
-    lower = any(word in LOWER_IS_BETTER for word in name.lower().replace("/", "_").split("_"))
+    lower = lower_is_better(name)
     pick = np.argmin if lower else np.argmax
     found = []
     for run in runs:

@@ -124,6 +124,7 @@ def test_callbacks_are_called_once_a_round_in_order(block, eval_every):
     for i, r, before in zip(at, due, [-1, *due], strict=False):  # before its round's callbacks, which see it
         assert i < events.index(("a", r))
         assert before == -1 or i > events.index(("b", before))
+    assert history["round"].tolist() == list(range(6))
 
 
 # Samplers that observe

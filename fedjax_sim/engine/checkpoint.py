@@ -156,7 +156,8 @@ def _like(name: str, like: Any, leaf: np.ndarray) -> Any:
     if isinstance(like, bool | int | float):
         return type(like)(leaf)
     if _is_key(like):
-        return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(like))
+        impl = jax.random.key_impl(jnp.empty((), like.dtype))  # `like` may be a shape
+        return jax.random.wrap_key_data(jnp.asarray(leaf), impl=impl)
     if leaf.shape != like.shape or leaf.dtype != like.dtype:
         raise RunFolderError(
             f"the checkpoint's {name} is {leaf.dtype}{list(leaf.shape)}: this simulation's is "

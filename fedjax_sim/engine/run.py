@@ -43,7 +43,7 @@ def run_rounds(
     history, copy = History(), sim._copy_if_donated
     # One dispatch is in flight while the one before it is checked; states that hold rows are not kept twice.
     ahead = not sim._has_rows and sim.sampler.observe is None
-    good: RoundState = state
+    good, recorded = state, True  # the last state that can be gone on from, and whether all its rounds are recorded
     pending: list[tuple[RoundState, list[RoundMetrics]]] = []
 
     def keep(rounds: list[RoundMetrics]) -> None:
@@ -51,20 +51,28 @@ def run_rounds(
             history.rounds.append(metrics)
             record.round(metrics)
 
-    def settle(after: RoundState, metrics: list[RoundMetrics]) -> RoundState:
+    def settle() -> None:
+        """Check and record the oldest dispatch. If that fails, it and those after it are as if they had not been."""
+        nonlocal good, recorded
+        (after, metrics), later = pending[0], pending[1:]
+        pending.clear()
         if sim.on_nonfinite == "raise":
             try:
                 sim._raise_nonfinite(metrics)
             except NonFiniteUpdateError as error:
-                error.state, again = sim._replay(good, error.round)
+                before, again = sim._replay(good, error.round)
                 keep(again)
+                good = before
                 raise
+        if sim._donates:  # the state before it is gone
+            good, recorded = after, False
         after = sim._observed(after, metrics[-1])
         if evaluate is not None and schedule.evaluates(after.round):
             record.say("evaluating")
             metrics[-1].evaluation = _evaluated(evaluate, sim._copy_if_donated(sim.params(after)))
         keep(metrics)
-        return after
+        good, recorded = after, True
+        pending.extend(later)
 
     plan = functools.partial(sim._plan, slots=sim.rounds_per_dispatch)
     try:
@@ -80,7 +88,7 @@ def run_rounds(
             stop = record.stopped_by is not None
             held = 1 if ahead and not stop and not schedule.due(state.round) else 0
             while len(pending) > held:
-                good = settle(*pending.pop(0))
+                settle()
             state = state if held else good
             if schedule.checkpoints(state.round):
                 record.checkpoint(state)
@@ -90,29 +98,22 @@ def run_rounds(
                 plans = plan(state, count)
         record.finish(state)
     except BaseException as error:
-        _nothing_lost(error, good, pending, settle, history, record)
+        try:
+            while pending:
+                settle()
+            if recorded:
+                record.checkpoint(good)
+                record.wait()
+        except Exception as another:
+            error.add_note(f"While it was being handled: {another}")
+        history.rounds = [metrics for metrics in history.rounds if metrics.round < good.round]
+        _tell(error, good, history, record)
         raise
     return state, history
 
 
-def _nothing_lost(
-    error: BaseException,
-    good: RoundState,
-    pending: list[tuple[RoundState, list[RoundMetrics]]],
-    settle: Callable[[RoundState, list[RoundMetrics]], RoundState],
-    history: History,
-    record: Recording,
-) -> None:
-    """Finish what is under way, save it, and tell where it is."""
-    try:
-        while pending and getattr(error, "state", None) is None:
-            good = settle(*pending.pop(0))
-        good = good if getattr(error, "state", None) is None else error.state  # type: ignore[attr-defined]
-        record.checkpoint(good)
-        record.wait()
-    except Exception as another:
-        error.add_note(f"While it was being handled: {another}")
-    history.rounds = [metrics for metrics in history.rounds if metrics.round < good.round]
+def _tell(error: BaseException, good: RoundState, history: History, record: Recording) -> None:
+    """What is left of the run, and where."""
     error.state, error.history = good, history  # type: ignore[attr-defined]
     message = record.how_to_go_on(good)
     if isinstance(error, RunInterrupted):
@@ -122,11 +123,11 @@ def _nothing_lost(
         error.add_note(message)
 
 
+def _unchanged(tree: Any) -> Any:
+    return tree
+
+
 def _evaluated(evaluate: Evaluate, params: Params) -> dict[str, float]:
     values = evaluate(params)
     check(isinstance(values, Mapping), "evaluate's value", values, "must be a dict of name to number.")
     return {str(name): float(value) for name, value in values.items()}
-
-
-def _unchanged(tree: Any) -> Any:
-    return tree

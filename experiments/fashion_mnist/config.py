@@ -5,7 +5,8 @@
 - Papers: FedAvg, McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data";
   FedYogi, Reddi et al. 2021, "Adaptive federated optimization". Data, model and sizes are ours, not the papers'.
 - Commands: `fedjax-sim run fashion_mnist` and `fedjax-sim run fashion_mnist --preset fedyogi`.
-- Test accuracy over the last three evaluations of 200 rounds, seeds 0 to 2: 0.859 ± 0.008 by FedAvg, 0.873 ± 0.005 by FedYogi.
+- Test accuracy over the last three evaluations of 200 rounds, seeds 0 to 2: 0.859 ± 0.008 by FedAvg, 0.873 ± 0.005 by
+  FedYogi.
 - Minutes: 2 to 4 a run on two cores shared with other work; README.md has the rest.
 """
 

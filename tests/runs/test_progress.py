@@ -441,21 +441,20 @@ def terminal():
         stderr=theirs,
         start_new_session=True,
     )
-    os.close(theirs)
+    # Our copy of the script's side stays open until all is read: some kernels drop what is on its way when the last
+    # one closes.
     out, interrupted = b"", False
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if select.select([ours], [], [], 1)[0]:
-            try:
-                piece = os.read(ours, 65536)
-            except OSError:  # the other side is closed
-                break
-            if not piece:
-                break
-            out += piece
+        ended = process.poll() is not None
+        if select.select([ours], [], [], 0.5)[0]:
+            out += os.read(ours, 65536)
+        elif ended:
+            break
         if b"compiling once more" in out and not interrupted:
             process.send_signal(signal.SIGINT)
             interrupted = True
+    os.close(theirs)
     os.close(ours)
     process.kill()
     return out.decode(), process.wait(30)

@@ -405,8 +405,11 @@ def test_a_run_of_no_rounds_has_a_full_bar(monkeypatch):
 
 
 SCRIPT = """
+import signal
 import time
 from fedjax_sim.runs.progress import Progress
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 
 class Metrics(dict):
     round = 0

@@ -1,7 +1,7 @@
 """What the clients hold: arrays and, by CSR, whose rows are whose. Nothing is copied to regroup rows."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ class FederatedData:
         offsets: [K + 1] whole numbers, not decreasing, starting at 0.
         index: [n] row numbers grouped by client, or None when the rows lie in that order already.
         client_ids: [K] names, or None.
+        about: where the data come from, for reports: title, licence, source, client key, partition.
 
     Raises:
         ArgumentError: arrays of different lengths, offsets that do not fit, rows that do not exist.
@@ -65,6 +66,7 @@ class FederatedData:
     offsets: Any
     index: Any = None
     client_ids: Any = None
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         num_rows = _common_length(self.arrays)
@@ -152,8 +154,11 @@ class FederatedData:
 
     def client(self, client: int) -> Any:
         """The arrays of one client, [n, ...] each."""
-        rows = self.rows(client)
-        return jax.tree.map(lambda array: np.asarray(array[rows]), self.arrays)
+        client = self._check_client(client)
+        rows = slice(int(self.offsets[client]), int(self.offsets[client + 1]))
+        if self.index is not None:
+            rows = self.index[rows]
+        return jax.tree.map(lambda array: np.array(array[rows]), self.arrays)
 
     def name(self, client: int) -> str:
         """The client's name: its entry of `client_ids`, or its number."""
@@ -181,10 +186,16 @@ class FederatedData:
     def _repr_html_(self) -> str:
         counts = {"clients": self.num_clients, "examples": self.num_examples, "examples of a client": self._spread()}
         arrays = {f"array {name}": shape for name, shape in self._shapes().items()}
-        return html.facts("FederatedData", {**counts, **arrays})
+        return html.facts("FederatedData", {**self.about, **counts, **arrays})
 
 
-def federate(arrays: Any, partition: Partitioner, seed: int = 0, labels: str = "y") -> FederatedData:
+def federate(
+    arrays: Any,
+    partition: Partitioner,
+    seed: int = 0,
+    labels: str = "y",
+    about: Mapping[str, str] | None = None,
+) -> FederatedData:
     """Split one central data set over clients.
 
     Args:
@@ -192,6 +203,7 @@ def federate(arrays: Any, partition: Partitioner, seed: int = 0, labels: str = "
         partition: one of `fs.partition`, or a function `(labels, N, generator) -> Partition`.
         seed: 32-bit seed; the same seed gives the same federation.
         labels: the entry of `arrays` that holds the labels.
+        about: where the arrays come from, as `fs.data.load(NAME).about`; run reports show it.
 
     Returns:
         `FederatedData` over the very same arrays.
@@ -205,7 +217,8 @@ def federate(arrays: Any, partition: Partitioner, seed: int = 0, labels: str = "
     num_rows = _common_length(arrays)
     y = arrays.get(labels) if isinstance(arrays, dict) else None
     made = partition(None if y is None else np.asarray(y), num_rows, rng.generator(seed, Purpose.PARTITION))
-    return FederatedData(arrays, made.offsets, made.index)
+    law = getattr(partition, "__qualname__", type(partition).__name__).split(".")[0]
+    return FederatedData(arrays, made.offsets, made.index, about={**(about or {}), "partition": f"synthetic: {law}"})
 
 
 def from_clients(clients: Sequence[Any], client_ids: Sequence[str] | None = None) -> FederatedData:
@@ -287,14 +300,14 @@ def split(data: FederatedData, test: float, by: str = "example", seed: int = 0) 
 def _take_rows(data: FederatedData, owner: np.ndarray, keep: np.ndarray) -> FederatedData:
     sizes = np.bincount(owner[keep], minlength=data.num_clients)
     index = np.flatnonzero(keep) if data.index is None else data.index[keep]
-    return FederatedData(data.arrays, np.concatenate([[0], np.cumsum(sizes)]), index, data.client_ids)
+    return FederatedData(data.arrays, np.concatenate([[0], np.cumsum(sizes)]), index, data.client_ids, data.about)
 
 
 def _take_clients(data: FederatedData, clients: np.ndarray) -> FederatedData:
     index = np.concatenate([data.rows(int(k)) for k in clients])
     offsets = np.concatenate([[0], np.cumsum(data.sizes[clients])])
     names = np.asarray([data.name(int(k)) for k in clients])
-    return FederatedData(data.arrays, offsets, index, names)
+    return FederatedData(data.arrays, offsets, index, names, data.about)
 
 
 def _common_length(arrays: Any) -> int:

@@ -111,7 +111,7 @@ class Recording:
             "kind": getattr(devices[0], "device_kind", devices[0].platform),
             "count": len(devices),
         }
-        folder.describe(facts(self.sim), described, state.round + rounds)
+        folder.describe(facts(self.sim), described, state.round + rounds, self.sim.data.about)
         for round in checkpoints.rounds():
             if round > state.round:
                 checkpoints.remove(round)

@@ -84,13 +84,20 @@ class RunFolder:
                 lock.flush()
             yield
 
-    def describe(self, simulation: Mapping[str, Any], devices: Mapping[str, Any], rounds: int) -> None:
+    def describe(
+        self,
+        simulation: Mapping[str, Any],
+        devices: Mapping[str, Any],
+        rounds: int,
+        data: Mapping[str, str] | None = None,
+    ) -> None:
         """Write config.json; of a run that goes on, compare it.
 
         Args:
             simulation: facts of the simulation, plain values.
             devices: facts of the devices.
             rounds: rounds of the run in all.
+            data: what the data say about themselves.
 
         Raises:
             RunFolderError: the folder holds a run of something else.
@@ -104,6 +111,7 @@ class RunFolder:
                 "config": self.config,
                 "rounds": rounds,
                 "simulation": dict(simulation),
+                "data": dict(data or {}),
                 "devices": dict(devices),
                 "versions": versions(),
                 "git": git_commit(),

@@ -183,6 +183,9 @@ def _summary(runs: Sequence["Run"]) -> list[Row]:
         ("devices", _devices),
     ]
     rows += [(what, [fact(run) for run in runs]) for what, fact in facts]
+    about = dict.fromkeys(key for run in runs for key in _get(run, "data") or {})
+    for key in about:
+        rows.append((f"data: {key}", [_plain(_get(run, "data", key)) for run in runs]))
     return [row for row in rows if any(cell != NONE for cell in row[1])]
 
 

@@ -223,3 +223,20 @@ def test_digits():
 def test_unknown_data():
     with pytest.raises(fs.FedSimError, match=r"name='mnist'.*'digits'"):
         fs.data.load("mnist")
+
+
+def test_what_is_said_about_the_data_stays_with_them():
+    about = {"title": "Ten", "licence": "CC0", "partition": "none"}
+    data = fs.data.federate({"y": np.arange(10) % 2}, fs.partition.iid(5), about=about)
+    assert data.about == {"title": "Ten", "licence": "CC0", "partition": "synthetic: iid"}
+    assert about["partition"] == "none"
+    for by in ("example", "client"):
+        assert [part.about for part in fs.data.split(data, 0.4, by=by)] == [data.about] * 2
+    assert "CC0" in data._repr_html_()
+
+
+def test_a_clients_arrays_are_copies():
+    x = np.arange(5)
+    for index in (None, np.arange(5)):
+        fs.data.FederatedData({"x": x}, [0, 5], index).client(0)["x"][:] = 9
+    assert x.tolist() == [0, 1, 2, 3, 4]

@@ -1,5 +1,6 @@
 """A run's folder: what it says, whom it belongs to, and what becomes of it when the disk or the run fails."""
 
+import dataclasses
 import datetime
 import json
 import math
@@ -77,12 +78,23 @@ def test_config_json_says_what_was_run(tmp_path):
         "experiment": {"name": "mine", "preset": "small"},
         "config": {"rounds": 3, "rate": 0.1},
         "rounds": 2,
+        "data": {},
         "devices": {"platform": "cpu", "kind": jax.devices()[0].device_kind, "count": 2},
     }
     sim.run(state, 3, run_dir=run_dir)
     again = json.loads((tmp_path / "config.json").read_text())
     assert again["rounds"] == 5
     assert again["created"] == created.isoformat()
+
+
+def test_the_folder_and_its_report_say_where_the_data_come_from(tmp_path):
+    sim = simulation()
+    sim.data = dataclasses.replace(sim.data, about={"title": "Toys", "licence": "CC0 & free"})
+    sim.run(sim.init(), 1, run_dir=tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["data"] == sim.data.about
+    page = fs.runs.report.page([fs.runs.read(tmp_path)])
+    assert "data: licence" in page
+    assert "CC0 &amp; free" in page
 
 
 def test_the_folder_holds_the_partition(tmp_path):

@@ -18,6 +18,12 @@ class CentralData(NamedTuple):
         train: dict of arrays, [N, ...] each.
         test: dict of arrays, [M, ...] each.
         name: its name.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> digits = fs.data.load("digits")
+        >>> digits.name, digits.test["y"].shape
+        ('digits', (360,))
     """
 
     train: dict[str, np.ndarray]

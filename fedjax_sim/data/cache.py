@@ -124,7 +124,7 @@ def cached(
         >>> def clients(start):
         ...     for k in range(start, 3):
         ...         yield f"client {k}", {"x": np.full(k + 1, k)}
-        >>> with tempfile.TemporaryDirectory() as folder:
+        >>> with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         ...     data = fs.data.cached("three", {"made": "by hand"}, clients, cache_dir=folder)
         ...     data.sizes, data.client(2)["x"].tolist()
         (array([1, 2, 3]), [2, 2, 2])

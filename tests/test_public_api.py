@@ -33,8 +33,10 @@ def public_modules():
 
 
 def hands_on(module, name):
-    """True when the `__init__` says `import X as X`, or `from p import m as name`."""
-    return hasattr(module, "__path__") and f" as {name}\n" in inspect.getsource(module)
+    """True when the module says `import X as X`, or `from p import m as name`."""
+    return f" import {name} as {name}\n" in inspect.getsource(module) or (
+        hasattr(module, "__path__") and f" as {name}\n" in inspect.getsource(module)
+    )
 
 
 def public_names():

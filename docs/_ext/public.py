@@ -1,8 +1,8 @@
 """The directives `public` and `public-table`: pages that list the package's public names by themselves.
 
-A public name is one that a package's `__init__` hands on (`import X as X`), or that a module so handed on defines. It
-is shown once, under its shortest spelling: `fedjax_sim.fedavg`, not `fedjax_sim.algorithms.fedavg`. A page claims names
-by the module that defines them; the page without arguments takes what no other page claims.
+A public name is one that a package's `__init__` or a public module hands on (`import X as X`), or that a public module
+defines. It is shown once, under its shortest spelling: `fedjax_sim.fedavg`, not `fedjax_sim.algorithms.fedavg`. A page
+claims names by the module that defines them; the page without arguments takes what no other page claims.
 """
 
 import inspect
@@ -24,9 +24,9 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "metrics": ("core.metrics",),
     "preprocessing": ("data.text", "data.preprocess", "client.augment"),
     "tasks": ("client", "core.convolution"),
-    "data": ("data.federated", "data.plan", "data.strings", "data.cache", "data.statistics"),
+    "data": ("data.federated", "data.plan", "data.strings", "data.cache", "data.measures"),
     "sources": ("data.sources", "data.catalogue", "data.archives"),
-    "partition": ("data.partition", "data.skew", "data.concept"),
+    "partition": ("data.partition", "data.mixtures", "data.skew", "data.concept"),
     "sampler": ("population",),
     "models": ("models",),
     "aggregate": ("aggregate",),
@@ -51,8 +51,9 @@ def public_names() -> dict[str, Any]:
             seen.add(module.__name__)
             source = inspect.getsource(module)
             for name, value in vars(module).items():
-                handed_on = hasattr(module, "__path__") and f" as {name}\n" in source
-                alias = hasattr(module, "__path__") and f"\n{name} = " in source
+                package = hasattr(module, "__path__")
+                handed_on = f" as {name}\n" in source if package else f" import {name} as {name}\n" in source
+                alias = package and f"\n{name} = " in source
                 if name.startswith("_"):
                     continue
                 if inspect.ismodule(value) and value.__name__.startswith(PACKAGE + ".") and (handed_on or alias):

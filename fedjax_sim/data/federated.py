@@ -218,7 +218,8 @@ def federate(
     y = arrays.get(labels) if isinstance(arrays, dict) else None
     made = partition(None if y is None else np.asarray(y), num_rows, rng.generator(seed, Purpose.PARTITION))
     law = getattr(partition, "__qualname__", type(partition).__name__).split(".")[0]
-    return FederatedData(arrays, made.offsets, made.index, about={**(about or {}), "partition": f"synthetic: {law}"})
+    said = "natural: by_column" if law == "by_column" else f"synthetic: {law}"
+    return FederatedData(arrays, made.offsets, made.index, about={**(about or {}), "partition": said})
 
 
 def from_clients(clients: Sequence[Any], client_ids: Sequence[str] | None = None) -> FederatedData:

@@ -121,7 +121,7 @@ class Recording:
         own = [loggers.JsonLines(), loggers.ClientTable(self.sim.data.client_ids), loggers.TensorBoard()]
         self.callbacks = [*own, *self.callbacks]
         if not (path / "partition.npz").exists():
-            from fedjax_sim.runs.plots import label_counts
+            from fedjax_sim.runs.client_plots import label_counts
 
             with writing(path):
                 with open(path / ".partition.npz.new", "wb") as file:

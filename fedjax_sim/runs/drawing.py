@@ -1,0 +1,69 @@
+"""What all figures share: the figure itself, its colours, its dress."""
+
+import functools
+import io
+from typing import Any
+
+import numpy as np
+
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#222222",
+)  # Okabe and Ito's: told apart by all
+DPI = 150
+INK, GRID, FILL = "#333333", "#e3e3e3", "#8fbfe0"
+BLUES = ("#d3e6f4", "#4a98c9", "#08306b")
+
+
+def png(figure: Any) -> bytes:
+    """A figure as a PNG file's bytes.
+
+    Example:
+        >>> from fedjax_sim.runs import plots
+        >>> plots.png(plots.clients([1.0, 2.0], "loss"))[1:4]
+        b'PNG'
+    """
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
+
+
+def new_figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    # IPython shows bare Figures only once pyplot has told it how; this tells it of this one.
+    figure._repr_png_ = functools.partial(png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def dress(axes: Any, title: str) -> None:
+    """Light lines, dark words."""
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.grid(True, color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def bins(values: np.ndarray) -> np.ndarray:
+    """Edges of 5 to 50 equal bins, over whole numbers as many in each; one bin where all values are nearly the same."""
+    low, high = float(values.min()), float(values.max())
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        half = max(abs(low), 1.0) / 20
+        return np.array([low - half, high + half])
+    count = int(np.clip(np.ceil(2 * np.cbrt(len(values))), 5, 50))  # Rice's rule
+    if np.all(values == np.round(values)):
+        width = np.ceil((high - low + 1) / count)
+        return np.arange(low - 0.5, high + width, width)
+    return np.linspace(low, high, count + 1)
+
+
+def people(count: int) -> str:
+    return "1 client" if count == 1 else f"{count} clients"

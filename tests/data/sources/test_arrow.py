@@ -1,0 +1,289 @@
+"""Parquet, CSV and Hugging Face's folders, written by pyarrow, and its live data sets."""
+
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import fedjax_sim as fs
+from fedjax_sim.core.errors import ArgumentError
+
+COLUMNS = {
+    "who": pa.array(["bob", "anne", "bob"]),
+    "x": pa.array([[0.5, 1], [2, 3], [4, 5]], pa.list_(pa.float32(), 2)),
+    "ids": pa.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], pa.list_(pa.int64())),
+    "y": pa.array([0, 1, 2], pa.int8()),
+    "text": pa.array(["né", "", "z"], pa.large_string()),
+}
+
+
+def write(path, columns=COLUMNS):
+    rows = pa.table(columns)
+    if path.suffix == ".csv":
+        pa.csv.write_csv(rows, path)
+    else:
+        pa.parquet.write_table(rows, path, row_group_size=2)
+    return path
+
+
+def stream(path, columns):
+    rows = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=2)
+
+
+def saved(folder, columns=COLUMNS, indices=None, files=("data-00000-of-00001.arrow",)):
+    """A folder of `save_to_disk`, of one split, by its definition."""
+    folder.mkdir(parents=True)
+    stream(folder / "data-00000-of-00001.arrow", columns)
+    state = {"_data_files": [{"filename": name} for name in files], "_split": "train", "_indices_data_files": None}
+    if indices is not None:
+        stream(folder / "indices.arrow", {"indices": pa.array(indices, pa.uint64())})
+        state["_indices_data_files"] = [{"filename": "indices.arrow"}]
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+def table(path, **options):
+    return fs.data.sources.table(path, **{"client": "who"} | options)
+
+
+def hugging_face(dataset, split=None, **options):
+    return fs.data.sources.hugging_face(dataset, split, **{"group_by": "who"} | options)
+
+
+def fails(read, path, match, *arguments, **options):
+    with pytest.raises(ArgumentError, match=match) as caught:
+        read(path, *arguments, **options)
+    assert isinstance(path, dict) or str(path) in str(caught.value)
+
+
+def is_the_set(data):
+    assert list(data.client_ids) == ["anne", "bob"]
+    assert data.client(1)["x"].tolist() == [[0.5, 1], [4, 5]]
+    assert data.client(0)["ids"].tolist() == [[4, 5, 6]]
+    assert data.client(1)["y"].tolist() == [0, 2]
+    assert data.client(1)["text"].tolist() == ["né".encode(), b"z"]
+    assert (data.arrays["x"].dtype, data.arrays["ids"].dtype, data.arrays["y"].dtype) == (np.float32, np.int64, np.int8)
+
+
+def test_a_parquet_file_is_grouped_by_its_column(tmp_path):
+    is_the_set(table(write(tmp_path / "rows.parquet")))
+
+
+def test_whole_numbers_as_clients_are_sorted_as_numbers(tmp_path):
+    path = write(tmp_path / "rows.parquet", {"who": pa.array([10, 9, 10]), "y": pa.array([0, 1, 2])})
+    assert list(table(path).client_ids) == ["9", "10"]
+
+
+def test_a_csv_files_clients_are_texts_as_written(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("who,y,z,t,b\n007,1,0.5,hé,true\n7,2,1,,false\n007,3,2,x,true\n")
+    data = table(path)
+    assert list(data.client_ids) == ["007", "7"]
+    assert data.client(0)["y"].tolist() == [1, 3]
+    assert data.client(0)["z"].tolist() == [0.5, 2.0]
+    assert data.client(0)["b"].tolist() == [True, True]
+    assert [data.client(k)["t"].tolist() for k in range(2)] == [["hé".encode(), b"x"], [b""]]
+    path.rename(tmp_path / "rows.tsv").write_text("who\ty\n1\t5\n")
+    assert table(tmp_path / "rows.tsv").client(0)["y"].tolist() == [5]
+
+
+def test_entries_choose_columns(tmp_path):
+    assert sorted(table(write(tmp_path / "rows.parquet"), entries=["y", "x"]).arrays) == ["x", "y"]
+    fails(table, tmp_path / "rows.parquet", "no column 'z'; there are", entries=["z"])
+    fails(table, tmp_path / "rows.parquet", "no column 'ward'", client="ward")
+
+
+def test_missing_numbers_are_an_error_with_their_row_or_nan(tmp_path):
+    columns = {"who": pa.array(["a", "a"]), "y": pa.array([3, None]), "l": pa.array([[1.0, 2.0], [3.0, None]])}
+    path = write(tmp_path / "rows.parquet", columns)
+    fails(table, path, "column 'y', row 1: there is no value; nulls='nan'", entries=["y"])
+    fails(table, path, "column 'l', row 1: there is no value", entries=["l"])
+    with pytest.raises(ArgumentError, match="nulls='zero': must be 'error' or 'nan'"):
+        table(path, nulls="zero")
+    data = table(path, nulls="nan")
+    np.testing.assert_array_equal(data.client(0)["y"], [3.0, np.nan])
+    np.testing.assert_array_equal(data.client(0)["l"], [[1, 2], [3, np.nan]])
+
+
+def test_missing_texts_and_clients_are_an_error(tmp_path):
+    text = {"who": pa.array(["a", "b"]), "t": pa.array([None, "x"])}
+    fails(table, write(tmp_path / "a.parquet", text), "column 't', row 0: there is no value; fill it", nulls="nan")
+    who = {"who": pa.array([1, None]), "y": pa.array([1, 2])}
+    fails(table, write(tmp_path / "b.parquet", who), "column 'who', row 1", nulls="nan")
+
+
+def test_texts_become_codes_with_their_names(tmp_path):
+    columns = {"who": pa.array(["a", "b", "a"]), "city": pa.array(["Rome", "Oslo", "Rome"]).dictionary_encode()}
+    path = write(tmp_path / "rows.parquet", columns)
+    data = table(path, categories=True)
+    assert data.arrays["city"].tolist() == [1, 0, 1]
+    assert data.arrays["city"].dtype == np.int32
+    assert json.loads(data.about["categories of city"]) == ["Oslo", "Rome"]
+    assert table(path, categories={"city": ["Rome", "Bern", "Oslo"]}).arrays["city"].tolist() == [0, 2, 0]
+    fails(table, path, "column 'city', row 1: b'Oslo' is not one of its 1 categories", categories={"city": ["Rome"]})
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        (pa.array([[1], [2, 3]]), "lists of 1 to 2 values; cut or pad"),
+        (pa.array([0, 1], pa.timestamp("s")), "holds timestamp"),
+        (pa.array([{"a": 1}, {"a": 2}]), "holds struct"),
+    ],
+)
+def test_columns_that_are_no_arrays_are_refused(tmp_path, values, match):
+    path = write(tmp_path / "rows.parquet", {"who": pa.array(["a", "b"]), "x": values})
+    fails(table, path, f"column 'x': holds {match.removeprefix('holds ')}")
+
+
+def test_other_files_are_refused(tmp_path):
+    fails(table, tmp_path / "no.parquet", "cannot be read")
+    fails(table, tmp_path / "rows.xlsx", "must end in .parquet")
+    for name in ("rows.parquet", "rows.csv"):
+        for content in (b"", b"SQLite format 3\0", b"PAR1PAR1", b"\xff\xfe\0\0"):
+            (tmp_path / name).write_bytes(content)
+            fails(table, tmp_path / name, "cannot be read|no column 'who'")
+    fails(
+        table,
+        write(tmp_path / "rows.parquet", {"who": pa.array([], pa.int64()), "x": pa.array([], pa.int64())}),
+        "no rows",
+    )
+
+
+def test_a_saved_folder_is_read(tmp_path):
+    is_the_set(hugging_face(saved(tmp_path / "set")))
+    is_the_set(hugging_face(tmp_path / "set", "train"))
+    fails(hugging_face, tmp_path / "set", "split='test': it holds one split, train", "test")
+
+
+def test_a_saved_selection_is_applied(tmp_path):
+    data = hugging_face(saved(tmp_path / "set", indices=[2, 0]))
+    assert list(data.client_ids) == ["bob"]
+    assert data.client(0)["y"].tolist() == [2, 0]
+
+
+def test_a_saved_dictionary_has_splits(tmp_path):
+    saved(tmp_path / "set" / "train")
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    is_the_set(hugging_face(tmp_path / "set", "train"))
+    for split in ("test", None):
+        fails(hugging_face, tmp_path / "set", r"there are \['train'\]", split)
+
+
+def test_a_folder_names_no_files_outside_it(tmp_path):
+    fails(hugging_face, saved(tmp_path / "set", files=["../data.arrow"]), "outside the folder")
+
+
+def test_a_stream_cut_off_between_two_batches_is_noticed(tmp_path):
+    path = saved(tmp_path / "set") / "data-00000-of-00001.arrow"
+    path.write_bytes(path.read_bytes()[:-8])
+    fails(hugging_face, tmp_path / "set", "does not end as an Arrow stream does")
+
+
+def test_texts_beyond_the_file_do_not_crash_the_interpreter(tmp_path):
+    path = saved(tmp_path / "set", indices=[2, 0]) / "data-00000-of-00001.arrow"
+    ends = np.array([0, 3, 7], np.int32)  # of "bob" and "anne"
+    assert ends.tobytes() in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(ends.tobytes(), np.array([0, 3, 2**30], np.int32).tobytes()))
+    fails(hugging_face, tmp_path / "set", "cannot be read")
+
+
+def png(value, size=(3, 2)):
+    out = io.BytesIO()
+    Image.new("L", size, value).save(out, "png")
+    return out.getvalue()
+
+
+def test_pictures_are_decoded(tmp_path):
+    pictures = pa.array([{"bytes": png(7), "path": None}, {"bytes": png(9), "path": "b.png"}])
+    data = hugging_face(saved(tmp_path / "set", {"who": pa.array(["a", "b"]), "x": pictures}))
+    assert data.client(1)["x"].tolist() == [[[9, 9, 9], [9, 9, 9]]]
+    assert data.arrays["x"].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("second", "match"),
+    [
+        (png(1, (2, 2)), "row 1: the picture has shape"),
+        (b"x", "row 1: is no picture"),
+        (None, "row 1: the picture is a path"),
+    ],
+)
+def test_pictures_that_cannot_be_stacked_are_refused(tmp_path, second, match):
+    pictures = pa.array([{"bytes": png(7), "path": None}, {"bytes": second, "path": "b.png"}])
+    fails(hugging_face, saved(tmp_path / "set", {"who": pa.array(["a", "b"]), "x": pictures}), match)
+
+
+def test_a_live_data_set_is_read_with_its_selection_and_as_saved(tmp_path):
+    features = datasets.Features(
+        {
+            "who": datasets.Value("string"),
+            "a": datasets.Array2D((2, 2), "float32"),
+            "y": datasets.ClassLabel(names=["no", "yes"]),
+            "x": datasets.Image(),
+        }
+    )
+    rows = {"who": ["b", "a", "b"], "a": [[[i, 1], [2, 3]] for i in range(3)], "y": [0, 1, 0]}
+    rows["x"] = [Image.new("L", (3, 2), 10 * i) for i in range(3)]
+    live = datasets.Dataset.from_dict(rows, features=features).select([2, 1, 0])
+    live.save_to_disk(tmp_path / "set")
+    for data in (hugging_face(live), hugging_face(datasets.DatasetDict(t=live), "t"), hugging_face(tmp_path / "set")):
+        assert list(data.client_ids) == ["a", "b"]
+        assert data.client(1)["a"].tolist() == [[[2, 1], [2, 3]], [[0, 1], [2, 3]]]
+        assert data.client(1)["x"][:, 0, 0].tolist() == [20, 0]
+        assert data.client(0)["y"].tolist() == [1]
+    fails(hugging_face, datasets.DatasetDict(t=live), r"split='train': the DatasetDict has \['t'\]", "train")
+    with pytest.raises(ArgumentError, match="dataset=int: must be a folder"):
+        hugging_face(7)
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    fails(table, tmp_path / "rows.parquet", r"pip install 'fedjax-sim\[data\]'")
+
+
+FUZZ = {name: COLUMNS[name] for name in ("who", "x", "y", "text")}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+@pytest.mark.parametrize("kind", ["rows.parquet", "rows.csv", "stream", "state"])
+def test_a_damaged_file_is_an_error_or_reads_in_the_declared_lengths(kind, data):
+    with tempfile.TemporaryDirectory() as root:
+        if kind in ("stream", "state"):
+            where, read = saved(Path(root) / "set", FUZZ, [2, 0, 1]), hugging_face
+            path = where / ("data-00000-of-00001.arrow" if kind == "stream" else "state.json")
+        else:
+            columns = {name: FUZZ[name] for name in ("who", "y", "text")} if kind.endswith("csv") else FUZZ
+            where, read = write(Path(root) / kind, columns), table
+            path = where
+        content = bytearray(path.read_bytes())
+        if cut := data.draw(st.booleans(), "truncate"):
+            content = content[: data.draw(st.integers(0, len(content) - 1))]
+        else:
+            for _ in range(data.draw(st.integers(1, 3))):
+                content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content)
+        try:
+            found = read(where)
+        except ArgumentError as error:
+            assert str(where) in str(error)  # noqa: PT017
+        else:
+            lengths = {len(array) for array in found.arrays.values()}
+            assert len(lengths) == 1
+            if kind == "rows.parquet":
+                assert not cut
+                assert lengths == {3}

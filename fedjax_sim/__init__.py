@@ -20,6 +20,7 @@ from fedjax_sim.client import classification as classification
 from fedjax_sim.client import flax_task as flax_task
 from fedjax_sim.client import grad as grad
 from fedjax_sim.client import local_steps as local_steps
+from fedjax_sim.client import next_token as next_token
 from fedjax_sim.core import metrics as metrics
 from fedjax_sim.core.convolution import matmul_convolutions as matmul_convolutions
 from fedjax_sim.core.errors import ClientError as ClientError

@@ -1,5 +1,12 @@
 """Client side: tasks, gradients, local steps."""
 
+from fedjax_sim.client.augment import augment as augment
+from fedjax_sim.client.augment import centre_crop as centre_crop
+from fedjax_sim.client.augment import noise as noise
+from fedjax_sim.client.augment import random_crop as random_crop
+from fedjax_sim.client.augment import random_flip as random_flip
+from fedjax_sim.client.augment import rotation as rotation
+from fedjax_sim.client.augment import transform as transform
 from fedjax_sim.client.flax_tasks import classification as classification
 from fedjax_sim.client.flax_tasks import flax_task as flax_task
 from fedjax_sim.client.local import ClientBatches as ClientBatches
@@ -11,3 +18,4 @@ from fedjax_sim.client.task import grad as grad
 from fedjax_sim.client.task import gradient as gradient
 from fedjax_sim.client.task import replace as replace
 from fedjax_sim.client.task import split_params as split_params
+from fedjax_sim.client.text_task import next_token as next_token

@@ -71,21 +71,7 @@ def classification(
     check(labels in sample, "labels", labels, f"the sample has only the entries {list(sample)}.")
 
     def loss(logits: Any, batch: Batch) -> Loss:
-        y = jnp.asarray(batch[labels])
-        if logits.shape[:-1] != y.shape:
-            raise ArgumentError(
-                f"logits {logits.shape} for labels {y.shape}: must be the labels' shape and one axis of classes."
-            )
-        real = y >= 0
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(real, y, 0))
-        right = (jnp.argmax(logits, axis=-1) == y).astype(jnp.float32)
-        if y.ndim == 1:
-            weight = real.astype(jnp.float32)
-            return Loss(each, weight, {"accuracy": (right, weight)})
-        axes = tuple(range(1, y.ndim))
-        weight = jnp.sum(real, axes).astype(jnp.float32)
-        mean = lambda value: jnp.sum(value * real, axes) / jnp.maximum(weight, 1)  # noqa: E731
-        return Loss(mean(each), weight, {"accuracy": (mean(right), weight)})
+        return label_loss(logits, jnp.asarray(batch[labels]))
 
     return flax_task(
         model,
@@ -96,6 +82,24 @@ def classification(
         batch_stats=batch_stats,
         convolutions=convolutions,
     )
+
+
+def label_loss(logits: Any, y: Any) -> Loss:
+    """Cross-entropy and accuracy of logits [B, ..., C] for labels [B, ...], of which negative ones do not count."""
+    if logits.shape[:-1] != y.shape:
+        raise ArgumentError(
+            f"logits {logits.shape} for labels {y.shape}: must be the labels' shape and one axis of classes."
+        )
+    real = y >= 0
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(real, y, 0))
+    right = (jnp.argmax(logits, axis=-1) == y).astype(jnp.float32)
+    if y.ndim == 1:
+        weight = real.astype(jnp.float32)
+        return Loss(each, weight, {"accuracy": (right, weight)})
+    axes = tuple(range(1, y.ndim))
+    weight = jnp.sum(real, axes).astype(jnp.float32)
+    mean = lambda value: jnp.sum(value * real, axes) / jnp.maximum(weight, 1)  # noqa: E731
+    return Loss(mean(each), weight, {"accuracy": (mean(right), weight)})
 
 
 def flax_task(

@@ -27,6 +27,7 @@ class Purpose(enum.IntEnum):
     DECODE = 7
     SERVER = 8
     EVALUATE = 9
+    LIMIT = 10
 
 
 def check_seed(seed: Any) -> None:

@@ -1,0 +1,60 @@
+"""Next-token prediction."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from fedjax_sim.client.flax_tasks import Preprocess, flax_task, label_loss
+from fedjax_sim.client.task import Batch, Loss, Task
+from fedjax_sim.core.errors import check
+
+
+def next_token(
+    model: Any,
+    sample: dict[str, Any],
+    *,
+    inputs: str = "x",
+    labels: str = "y",
+    pad: int = 0,
+    special: Sequence[int] = (),
+    preprocess: Preprocess | None = None,
+) -> Task:
+    r"""Next-token prediction by a Flax module: x [B, T] to logits [B, T, vocabulary], labels y [B, T].
+
+    The loss is :math:`-\log \mathrm{softmax}(f(x)_t)_{y_t}` over the tokens that are no pads, each counting equally,
+    however they lie in windows and clients. Metrics: "loss", "accuracy", and with `special` "accuracy_no_special",
+    over the labels that are neither pads nor special: what papers report as accuracy without oov and eos.
+
+    Args:
+        model: as in `fs.classification`.
+        sample: windows such as `fs.data.next_token_windows` makes; one is enough.
+        inputs, labels: the entries.
+        pad: the label that does not count.
+        special: labels left out of "accuracy_no_special", such as `(vocabulary.oov, vocabulary.eos)`.
+        preprocess: as in `fs.classification`.
+
+    Raises:
+        ArgumentError: entries that the sample lacks.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> data = fs.data.FederatedData({"snippets": np.array([b"To be,", b"or not"], object)}, offsets=[0, 1, 2])
+        >>> letters = fs.data.character_vocabulary()
+        >>> windows = fs.data.next_token_windows(data, letters, length=20)
+        >>> model = fs.models.LSTM(letters.size, width=16)
+        >>> task = fs.next_token(model, windows.arrays, special=(letters.oov, letters.eos))
+    """
+    check(labels in sample, "labels", labels, f"the sample has only the entries {list(sample)}.")
+    ignored = jnp.asarray([*special], jnp.int32)
+
+    def loss(logits: Any, batch: Batch) -> Loss:
+        y = jnp.asarray(batch[labels])
+        y = jnp.where(y == pad, -1, y)
+        made = label_loss(logits, y)
+        if not special:
+            return made
+        plain = label_loss(logits, jnp.where(jnp.isin(y, ignored), -1, y))  # the compiler drops its unused loss
+        return Loss(made.value, made.weight, {**made.metrics, "accuracy_no_special": plain.metrics["accuracy"]})
+
+    return flax_task(model, sample, loss, inputs=inputs, preprocess=preprocess)

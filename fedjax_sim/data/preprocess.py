@@ -1,0 +1,212 @@
+"""Functions from federation to federation, before training: map, normalise, number."""
+
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fedjax_sim.core.errors import ArgumentError, check
+from fedjax_sim.data.federated import FederatedData, from_clients
+
+BLOCK = 4096
+
+Arrays = dict[str, np.ndarray]
+
+
+def map_clients(
+    data: FederatedData,
+    function: Callable[[Arrays], Arrays],
+    *,
+    cache: str | None = None,
+    cache_key: Any = None,
+    cache_dir: str | Path | None = None,
+) -> FederatedData:
+    """Apply a function to each client's arrays.
+
+    Args:
+        data: the federation.
+        function: a client's arrays, [n, ...] each, to others, [m, ...] each; m may be 0, and need not be n.
+        cache: a name: the results go, client by client, to a memory-mapped cache (`fs.data.cached`), and later calls
+            read them from there. The cache is keyed by this name, `cache_key`, and the clients' sizes, ids and
+            columns, not by the function's code: give another name when you change that.
+        cache_key: what the function depends on, as anything that has a `repr`.
+        cache_dir: as in `fs.data.cached`.
+
+    Returns:
+        `FederatedData` with the same clients, ids and `about`.
+
+    Raises:
+        ArgumentError: results whose columns, dtypes or shapes differ between clients, naming both.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> data = fs.data.FederatedData({"x": np.arange(5)}, offsets=[0, 2, 5])
+        >>> evens = fs.data.map_clients(data, lambda client: {"x": client["x"][client["x"] % 2 == 0]})
+        >>> evens.sizes, evens.client(1)["x"]
+        (array([1, 2]), array([2, 4]))
+    """
+    names = [data.name(k) for k in range(data.num_clients)]
+
+    def clients(start: int) -> Iterator[tuple[str, Arrays]]:
+        for k in range(start, data.num_clients):
+            yield names[k], function(data.client(k))
+
+    if cache is None:
+        made = from_clients([arrays for _, arrays in clients(0)], names)
+        ids = data.client_ids
+    else:
+        from fedjax_sim.data.cache import cached
+
+        facts = repr((cache_key, names, data.offsets.tolist(), data._shapes()))
+        fingerprint = {"name": cache, "made from": sha256(facts.encode()).hexdigest()}
+        made = cached(cache, fingerprint, clients, total=data.num_clients, cache_dir=cache_dir)
+        ids = made.client_ids
+    return FederatedData(made.arrays, made.offsets, made.index, ids, data.about)
+
+
+class Normalised(NamedTuple):
+    """Federations with one column normalised, and by what.
+
+    Attributes:
+        data: the federations, in the order given.
+        mean: [...] float32; [K, ...] by client.
+        deviation: likewise, 1 where a feature is constant.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> data = fs.data.FederatedData({"x": np.array([1.0, 3.0])}, offsets=[0, 2])
+        >>> fs.data.normalise(data).mean
+        np.float32(2.0)
+    """
+
+    data: tuple[FederatedData, ...]
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def normalise(
+    train: FederatedData,
+    *others: FederatedData,
+    entry: str = "x",
+    by: Literal["all", "client"] = "all",
+    features: tuple[int, ...] | None = None,
+) -> Normalised:
+    """Subtract the mean and divide by the standard deviation, both taken of the training examples alone.
+
+    .. math:: x \\leftarrow (x - \\mu) / \\sigma
+
+    Each feature has its own, over all clients' training examples, or over each client's own. A client without
+    training examples takes those of all. Features that are constant are only shifted. Sums are in float64.
+
+    Args:
+        train: the federation whose examples give mean and deviation.
+        others: further federations, such as the test set, normalised by the same figures; by client, of the same
+            clients.
+        entry: the column, [N, ...] numbers.
+        by: "all" or "client".
+        features: axes of an example that have figures of their own; None for all of them, () for one mean of
+            everything, (2,) for the channels of pictures [N, H, W, channels] (axes are those of one example).
+
+    Returns:
+        `Normalised`: the federations with `entry` as float32, in the clients' order, and the figures.
+
+    Raises:
+        ArgumentError: no training example; a column that is not of numbers, or has NaN or infinity.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> train = fs.data.FederatedData({"x": np.array([[0.0, 7.0], [4.0, 7.0]])}, offsets=[0, 1, 2])
+        >>> test = fs.data.FederatedData({"x": np.array([[6.0, 7.0]])}, offsets=[0, 0, 1])
+        >>> made = fs.data.normalise(train, test)
+        >>> made.mean, made.deviation, made.data[1].client(1)["x"]
+        (array([2., 7.], dtype=float32), array([2., 1.], dtype=float32), array([[2., 0.]], dtype=float32))
+    """
+    check(by in ("all", "client"), "by", by, 'must be "all" or "client".')
+    every = (train, *others)
+    for data in every:
+        column = data.arrays.get(entry) if isinstance(data.arrays, dict) else None
+        if column is None or column.dtype.kind not in "fiub":
+            raise ArgumentError(f"entry={entry!r}: must be a column of numbers; the data have {data!r}.")
+        if by == "client" and data.num_clients != train.num_clients:
+            raise ArgumentError(
+                f"by='client': {data.num_clients} clients, but {train.num_clients} in the training set."
+            )
+    check(train.num_examples > 0, "train", train, "has no example.")
+    shape = train.arrays[entry].shape[1:]
+    axes = range(len(shape)) if features is None else features
+    over = tuple(1 + axis for axis in range(len(shape)) if axis not in [a % max(len(shape), 1) for a in axes])
+    groups = [slice(0, train.num_examples)]
+    if by == "client":
+        groups += [slice(int(a), int(b)) for a, b in zip(train.offsets[:-1], train.offsets[1:], strict=True)]
+    figures = [_moments(train, entry, group, over) for group in groups if group.start < group.stop]
+    if by == "client":
+        held = iter(figures[1:])
+        figures = [next(held) if size else figures[0] for size in train.sizes]
+    mean, deviation = (np.stack(part) for part in zip(*figures, strict=True))
+    shift, factor = mean, 1 / deviation  # [1 or K, 1 or more, ...]
+    out = tuple(_applied(data, entry, shift, factor) for data in every)
+    kept = tuple(1 + axis for axis in range(len(shape)) if 1 + axis in over)
+    mean, deviation = (np.squeeze(part, kept).astype(np.float32) for part in (mean, deviation))
+    return Normalised(out, *(part if by == "client" else part[0] for part in (mean, deviation)))
+
+
+def _block(data: FederatedData, entry: str, start: int, stop: int) -> np.ndarray:
+    rows = slice(start, stop) if data.index is None else data.index[start:stop]
+    return np.asarray(data.arrays[entry][rows], np.float64)
+
+
+def _moments(data: FederatedData, entry: str, rows: slice, over: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation, kept to the shape of an example: 1 on the axes summed over. Two passes, block by block."""
+    blocks = range(rows.start, rows.stop, BLOCK)
+    total = lambda part: part.sum(axis=(0, *over), keepdims=True)[0]  # noqa: E731
+    count = (rows.stop - rows.start) * np.prod([data.arrays[entry].shape[axis] for axis in over])
+    mean = sum(total(_block(data, entry, at, min(at + BLOCK, rows.stop))) for at in blocks) / count
+    if not np.all(np.isfinite(mean)):
+        raise ArgumentError(f"entry={entry!r}: its training examples hold NaN or infinity; fill or drop these first.")
+    squares = sum(total((_block(data, entry, at, min(at + BLOCK, rows.stop)) - mean) ** 2) for at in blocks)
+    deviation = np.sqrt(squares / count)
+    return mean, np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0)  # rounding is no spread
+
+
+def _applied(data: FederatedData, entry: str, mean: np.ndarray, factor: np.ndarray) -> FederatedData:
+    column = np.empty((data.num_examples, *data.arrays[entry].shape[1:]), np.float32)
+    owner = np.repeat(np.arange(data.num_clients), data.sizes) if len(mean) > 1 else np.zeros(data.num_examples, int)
+    for start in range(0, data.num_examples, BLOCK):
+        block = slice(start, min(start + BLOCK, data.num_examples))
+        column[block] = (_block(data, entry, block.start, block.stop) - mean[owner[block]]) * factor[owner[block]]
+    rows = slice(0, data.num_examples) if data.index is None else data.index
+    rest = {name: array[rows] for name, array in data.arrays.items() if name != entry}
+    return FederatedData({**rest, entry: column}, data.offsets, None, data.client_ids, data.about)
+
+
+def numbered(data: FederatedData, *, client: str = "client", example: str = "example") -> FederatedData:
+    """Add two columns: whose each example is, and which; for functions inside the step (`fs.client.augment`).
+
+    Args:
+        data: the federation.
+        client: name of the new column of client numbers, [N] int32; -1 for rows that are nobody's.
+        example: name of the new column of row numbers, [N] int32.
+
+    Raises:
+        ArgumentError: the data have a column of that name; a row that belongs to two clients.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> data = fs.data.FederatedData({"x": np.arange(5.0)}, offsets=[0, 2, 5])
+        >>> fs.data.numbered(data).client(1)["client"]
+        array([1, 1, 1], dtype=int32)
+    """
+    if not isinstance(data.arrays, dict):
+        raise ArgumentError(f"data: the arrays must be a dict, not {type(data.arrays).__name__}.")
+    for name in (client, example):
+        check(name not in data.arrays, "name", name, f"is a column already: {sorted(data.arrays)}.")
+    num_rows = len(next(iter(data.arrays.values())))
+    rows = np.arange(data.num_examples) if data.index is None else data.index
+    if data.index is not None and len(rows) and np.bincount(rows).max() > 1:
+        raise ArgumentError("data: a row belongs to two clients; copy the rows (`map_clients`) first.")
+    owner = np.full(num_rows, -1, np.int32)
+    owner[rows] = np.repeat(np.arange(data.num_clients, dtype=np.int32), data.sizes)
+    arrays = {**data.arrays, client: owner, example: np.arange(num_rows, dtype=np.int32)}
+    return FederatedData(arrays, data.offsets, data.index, data.client_ids, data.about)

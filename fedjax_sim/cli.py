@@ -25,6 +25,10 @@ USAGE = """usage: fedjax-sim COMMAND
   resume DIR [--rounds N]  go on with an interrupted run; with N rounds in all, extend it
   show DIR                 what a run reached; draws its plots again
   report DIR [DIR ...]     an HTML page of one run, or of several beside each other
+  data list                the data sets that go by a name
+  data info NAME           licence, source, size, what a client is, options of fs.data.load
+  data fetch NAME [--cache-dir DIR]
+                           bring its files into the cache folder, and check them
   version                  the version
 """
 
@@ -220,6 +224,43 @@ def report(words: list[str]) -> None:
     _say(str(write(runs, Path(path))))
 
 
+def data(words: list[str]) -> None:
+    """The data sets that go by a name."""
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(prog="fedjax-sim data", description=data.__doc__)
+    parsers = parser.add_subparsers(dest="what", required=True, metavar="list | info NAME | fetch NAME")
+    parsers.add_parser("list", help="all of them")
+    info = parsers.add_parser("info", help="licence, source, size, what a client is, and the options of fs.data.load")
+    fetch = parsers.add_parser("fetch", help="bring a set's files into the cache folder, and check them")
+    for one in info, fetch:
+        one.add_argument("NAME", help="the set's name, as in `fedjax-sim data list`")
+    fetch.add_argument("--cache-dir", metavar="DIR", help="the cache folder; the user's if left out")
+    given = parser.parse_args(words)
+    from fedjax_sim.data import archives, catalogue
+
+    if given.what == "list":
+        table = Table("name", "what it is", "clients", box=None, pad_edge=False)
+        for each in catalogue.ENTRIES:
+            clients = "to be made" if each.partition == "none" else f"{each.partition}: {each.client}"
+            table.add_row(each.name, each.title, clients)
+        _draw(table)
+        return
+    entry = catalogue.entry(given.NAME)
+    if given.what == "info":
+        options = ", ".join(f"{name}={value!r}" for name, value in entry.options.items())
+        packages = ", ".join(dict.fromkeys(file.package for file in entry.files if file.package))
+        table = Table("", entry.name, box=None, pad_edge=False)
+        for name, value in {**entry.about, "size": entry.size, "package": packages, "options": options}.items():
+            table.add_row(name, value or "none")
+        _draw(table)
+    elif entry.files:
+        _say(str(archives.fetch(entry.name, entry.files, cache_dir=given.cache_dir)))
+    else:
+        catalogue.load(entry.name, **({"cache_dir": given.cache_dir} if given.cache_dir else {}))
+        _say(f"{entry.name} needs no files that are not here.")
+
+
 def show_version(words: list[str]) -> None:
     """The version."""
     from importlib.metadata import version
@@ -325,6 +366,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "resume": resume,
     "show": show,
     "report": report,
+    "data": data,
     "version": show_version,
 }
 

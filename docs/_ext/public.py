@@ -22,7 +22,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "records": ("core.types",),
     "errors": ("core.errors",),
     "metrics": ("core.metrics",),
-    "preprocessing": ("data.text", "data.preprocess", "client.augment"),
+    "preprocessing": ("data.text", "data.preprocess", "client.augmentation"),
     "tasks": ("client", "core.convolution"),
     "data": ("data.federated", "data.plan", "data.strings", "data.cache", "data.measures"),
     "sources": ("data.sources", "data.catalogue", "data.archives"),

@@ -1,12 +1,12 @@
 """Client side: tasks, gradients, local steps."""
 
-from fedjax_sim.client.augment import augment as augment
-from fedjax_sim.client.augment import centre_crop as centre_crop
-from fedjax_sim.client.augment import noise as noise
-from fedjax_sim.client.augment import random_crop as random_crop
-from fedjax_sim.client.augment import random_flip as random_flip
-from fedjax_sim.client.augment import rotation as rotation
-from fedjax_sim.client.augment import transform as transform
+from fedjax_sim.client.augmentation import augment as augment
+from fedjax_sim.client.augmentation import centre_crop as centre_crop
+from fedjax_sim.client.augmentation import noise as noise
+from fedjax_sim.client.augmentation import random_crop as random_crop
+from fedjax_sim.client.augmentation import random_flip as random_flip
+from fedjax_sim.client.augmentation import rotation as rotation
+from fedjax_sim.client.augmentation import transform as transform
 from fedjax_sim.client.flax_tasks import classification as classification
 from fedjax_sim.client.flax_tasks import flax_task as flax_task
 from fedjax_sim.client.local import ClientBatches as ClientBatches

@@ -1,10 +1,13 @@
 """What clients hold: federations, partitioners, plans, and sets that are ready to load."""
 
+from fedjax_sim.data import archives as archives
+from fedjax_sim.data import catalogue as catalogue
 from fedjax_sim.data import partition as partition
 from fedjax_sim.data import sources as sources
 from fedjax_sim.data.cache import cache_folder as cache_folder
 from fedjax_sim.data.cache import cached as cached
 from fedjax_sim.data.cache import file_fingerprint as file_fingerprint
+from fedjax_sim.data.catalogue import load as load
 from fedjax_sim.data.concept import label_groups as label_groups
 from fedjax_sim.data.concept import permute_labels as permute_labels
 from fedjax_sim.data.federated import FederatedData as FederatedData
@@ -20,7 +23,8 @@ from fedjax_sim.data.preprocess import Normalised as Normalised
 from fedjax_sim.data.preprocess import map_clients as map_clients
 from fedjax_sim.data.preprocess import normalise as normalise
 from fedjax_sim.data.preprocess import numbered as numbered
-from fedjax_sim.data.sources import load as load
+from fedjax_sim.data.sets import CentralData as CentralData
+from fedjax_sim.data.sets import FederatedSet as FederatedSet
 from fedjax_sim.data.strings import Strings as Strings
 from fedjax_sim.data.strings import strings as strings
 from fedjax_sim.data.text import Vocabulary as Vocabulary

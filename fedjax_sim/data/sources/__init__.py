@@ -1,9 +1,7 @@
-"""Data sets by name."""
+"""Data from the files that people hold."""
 
 from fedjax_sim.data.sources.arrow import hugging_face as hugging_face
 from fedjax_sim.data.sources.arrow import table as table
-from fedjax_sim.data.sources.bundled import CentralData as CentralData
-from fedjax_sim.data.sources.bundled import load as load
 from fedjax_sim.data.sources.fedjax_files import fedjax_sqlite as fedjax_sqlite
 from fedjax_sim.data.sources.leaf_json import leaf as leaf
 from fedjax_sim.data.sources.npz_file import npz as npz

@@ -29,6 +29,9 @@ USAGE = """usage: fedjax-sim COMMAND
   data info NAME           licence, source, size, what a client is, options of fs.data.load
   data fetch NAME [--cache-dir DIR]
                            bring its files into the cache folder, and check them
+  data list                the data sets that fs.data.load knows
+  data info NAME           licence, source, size and clients of one
+  data fetch NAME          fetch its files into the user's cache
   version                  the version
 """
 
@@ -259,6 +262,42 @@ def data(words: list[str]) -> None:
     else:
         catalogue.load(entry.name, **({"cache_dir": given.cache_dir} if given.cache_dir else {}))
         _say(f"{entry.name} needs no files that are not here.")
+
+
+def data(words: list[str]) -> None:
+    """Data sets: list them, tell of one, fetch one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from fedjax_sim.data import archives, cache_folder, catalogue
+
+    parser = argparse.ArgumentParser(prog="fedjax-sim data", description=data.__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="the sets that fs.data.load knows")
+    for action, about in (("info", "licence, source, size, clients"), ("fetch", "fetch its files into the cache")):
+        actions.add_parser(action, help=about).add_argument("NAME")
+    given = parser.parse_args(words)
+    sets = catalogue()
+    if given.action == "list":
+        table = Table("name", "what it is", "size", "clients", "partition", box=None, pad_edge=False)
+        for name, entry in sets.items():
+            table.add_row(name, *(Text(text) for text in (entry.title, entry.size, entry.client, entry.partition)))
+        return _draw(table)
+    if given.NAME not in sets:
+        raise ArgumentError(f"NAME={given.NAME!r}: unknown data set; there are {', '.join(sets)}.")
+    entry = sets[given.NAME]
+    if given.action == "info":
+        table = Table(box=None, pad_edge=False, show_header=False)
+        places = sorted({file.url or f"package {file.package}" for file in entry.files})
+        rows = {**entry.about, "size": entry.size, "files": "\n".join(places) or "none to fetch"}
+        if entry.files:
+            rows["kept in"] = str(cache_folder() / "raw" / given.NAME)
+        for name, text in rows.items():
+            table.add_row(name, Text(text))
+        return _draw(table)
+    if not entry.files:
+        return _say(f"{given.NAME} has no files to fetch: fs.data.load({given.NAME!r}) says what it needs.")
+    _say(str(archives.fetch(given.NAME, entry.files)))
 
 
 def show_version(words: list[str]) -> None:

@@ -7,6 +7,8 @@ from fedjax_sim.data import sources as sources
 from fedjax_sim.data.cache import cache_folder as cache_folder
 from fedjax_sim.data.cache import cached as cached
 from fedjax_sim.data.cache import file_fingerprint as file_fingerprint
+from fedjax_sim.data.catalogue import Entry as Entry
+from fedjax_sim.data.catalogue import catalogue as catalogue
 from fedjax_sim.data.catalogue import load as load
 from fedjax_sim.data.concept import label_groups as label_groups
 from fedjax_sim.data.concept import permute_labels as permute_labels

@@ -1,5 +1,6 @@
 """Data from the files that people hold."""
 
+from fedjax_sim.data.federated import from_clients as from_clients
 from fedjax_sim.data.sources.arrow import hugging_face as hugging_face
 from fedjax_sim.data.sources.arrow import table as table
 from fedjax_sim.data.sources.fedjax_files import fedjax_sqlite as fedjax_sqlite

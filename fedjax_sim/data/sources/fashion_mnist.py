@@ -123,6 +123,20 @@ def fashion_mnist(
     return {split: {"x": data["x"], "y": data["y"].astype(np.int32)} for split, data in arrays.items()}
 
 
+def central(data_dir: str | Path | None = None, raw_dir: str | Path | None = None) -> tuple[Any, Any]:
+    """(train, test) of `fashion_mnist`.
+
+    Example:
+        >>> try:
+        ...     central("no folder", raw_dir="no folder")
+        ... except ArgumentError as error:
+        ...     print(str(error).split(" (")[0])
+        no folder/train-images-idx3-ubyte.gz: cannot be read
+    """
+    splits = fashion_mnist(data_dir, raw_dir)
+    return splits["train"], splits["test"]
+
+
 def _raw(raw_dir: str | Path | None, files: Mapping[str, Mapping[str, RawFile]], debian: Path, site: str) -> Splits:
     """The raw files' arrays, as bytes: "x" [N, 28, 28, 1], "y" [N]."""
     folder = Path(raw_dir) if raw_dir is not None else debian if debian.is_dir() else None

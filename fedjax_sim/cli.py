@@ -29,9 +29,6 @@ USAGE = """usage: fedjax-sim COMMAND
   data info NAME           licence, source, size, what a client is, options of fs.data.load
   data fetch NAME [--cache-dir DIR]
                            bring its files into the cache folder, and check them
-  data list                the data sets that fs.data.load knows
-  data info NAME           licence, source, size and clients of one
-  data fetch NAME          fetch its files into the user's cache
   version                  the version
 """
 
@@ -228,43 +225,6 @@ def report(words: list[str]) -> None:
 
 
 def data(words: list[str]) -> None:
-    """The data sets that go by a name."""
-    from rich.table import Table
-
-    parser = argparse.ArgumentParser(prog="fedjax-sim data", description=data.__doc__)
-    parsers = parser.add_subparsers(dest="what", required=True, metavar="list | info NAME | fetch NAME")
-    parsers.add_parser("list", help="all of them")
-    info = parsers.add_parser("info", help="licence, source, size, what a client is, and the options of fs.data.load")
-    fetch = parsers.add_parser("fetch", help="bring a set's files into the cache folder, and check them")
-    for one in info, fetch:
-        one.add_argument("NAME", help="the set's name, as in `fedjax-sim data list`")
-    fetch.add_argument("--cache-dir", metavar="DIR", help="the cache folder; the user's if left out")
-    given = parser.parse_args(words)
-    from fedjax_sim.data import archives, catalogue
-
-    if given.what == "list":
-        table = Table("name", "what it is", "clients", box=None, pad_edge=False)
-        for each in catalogue.ENTRIES:
-            clients = "to be made" if each.partition == "none" else f"{each.partition}: {each.client}"
-            table.add_row(each.name, each.title, clients)
-        _draw(table)
-        return
-    entry = catalogue.entry(given.NAME)
-    if given.what == "info":
-        options = ", ".join(f"{name}={value!r}" for name, value in entry.options.items())
-        packages = ", ".join(dict.fromkeys(file.package for file in entry.files if file.package))
-        table = Table("", entry.name, box=None, pad_edge=False)
-        for name, value in {**entry.about, "size": entry.size, "package": packages, "options": options}.items():
-            table.add_row(name, value or "none")
-        _draw(table)
-    elif entry.files:
-        _say(str(archives.fetch(entry.name, entry.files, cache_dir=given.cache_dir)))
-    else:
-        catalogue.load(entry.name, **({"cache_dir": given.cache_dir} if given.cache_dir else {}))
-        _say(f"{entry.name} needs no files that are not here.")
-
-
-def data(words: list[str]) -> None:
     """Data sets: list them, tell of one, fetch one."""
     from rich.table import Table
     from rich.text import Text
@@ -274,8 +234,11 @@ def data(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="fedjax-sim data", description=data.__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="the sets that fs.data.load knows")
-    for action, about in (("info", "licence, source, size, clients"), ("fetch", "fetch its files into the cache")):
-        actions.add_parser(action, help=about).add_argument("NAME")
+    info = actions.add_parser("info", help="licence, source, size, what a client is, and the options of fs.data.load")
+    fetch = actions.add_parser("fetch", help="bring its files into the cache folder, and check them")
+    for one in info, fetch:
+        one.add_argument("NAME", help="the set's name, as in `fedjax-sim data list`")
+    fetch.add_argument("--cache-dir", metavar="DIR", help="the cache folder; the user's if left out")
     given = parser.parse_args(words)
     sets = catalogue()
     if given.action == "list":
@@ -297,7 +260,7 @@ def data(words: list[str]) -> None:
         return _draw(table)
     if not entry.files:
         return _say(f"{given.NAME} has no files to fetch: fs.data.load({given.NAME!r}) says what it needs.")
-    _say(str(archives.fetch(given.NAME, entry.files)))
+    _say(str(archives.fetch(given.NAME, entry.files, cache_dir=given.cache_dir)))
 
 
 def show_version(words: list[str]) -> None:

@@ -25,7 +25,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "preprocessing": ("data.text", "data.preprocess", "client.augmentation"),
     "tasks": ("client", "core.convolution"),
     "data": ("data.federated", "data.plan", "data.strings", "data.cache", "data.measures"),
-    "sources": ("data.sources", "data.catalogue", "data.sets", "data.archives"),
+    "sources": ("data.sources", "data.catalogue", "data.sets", "data.archives", "data.pickles"),
     "partition": ("data.partition", "data.mixtures", "data.skew", "data.concept"),
     "sampler": ("population",),
     "models": ("models",),

@@ -1,7 +1,6 @@
 """What clients hold: federations, partitioners, plans, and sets that are ready to load."""
 
 from fedjax_sim.data import archives as archives
-from fedjax_sim.data import catalogue as catalogue
 from fedjax_sim.data import partition as partition
 from fedjax_sim.data import sources as sources
 from fedjax_sim.data.cache import cache_folder as cache_folder

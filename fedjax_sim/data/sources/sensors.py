@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError, check_count
-from fedjax_sim.data.archives import File, unpickle
+from fedjax_sim.data.archives import File
 from fedjax_sim.data.federated import FederatedData, from_clients
+from fedjax_sim.data.pickles import unpickle
 
 WATCH_FILES = (
     File(
@@ -46,17 +47,15 @@ def watch(folder: Path, *, length: int = 100, stride: int | None = None) -> tupl
     stride = length if stride is None else stride
     check_count("stride", stride)
     path = folder / "watch_dataset.npy"
+    held = unpickle(path, encoding="latin1")
     try:
-        with open(path, "rb") as file:
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
-            held = unpickle(file, str(path), encoding="latin1").item()
+        held = held.item()
         series = [np.asarray(x, np.float32) for x in held["X"]]
         exercise, person = np.asarray(held["y"]), np.asarray(held["subject"])
-        classes, y = np.unique(exercise, return_inverse=True)
+        _, y = np.unique(exercise, return_inverse=True)
         if not len(series) == len(y) == len(person) or any(x.ndim != 2 or x.shape[1] != 6 for x in series):
             raise ValueError("recordings, exercises and people do not fit together")
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArgumentError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
     people = sorted(set(person.tolist()))
     sides = []

@@ -229,7 +229,7 @@ def data(words: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from fedjax_sim.data import archives, cache_folder, catalogue
+    from fedjax_sim.data import archives, cache_folder, catalogue, load
 
     parser = argparse.ArgumentParser(prog="fedjax-sim data", description=data.__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
@@ -242,25 +242,27 @@ def data(words: list[str]) -> None:
     given = parser.parse_args(words)
     sets = catalogue()
     if given.action == "list":
-        table = Table("name", "what it is", "size", "clients", "partition", box=None, pad_edge=False)
+        table = Table("name", "what it is", "clients", "partition", box=None, pad_edge=False)
         for name, entry in sets.items():
-            table.add_row(name, *(Text(text) for text in (entry.title, entry.size, entry.client, entry.partition)))
+            table.add_row(name, *(Text(text) for text in (entry.title, entry.client, entry.partition)))
         return _draw(table)
     if given.NAME not in sets:
         raise ArgumentError(f"NAME={given.NAME!r}: unknown data set; there are {', '.join(sets)}.")
     entry = sets[given.NAME]
     if given.action == "info":
-        table = Table(box=None, pad_edge=False, show_header=False)
         places = sorted({file.url or f"package {file.package}" for file in entry.files})
-        rows = {**entry.about, "size": entry.size, "files": "\n".join(places) or "none to fetch"}
-        if entry.files:
-            rows["kept in"] = str(cache_folder() / "raw" / given.NAME)
+        options = [f"{name}={value!r}" for name, value in entry.options.items()]
+        rows = {**entry.about, "size": entry.size, "options": ", ".join(options) or "none"}
+        if places:
+            rows |= {"comes from": ", ".join(places), "is kept in": str(cache_folder() / "raw" / given.NAME)}
+        table = Table(box=None, pad_edge=False, show_header=False)
         for name, text in rows.items():
             table.add_row(name, Text(text))
         return _draw(table)
-    if not entry.files:
-        return _say(f"{given.NAME} has no files to fetch: fs.data.load({given.NAME!r}) says what it needs.")
-    _say(str(archives.fetch(given.NAME, entry.files, cache_dir=given.cache_dir)))
+    if entry.files:
+        return _say(str(archives.fetch(given.NAME, entry.files, cache_dir=given.cache_dir)))
+    load(given.NAME, cache_dir=given.cache_dir)
+    _say(f"{given.NAME} needs no files that are not here.")
 
 
 def show_version(words: list[str]) -> None:

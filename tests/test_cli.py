@@ -420,6 +420,10 @@ TOLD = {
     "run line --cohort-size 5 --run-dir faulty": "cohort_size=5: the population has only 4 clients; draw fewer.",
     "run line --eval-every 0 --run-dir faulty": "eval_every=0: must be a whole number, at least 1.",
     "run torn": "config.py, line 1: SyntaxError: '(' was never closed",
+    "data": "the following arguments are required: action",
+    "data info": "the following arguments are required: NAME",
+    "data info nope": "NAME='nope': unknown data set; there are digits, fashion_mnist, ",
+    "data fetch emnist": "'emnist' comes from your own file: path=",
     "list walk": "unrecognized arguments: walk",
     "resume": "the following arguments are required: DIR",
     "report": "the following arguments are required: DIR",
@@ -428,9 +432,33 @@ TOLD = {
 }
 
 
+DATA = {
+    "data list": ["heart_disease", "Shakespeare's 38", "hospital (4)", "natural", "digits", "none"],
+    "data info dialysis": [
+        "GPL-3",
+        "et al. 2003",
+        "dialysis centre (67)",
+        "natural",
+        "0.3 MB",
+        "package survset==0.2.11",
+    ],
+    "data info synthetic": ["alpha=1.0, beta=1.0, iid=False, seed=0", "Li et al. 2020", "synthetic"],
+    "data fetch digits": ["digits needs no files that are not here."],
+}
+
+
 @pytest.fixture(scope="module")
 def said(place):
-    return in_one_process(place, *HELP, *TOLD, "", "version", "--version", "list")
+    return in_one_process(place, *HELP, *TOLD, *DATA, "", "version", "--version", "list")
+
+
+@pytest.mark.parametrize("words", DATA)
+def test_data_sets_are_listed_described_and_fetched(said, words):
+    done = said[words]
+    assert (done.status, done.err) == (0, "")
+    shown = plain(done.out)
+    for part in DATA[words]:
+        assert part in shown
 
 
 @pytest.mark.parametrize("words", HELP)

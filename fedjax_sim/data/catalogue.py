@@ -44,6 +44,12 @@ class Entry:
     files: tuple[File, ...] = ()
 
     @property
+    def options(self) -> dict[str, Any]:
+        """What `fs.data.load` takes besides the name, with the defaults."""
+        known = inspect.signature(self.loader).parameters.items()
+        return {name: parameter.default for name, parameter in known if name != "folder"}
+
+    @property
     def about(self) -> dict[str, str]:
         """What run folders and reports say of the data."""
         return {name: getattr(self, name) for name in ("title", "licence", "source", "client", "partition")}
@@ -229,7 +235,7 @@ def load(name: str, *, cache_dir: str | Path | None = None, **options: Any) -> A
     if name not in _ENTRIES:
         raise ArgumentError(f"name={name!r}: unknown data set; there are {', '.join(_ENTRIES)}.")
     entry = _ENTRIES[name]
-    known = [option for option in inspect.signature(entry.loader).parameters if option != "folder"]
+    known = entry.options
     if "cache_dir" in known:
         options["cache_dir"] = cache_dir
     unknown = [option for option in options if option not in known]

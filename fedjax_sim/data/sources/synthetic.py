@@ -35,8 +35,8 @@ def synthetic(
 
     Example:
         >>> train, test = synthetic(alpha=0.5, beta=0.5)
-        >>> train.sizes[:3] + test.sizes[:3]
-        array([1910,  171,  435])
+        >>> train.sizes[:3], test.sizes[:3]
+        (array([1718,  154,  392]), array([191,  17,  44]))
     """
     check_seed(seed)
     check(alpha >= 0, "alpha", alpha, "must not be negative.")
@@ -47,12 +47,11 @@ def synthetic(
     centre = draw.normal(0, beta, CLIENTS)
     mean_x = [np.full(FEATURES, c) if iid else draw.normal(c, 1, FEATURES) for c in centre]
     covariance = np.diag(np.arange(1, FEATURES + 1) ** -1.2)
-    if iid:
-        common = draw.normal(0, 1, (FEATURES, CLASSES)), draw.normal(0, 1, CLASSES)
+    common = (draw.normal(0, 1, (FEATURES, CLASSES)), draw.normal(0, 1, CLASSES)) if iid else None
     clients = []
     for k in range(CLIENTS):
         rule = draw.normal(mean_w[k], 1, (FEATURES, CLASSES)), draw.normal(mean_w[k], 1, CLASSES)
-        w, b = common if iid else rule
+        w, b = common or rule
         x = draw.multivariate_normal(mean_x[k], covariance, sizes[k])
         clients.append({"x": x.astype(np.float32), "y": np.argmax(x @ w + b, axis=1).astype(np.int32)})
     return split(from_clients(clients), 0.1, seed=seed)

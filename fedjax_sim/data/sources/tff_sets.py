@@ -44,7 +44,7 @@ def emnist(
     """
     if _given("emnist", path, stand_in, num_clients):
         columns = {"x": _pictures((28, 28), 62, np.float32), "y": _labels(62)}
-        return _both(columns, (3400, 671_585), (3400, 77_483), num_clients)
+        return _both(columns, (3400, 671_585), (3400, 77_483), num_clients, spread=0.3)  # at most 418 in the real one
     options = {"shapes": {"pixels": (28, 28)}, "dtypes": {"label": np.int32}}
     return _read(path, ("all_train", "all_test"), {"x": "pixels", "y": "label"}, options, cache_dir)
 
@@ -72,7 +72,7 @@ def cifar100(
     """
     if _given("cifar100", path, stand_in, num_clients):
         columns = {"x": _pictures((32, 32, 3), 100, np.uint8), "y": _labels(100)}
-        return _both(columns, (500, 50_000), (100, 10_000), num_clients, even=True)
+        return _both(columns, (500, 50_000), (100, 10_000), num_clients, spread=0.0)
     options = {"shapes": {"image": (32, 32, 3)}, "dtypes": {"image": np.uint8, "label": np.int32}}
     return _read(path, ("train", "test"), {"x": "image", "y": "label"}, options, cache_dir)
 
@@ -215,25 +215,23 @@ def _both(
     train: tuple[int, int],
     test: tuple[int, int],
     num_clients: int | None,
-    even: bool = False,
+    spread: float = 1.0,
 ) -> Pair:
     made = []
     for seed, (clients, examples) in enumerate((train, test)):
         if num_clients is not None:
             check_count("num_clients", num_clients)
             check(num_clients <= train[0], "num_clients", num_clients, f"there are {train[0]} clients.")
-        offsets = _offsets(clients, examples, seed, even)[: 1 + min(num_clients or clients, clients)]
+        offsets = _offsets(clients, examples, seed, spread)[: 1 + min(num_clients or clients, clients)]
         arrays = {name: column(int(offsets[-1]), seed) for name, column in columns.items()}
         ids = np.char.add("stand-in ", np.arange(len(offsets) - 1).astype(str))
         made.append(FederatedData(arrays, offsets, client_ids=ids, about={"title": "stand-in: random data"}))
     return made[0], made[1]
 
 
-def _offsets(clients: int, examples: int, seed: int, even: bool) -> np.ndarray:
+def _offsets(clients: int, examples: int, seed: int, spread: float) -> np.ndarray:
     """Log-normal sizes of at least 1, with the true sum."""
-    if even:
-        return np.arange(clients + 1) * (examples // clients)
-    weights = rng.generator(seed, Purpose.PARTITION).lognormal(0, 1, clients)
+    weights = rng.generator(seed, Purpose.PARTITION).lognormal(0, spread, clients)
     cuts = np.rint(np.cumsum(weights) / weights.sum() * (examples - clients)).astype(np.int64)
     return np.concatenate([[0], cuts + np.arange(1, clients + 1)])
 

@@ -39,7 +39,7 @@ def problems(text):
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["01_first_run.ipynb", "02_server_optimizers.ipynb"]
+    assert [path.stem for path in NOTEBOOKS] == ["01_first_run", "02_server_optimizers", "03_partitions"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

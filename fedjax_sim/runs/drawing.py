@@ -37,6 +37,7 @@ def new_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr]
     # IPython shows bare Figures only once pyplot has told it how; this tells it of this one.
     figure._repr_png_ = functools.partial(png, figure)  # type: ignore[attr-defined]
     return figure

@@ -5,6 +5,7 @@ notebook shows them; `figure.savefig("curves.pdf")` keeps them.
 """
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ Columns = Mapping[str, Any]
 
 
 def curves(histories: Columns | Mapping[str, Columns | Sequence[Columns]], names: Sequence[str] | None = None) -> Any:
-    """Metrics over rounds, a panel each.
+    """Metrics over rounds, a panel each; quantiles of one thing (`families`) share a panel. All show the same rounds.
 
     Args:
         histories: the columns of one run; or label to a run's columns; or label to those of several runs that differ
@@ -70,27 +71,54 @@ def curves(histories: Columns | Mapping[str, Columns | Sequence[Columns]], names
         points = sum(len(drawn[name, label][0]) for label in groups)
         check(points > 0, "names", name, "no round has a finite value of it (of several seeds: no round of all).")
 
-    across = min(len(names), 2 if len(names) < 5 else 3)
-    down = -(-len(names) // across)
+    panels = families(names)
+    across = min(len(panels), 2 if len(panels) < 5 else 3)
+    down = -(-len(panels) // across)
     figure = new_figure(5.2 * across if across < 3 else 4.2 * across, 2.9 * down + 0.5)
     grid = figure.subplots(down, across, squeeze=False)
-    for axes in grid.flat[len(names) :]:
+    for axes in grid.flat[len(panels) :]:
         axes.remove()
-    for axes, name in zip(grid.flat, names, strict=False):
+    rounds = np.concatenate([points[0] for points in drawn.values()])
+    first, last = rounds.min(), rounds.max()
+    margin = 0.02 * (last - first) or 1
+    for axes, (title, members) in zip(grid.flat, panels.items(), strict=False):
         for i, label in enumerate(groups):
-            _line(axes, *drawn[name, label], label, i)
-        dress(axes, name)
-        axes.set_xlabel("round")
+            if len(members) == 1:
+                _line(axes, *drawn[members[0], label], label, i)
+            else:
+                _family(axes, [drawn[name, label][:2] for name in members], label, i)
+        dress(axes, title if len(members) == 1 else f"{title}, {' '.join(name.split('_')[-1] for name in members)}")
+        axes.set_xlabel("round", color=INK)
+        axes.set_xlim(first - margin, last + margin)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        rounds = np.concatenate([drawn[name, label][0] for label in groups])
-        if rounds.min() == rounds.max():
-            axes.set_xlim(rounds[0] - 1, rounds[0] + 1)
     if list(groups) != [""]:
         handles = [_legend_line(label, len(group), i) for i, (label, group) in enumerate(groups.items())]
         longest = max(len(handle.get_label()) for handle in handles)
         room = max(1, int(figure.get_figwidth() * 11 / (longest + 6)))
         figure.legend(handles=handles, loc="outside lower center", ncols=room, frameon=False, labelcolor=INK)
     return figure
+
+
+def families(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by panel: what is called `NAME_p10`, `NAME_p50` and so on are quantiles of one thing, from low to high.
+
+    Example:
+        >>> from fedjax_sim.runs import plots
+        >>> plots.families(["test/loss", "accuracy_p90", "accuracy_p10"])
+        {'test/loss': ['test/loss'], 'accuracy': ['accuracy_p10', 'accuracy_p90']}
+    """
+    names = list(names)
+    found: dict[str, list[str]] = {}
+    for name in names:
+        stem = _stem(name)
+        several = stem not in names and sum(_stem(each) == stem for each in names) > 1
+        found.setdefault(stem if several else name, []).append(name)
+    quantile = lambda name: float(name.rpartition("_p")[2])  # noqa: E731
+    return {title: sorted(group, key=quantile) if len(group) > 1 else group for title, group in found.items()}
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"_p\d+(\.\d+)?$", "", name)
 
 
 def main_names(histories: Iterable[Columns]) -> list[str]:
@@ -250,6 +278,18 @@ def _line(axes: Any, rounds: np.ndarray, values: np.ndarray, spread: np.ndarray 
     axes.plot(rounds, values, linestyle=_dash(i), color=_colour(i), linewidth=width, label=label, **marker)
     if spread is not None:
         axes.fill_between(rounds, values - spread, values + spread, color=_colour(i), alpha=0.2, linewidth=0)
+
+
+def _family(axes: Any, members: list[tuple[np.ndarray, np.ndarray]], label: str, i: int) -> None:
+    """Quantiles, from low to high: the middle one is a line as any other, the band between the outer ones is filled."""
+    for j, (rounds, values) in enumerate(members):
+        if j != len(members) // 2:
+            marker = {"marker": "o", "markersize": 2} if len(rounds) <= 40 else {}
+            axes.plot(rounds, values, linestyle=_dash(i), color=_colour(i), linewidth=0.9, alpha=0.6, **marker)
+    common = functools.reduce(np.intersect1d, [rounds for rounds, _ in members])
+    low, high = (values[np.isin(rounds, common)] for rounds, values in (members[0], members[-1]))
+    axes.fill_between(common, low, high, color=_colour(i), alpha=0.12, linewidth=0)
+    _line(axes, *members[len(members) // 2], None, label, i)
 
 
 def _legend_line(label: str, runs: int, i: int) -> Any:

@@ -25,13 +25,16 @@
   };
 
   function make(name, attributes, parent, text) {
-    const svg = ["svg", "g", "path", "line", "circle", "text"].includes(name);
+    const svg = ["svg", "g", "path", "line", "circle", "polygon", "text"].includes(name);
     const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
     if (text !== undefined) node.textContent = text;
     parent.append(node);
     return node;
   }
+
+  const widen = ([a, b], each) => [Math.min(a, each), Math.max(b, each)];
+  const extent = (numbers) => numbers.reduce(widen, [Infinity, -Infinity]);
 
   // Round numbers between low and high, about `count` of them.
   function ticks(low, high, count, whole) {
@@ -59,10 +62,13 @@
     return [0.1, 0.5, 0.9].map((share) => Number((10 ** (low + share * (high - low))).toPrecision(3)));
   }
 
-  function drawPanel(metric, parent) {
+  // A panel: [title, metrics]; several metrics are quantiles of one thing, from low to high. `span`: rounds shown.
+  function drawPanel([metric, members], span, parent) {
     const log = byId("log").checked;
+    const middle = members[Math.floor(members.length / 2)];
+    const short = (member) => (members.length > 1 ? member.slice(member.lastIndexOf("_p") + 1) : "");
     const figure = make("figure", { class: "panel", "data-metric": metric }, parent);
-    const caption = make("figcaption", {}, figure, metric);
+    const caption = make("figcaption", {}, figure, [metric, members.map(short).join(" ")].filter(Boolean).join(", "));
     const width = Math.max(260, figure.clientWidth);
     const height = Math.round(Math.min(380, Math.max(210, width * 0.5)));
     const left = 52, right = width - 10, top = 10, bottom = height - 34;
@@ -71,10 +77,12 @@
     let lost = 0;
     data.runs.forEach((_, run) => {
       if (hidden.has(run)) return;
-      const all = points(run, metric);
-      const drawn = all.filter(([, value]) => Number.isFinite(value) && (!log || value > 0));
-      lost += all.length - drawn.length;
-      if (all.length) lines.push({ run, all, drawn });
+      for (const member of members) {
+        const all = points(run, member);
+        const drawn = all.filter(([, value]) => Number.isFinite(value) && (!log || value > 0));
+        lost += all.length - drawn.length;
+        if (all.length) lines.push({ run, member, all, drawn });
+      }
     });
     const drawn = lines.flatMap((line) => line.drawn);
     const off = `${lost} ${lost === 1 ? "point" : "points"} off the scale`;
@@ -87,11 +95,9 @@
     }
 
     const scale = (value) => (log ? Math.log10(value) : value);
-    const widen = ([a, b], each) => [Math.min(a, each), Math.max(b, each)];
-    const extent = (numbers) => numbers.reduce(widen, [Infinity, -Infinity]);
-    let [x0, x1] = extent(drawn.map(([round]) => round));
+    let [x0, x1] = span;
     let [y0, y1] = extent(drawn.map(([, value]) => scale(value)));
-    if (x0 === x1) [x0, x1] = [x0 - 1, x1 + 1];
+    if (x0 === x1) [x0, x1] = [x0 - 1, x1 + 1]; // one round
     const pad = y1 > y0 ? (y1 - y0) * 0.05 : Math.abs(y0) * 0.05 || 0.5;
     [y0, y1] = [y0 - pad, y1 + pad];
     const x = (round) => left + ((round - x0) / (x1 - x0)) * (right - left);
@@ -106,13 +112,24 @@
     }
     make("line", { class: "grid", x1: left, x2: right, y1: bottom, y2: bottom }, svg);
     make("text", { x: (left + right) / 2, y: height - 3, "text-anchor": "middle" }, svg, "round");
-    for (const { run, drawn } of lines) {
-      const at = drawn.map(([round, value]) => [x(round).toFixed(2), y(value).toFixed(2)]);
+    const places = ({ drawn }) => drawn.map(([round, value]) => [x(round).toFixed(2), y(value).toFixed(2)]);
+    if (members.length > 1) {
+      for (const run of new Set(lines.map((line) => line.run))) {
+        const mine = lines.filter((line) => line.run === run);
+        const around = [...places(mine[0]), ...places(mine[mine.length - 1]).reverse()];
+        make("polygon", { class: "band", points: around.join(" "), style: `fill: ${colour(run)}` }, svg);
+      }
+    }
+    for (const line of lines) {
+      const { run, member } = line;
+      const at = places(line);
       const d = at.map(([px, py], i) => `${i ? "L" : "M"}${px} ${py}`).join("");
       const look = { style: `stroke: ${colour(run)}`, "stroke-dasharray": dash(run) };
-      make("path", { class: "curve", d, "data-run": run, ...look }, svg);
+      const rank = member === middle ? "curve" : "curve outer";
+      make("path", { class: rank, d, "data-run": run, ...look }, svg);
       if (at.length <= 40) {
-        for (const [cx, cy] of at) make("circle", { cx, cy, r: 2.6, style: `fill: ${colour(run)}` }, svg);
+        const r = member === middle ? 2.6 : 1.6;
+        for (const [cx, cy] of at) make("circle", { cx, cy, r, style: `fill: ${colour(run)}` }, svg);
       }
     }
 
@@ -130,13 +147,13 @@
       make("line", { class: "cursor", x1: x(round), x2: x(round), y1: top, y2: bottom }, overlay);
       make("div", {}, tip, `round ${round}`);
       const said = [];
-      for (const { run, all } of lines) {
+      for (const { run, member, all } of lines) {
         const off = ([each]) => Math.abs(each - round);
         const [at, value] = all.reduce((best, each) => (off(each) < off(best) ? each : best));
         const row = make("div", {}, tip);
         make("span", { class: "swatch", style: `border-color: ${colour(run)}` }, row);
-        const who = data.runs.length > 1 ? `${data.runs[run].name}: ` : "";
-        const text = who + words(value) + (at === round ? "" : ` (round ${at})`);
+        const who = [data.runs.length > 1 ? data.runs[run].name : "", short(member)].filter(Boolean).join(" ");
+        const text = (who ? `${who}: ` : "") + words(value) + (at === round ? "" : ` (round ${at})`);
         row.append(text);
         said.push(text);
         if (Number.isFinite(value) && (!log || value > 0)) {
@@ -177,19 +194,23 @@
 
   function draw() {
     const chosen = byId("metric").value;
-    const metrics = chosen === "" ? data.main : [chosen];
+    const shown = chosen === "" ? data.main : [[chosen, [chosen]]];
     const parent = byId("panels");
     parent.replaceChildren();
-    parent.classList.toggle("one", metrics.length === 1);
+    parent.classList.toggle("one", shown.length === 1);
     marked = null;
-    panels = metrics.map((metric) => drawPanel(metric, parent));
+    // All panels span the same rounds, so that they can be read below one another.
+    const visible = data.runs.map((_, run) => run).filter((run) => !hidden.has(run));
+    const all = shown.flatMap(([, members]) => visible.flatMap((run) => members.flatMap((each) => points(run, each))));
+    const span = extent(all.filter(([, value]) => Number.isFinite(value)).map(([round]) => round));
+    panels = shown.map((panel) => drawPanel(panel, span, parent));
   }
 
   function start() {
     const select = byId("metric");
-    if (data.main.length > 1) make("option", { value: "" }, select, `overview (${data.main.length} metrics)`);
+    if (data.main.length > 1 || data.main[0][1].length > 1) make("option", { value: "" }, select, `overview (${data.main.length} panels)`);
     for (const metric of data.metrics) make("option", { value: metric }, select, metric);
-    if (data.main.length === 1) select.value = data.main[0];
+    if (data.main.length === 1 && data.main[0][1].length === 1) select.value = data.main[0][0];
     select.addEventListener("change", draw);
     byId("log").addEventListener("change", draw);
     if (data.runs.length > 1) {

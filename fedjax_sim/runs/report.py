@@ -94,7 +94,7 @@ def page(runs: Sequence["Run"]) -> str:
 <main>
 <section>
 <h2>Summary</h2>
-{_table(names, _summary(runs), compare=False)}
+{_summary_section(runs, names)}
 </section>
 {_curves_section(runs, names) if metrics else ""}
 {_pictures_section(runs, names)}
@@ -163,16 +163,26 @@ def _table(names: list[str], rows: list[Row], compare: bool, attributes: str = "
     return f'<div class="scroll" tabindex="0"><table{attributes}>{head}<tbody>\n{body}</tbody></table></div>'
 
 
-def _summary(runs: Sequence["Run"]) -> list[Row]:
+def _summary_section(runs: Sequence["Run"], names: list[str]) -> str:
+    """The scores and the facts; of one run beside each other, of several one table."""
+    facts, scores = _facts(runs), _score_rows(runs)
+    if len(runs) > 1 or not scores:
+        return _table(names, facts[:4] + scores + facts[4:], compare=False)
+    tables = [_table(names, scores, compare=False, attributes=' class="scores"'), _table(names, facts, compare=False)]
+    return f'<div class="summary">\n{"".join(tables)}</div>'
+
+
+def _score_rows(runs: Sequence["Run"]) -> list[Row]:
+    rows: list[Row] = [(name, _scores(runs, name)) for name in plots.main_names([run.metrics for run in runs])]
+    return [row for row in rows if any(cell != NONE for cell in row[1])]
+
+
+def _facts(runs: Sequence["Run"]) -> list[Row]:
     facts: list[tuple[str, Callable[[Run], Cell]]] = [
         ("experiment", lambda run: str(_get(run, "experiment", "name") or "from Python")),
         ("preset", lambda run: _plain(_get(run, "experiment", "preset"))),
         ("started", _when),
         ("rounds", _rounds),
-    ]
-    rows: list[Row] = [(what, [fact(run) for run in runs]) for what, fact in facts]
-    rows += [(name, _scores(runs, name)) for name in plots.main_names([run.metrics for run in runs])]
-    facts = [
         ("time", lambda run: _duration(run.seconds)),
         ("seed", lambda run: _plain(_get(run, "simulation", "seed"))),
         ("clients", lambda run: _count(_get(run, "simulation", "clients"))),
@@ -182,7 +192,7 @@ def _summary(runs: Sequence["Run"]) -> list[Row]:
         ("parameters", lambda run: _count(_get(run, "simulation", "parameters"))),
         ("devices", _devices),
     ]
-    rows += [(what, [fact(run) for run in runs]) for what, fact in facts]
+    rows: list[Row] = [(what, [fact(run) for run in runs]) for what, fact in facts]
     about = dict.fromkeys(key for run in runs for key in _get(run, "data") or {})
     for key in about:
         rows.append((f"data: {key}", [_plain(_get(run, "data", key)) for run in runs]))
@@ -282,7 +292,9 @@ def _pictures_section(runs: Sequence["Run"], names: list[str]) -> str:
     for (kind, data), owners in sorted(shared.items(), key=lambda item: item[0][0]):
         whose = ", ".join(owners) if len(owners) < len(runs) else f"all {len(runs)} runs" if len(runs) > 1 else ""
         caption = said[kind] + (f": {whose}" if whose else "")
-        figures.append(f"<figure><figcaption>{escape(caption)}</figcaption>{_image(data, caption)}</figure>\n")
+        alone = sum(each == kind for each, _ in shared) == 1
+        wide = ' class="wide"' if kind == "partition" and alone else ""
+        figures.append(f"<figure{wide}><figcaption>{escape(caption)}</figcaption>{_image(data, caption)}</figure>\n")
     return f'<section>\n<h2>Clients</h2>\n<div class="pictures">\n{"".join(figures)}</div>\n</section>'
 
 
@@ -327,7 +339,8 @@ def _embedded(runs: Sequence["Run"], names: list[str], metrics: list[str]) -> st
             {"name": name, "curves": {key: curve(*column) for key, column in _columns(run).items() if len(column[0])}}
         )
     main = [name for name in plots.main_names([run.metrics for run in runs]) if any(_finite(run, name) for run in runs)]
-    data = {"runs": made, "metrics": metrics, "main": main or metrics[:1]}
+    panels = plots.families(main or metrics[:1])
+    data = {"runs": made, "metrics": metrics, "main": list(panels.items())}
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -66,6 +66,33 @@ def test_panels_are_the_clients_and_the_evaluated_numbers_unless_told():
     assert titles(plots.curves(columns, ["plan/steps"])) == ["plan/steps"]
 
 
+def test_quantiles_share_a_panel_the_middle_one_a_line_between_the_outer_ones():
+    run = {"round": [0, 1, 2], "x_p90": [NAN, 0.75, 1.0], "x_p10": [NAN, 0.25, 0.5], "x_p50": [NAN, 0.5, 0.75]}
+    figure = plots.curves({**run, "y_p50": [3.0, 2.0, 1.0]}, ["x_p90", "x_p10", "x_p50", "y_p50"])
+    assert titles(figure) == ["x, p10 p50 p90", "y_p50"]
+    axes = figure.axes[0]
+    assert lines(axes) == [([1, 2], [0.25, 0.5]), ([1, 2], [0.75, 1.0]), ([1, 2], [0.5, 0.75])]
+    widths = [line.get_linewidth() for line in axes.get_lines()]
+    assert widths[2] > max(widths[:2])
+    (band,) = axes.collections
+    assert {tuple(point) for point in band.get_paths()[0].vertices} == {(1, 0.25), (1, 0.75), (2, 0.5), (2, 1.0)}
+    assert axes.get_xlim() == figure.axes[1].get_xlim()  # round 0 has no quantiles, and is shown nevertheless
+    assert axes.get_xlim()[0] < 0
+
+
+@pytest.mark.parametrize(
+    "names, panels",
+    [
+        (["a_p5", "a_p99.5", "a_p50"], {"a": ["a_p5", "a_p50", "a_p99.5"]}),
+        (["a_p50"], {"a_p50": ["a_p50"]}),  # one alone
+        (["a", "a_p10", "a_p90"], {"a": ["a"], "a_p10": ["a_p10"], "a_p90": ["a_p90"]}),  # the name is taken
+        (["a_p10", "b", "a_p90", "b_p"], {"a": ["a_p10", "a_p90"], "b": ["b"], "b_p": ["b_p"]}),
+    ],
+)
+def test_quantiles_are_told_by_their_names(names, panels):
+    assert plots.families(names) == panels
+
+
 def test_runs_with_and_without_a_metric_share_its_panel():
     figure = plots.curves({"a": {"round": [0], "x": [1.0]}, "b": {"round": [0, 1], "y": [1.0, 2.0]}}, ["x", "y"])
     assert [sum(len(x) > 0 for x, _ in lines(axes)) for axes in figure.axes] == [1, 1]

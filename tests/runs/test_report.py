@@ -141,7 +141,7 @@ def test_the_page_draws_every_point_of_the_main_metrics(one):
     captions = [text for _, _, text in one.all("figcaption")]
     assert captions[:4] == ["client/loss", "client/accuracy", "test/loss (1 point off the scale)", "test/accuracy"]
     assert [option[2] for option in one.all("option")] == [
-        "overview (4 metrics)", "client/loss", "client/accuracy", "test/loss", "test/accuracy", "cohort/clients"
+        "overview (4 panels)", "client/loss", "client/accuracy", "test/loss", "test/accuracy", "cohort/clients"
     ]  # fmt: skip
 
 
@@ -246,6 +246,26 @@ def test_a_logarithmic_axis_has_equal_steps_for_equal_factors(tmp_path):
         steps = [b - a for a, b in itertools.pairwise(heights)]
         assert (max(steps) - min(steps) < 0.1) is even
     assert page.all("figcaption")[0][2] == "client/loss (2 points off the scale)"
+
+
+def test_quantiles_share_a_panel_and_all_panels_span_the_same_rounds(tmp_path):
+    late = {"clients/x_p90": 0.75, "clients/x_p50": 0.5, "clients/x_p10": 0.25}
+    lines = [json.dumps({"round": i, "client/loss": 1.0 + i, **(late if i > 1 else {})}) for i in range(4)]
+    path = report.write([plain_run(tmp_path / "run", lines)], tmp_path / "report.html")
+    script = """
+      const svg = document.querySelector("[data-metric='clients/x'] svg");
+      svg.dispatchEvent(new KeyboardEvent("keydown", {key: "End"}));
+    """
+    page = driven(path, script, tmp_path)
+    assert "data-error" not in page.root
+    assert page.curves() == {"client/loss": [(0, 4)], "clients/x": [(0, 2)] * 3}
+    assert [text for _, _, text in page.all("figcaption")] == ["client/loss", "clients/x, p10 p50 p90"]
+    ((_, band, _),) = page.all("polygon")
+    corners = [tuple(map(float, corner.split(","))) for corner in band["points"].split(" ")]
+    assert len(corners) == 4
+    starts = [float(re.match(r"M(\S+) ", e[1]["d"])[1]) for e in page.all("path")]
+    assert starts[1] > starts[0] + 100  # round 2 of the quantiles is not where round 0 of the losses is
+    assert page.all("p", id="said")[0][2] == "clients/x, round 3: p10: 0.25; p50: 0.5; p90: 0.75"
 
 
 def test_pointer_and_arrow_keys_read_values(three_path, tmp_path):

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _command(words)
     except KeyboardInterrupt as stop:
         notes = getattr(stop, "__notes__", [])
-        _complain("\n".join([f"\nfedjax-sim: {stop or 'stopped by Ctrl-C.'}", *notes]))
+        _complain("\n".join([f"\nfedjax-sim: {str(stop) or 'stopped by Ctrl-C.'}", *notes]))
         return 143 if isinstance(stop, RunInterrupted) and "SIGTERM" in str(stop) else 130
     except FedSimError as error:
         _complain("\n".join([f"fedjax-sim: {error}", *getattr(error, "__notes__", [])]))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim import cli
 
 COMMAND = [sys.executable, "-m", "fedjax_sim.cli"]
 TIMEOUT = 300
@@ -509,3 +510,12 @@ def test_list_has_every_experiment_and_what_is_wrong_with_one(said, place):
     assert "quickstart default, smoke Handwritten digits that 100 clients hold" in shown
     assert "line default, steep A line through the points of four clients." in shown
     assert "SyntaxError: '(' was never closed" in shown
+
+
+def test_ctrl_c_outside_of_the_rounds_is_told_in_a_line(monkeypatch, capsys):
+    def stopped(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "list", stopped)
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "\nfedjax-sim: stopped by Ctrl-C.\n"

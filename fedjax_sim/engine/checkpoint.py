@@ -3,7 +3,8 @@
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ class Checkpoints:
     KEPT = 3
 
     def __init__(self, folder: Path, read_only: bool = False):
-        self.folder, self._manager = Path(folder), None
+        self.folder, self._manager, self._writing = Path(folder), None, "a checkpoint"
         if read_only and not self.folder.is_dir():
             return
         from orbax import checkpoint as ocp
 
-        logging.getLogger("absl").addFilter(_not_from_orbax)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_not_from_orbax)
+        self._speak = _hushed()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else self.KEPT,
             create=not read_only,
@@ -56,6 +59,7 @@ class Checkpoints:
         Raises:
             RunFolderError: this save or the one before it could not be written.
         """
+        self.wait()
         from orbax import checkpoint as ocp
 
         leaves = host_leaves(state)
@@ -69,7 +73,8 @@ class Checkpoints:
         }
         arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax saves none of size zero
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-        with _explained(f"the checkpoint of round {state.round} in {self.folder} could not be written"):
+        self._writing = f"the checkpoint of round {state.round}"
+        with _explained(f"{self._writing} in {self.folder} could not be written"):
             self._manager.save(state.round, args=items, force=True)  # type: ignore[union-attr]
 
     def wait(self) -> None:
@@ -79,7 +84,7 @@ class Checkpoints:
             RunFolderError: it could not be written.
         """
         if self._manager:
-            with _explained(f"a checkpoint in {self.folder} could not be written"):
+            with _explained(f"{self._writing} in {self.folder} could not be written"):
                 self._manager.wait_until_finished()
 
     def read(self, round: int) -> tuple[dict[str, np.ndarray], Record]:
@@ -119,7 +124,9 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for what is being written, and let go of the folder."""
         if self._manager:
-            with _explained(f"a checkpoint in {self.folder} could not be written"):
+            with contextlib.ExitStack() as stack:
+                stack.callback(self._speak)
+                stack.enter_context(_explained(f"{self._writing} in {self.folder} could not be written"))
                 self._manager.close()
 
 
@@ -192,7 +199,23 @@ def _digest(leaf: np.ndarray) -> str:
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     """Its failures are raised as `RunFolderError`s; their tracebacks need not be logged as well."""
-    return "orbax" not in Path(record.pathname).parts
+    return "orbax" not in Path(record.pathname).parts and ".orbax-checkpoint-tmp" not in record.getMessage()
+
+
+def _hushed() -> Callable[[], None]:
+    """After a failed save, writes that end later find their event loop closed, and would print that; undone by a call."""
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    def undo() -> None:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
+
+    sys.unraisablehook = hook
+    return undo
 
 
 @contextlib.contextmanager

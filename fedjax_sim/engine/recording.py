@@ -178,11 +178,10 @@ class Recording:
             self._saved = saved
 
     def finish(self, state: RoundState) -> None:
-        """The last state is safe, and what the folder shows is drawn."""
+        """The last state is safe, and what the folder shows is drawn, while the checkpoint is being written."""
         self.checkpoint(state)
         if self._checkpoints is None or self.folder is None:
             return
-        self.wait()
         self.say("drawing")
         from fedjax_sim.runs import plots
 
@@ -190,15 +189,22 @@ class Recording:
             plots.save_all(read(self.folder.path))
         except Exception as error:  # the run itself is whole
             self._progress.note(f"the plots could not be drawn: {error}")  # type: ignore[union-attr]
+        self.wait()
         self.say("")
 
     def how_to_go_on(self, state: RoundState) -> str:
         """Where the state is, for a message."""
-        if self.folder is None or self._saved != state.round:
-            return "The state after the last finished round is this exception's .state."
-        path = self.folder.path
+        here = "The state after the last finished round is this exception's .state."
+        if self.folder is None:
+            return here
+        path, saved = self.folder.path, state.round
         command = f"fedjax-sim resume {path}" if self.folder.experiment else f"state = sim.restore({str(path)!r})"
-        return f"{state.round} rounds are saved in {path}; to go on: {command}"
+        if self._saved != state.round:  # it could not be saved; an earlier one stays
+            saved = max([int(each.name) for each in (path / CHECKPOINTS).glob("*") if each.name.isdigit()], default=0)
+            if not saved:
+                return here
+        kept = f"{saved} {'round is' if saved == 1 else 'rounds are'} saved in {path}; to go on: {command}"
+        return kept if saved == state.round or self.folder.experiment else f"{here} {kept}"
 
 
 @contextlib.contextmanager

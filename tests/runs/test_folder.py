@@ -207,6 +207,7 @@ FULL = textwrap.dedent("""
     except fs.RunFolderError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         rounds = error.history["round"].tolist()
+        print("\\nsaved", *error.__notes__)
         print("\\nended", error.state.round, rounds == list(range(4, error.state.round)), error)
         jax.block_until_ready(sim.step(error.state))  # the state is of use
 """)
@@ -242,7 +243,11 @@ def test_a_full_disk_is_a_clear_error_and_the_run_goes_on_later(unlimited, tmp_p
     assert 4 <= int(ended[1]) < 10
     assert "could not be written" in ended[2] or "cannot be written" in ended[2]
     assert str(tmp_path) in ended[2]
-    assert "orbax" not in done.stderr  # no traceback of its threads
+    saved = re.search(r"^saved .*exception's .state. (\d+) rounds are saved", done.stdout, re.MULTILINE | re.DOTALL)
+    assert saved is None or int(saved[1]) == sim.restore(tmp_path).round
+    assert saved or what == "metrics"
+    assert "orbax" not in done.stderr  # nothing of its threads
+    assert "Traceback" not in done.stderr
     state = sim.restore(tmp_path)
     assert state.round >= 4
     state, _ = sim.run(state, 10 - state.round, run_dir=tmp_path, checkpoint_every=2)

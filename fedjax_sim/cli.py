@@ -274,12 +274,12 @@ def show_version(words: list[str]) -> None:
 
 
 def _print_run(found: Any) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fedjax_sim.runs.report import lower_is_better
 
     _say(str(found))
-    table = Table("", "last", "best", "in round")
+    table = Table("", *(Column(each, justify="right") for each in ("last", "best", "in round")), box=None)
     for name, column in found.metrics.items():
         if column.dtype == object or re.match("round$|plan/|cohort/", name):
             continue

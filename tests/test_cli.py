@@ -174,7 +174,7 @@ def test_run_trains_the_default_experiment_and_tells_its_accuracy(digits):
     assert done.out.startswith("quickstart: Handwritten digits")
     assert "\nin here\n" in done.out
     assert re.search(r"round 3/3: .*loss \d\.\d+", done.out)
-    table = dict(re.findall(r"(test/accuracy|clients/accuracy_p50|client/loss) +│ +(\d\.\d{4}) ", done.out))
+    table = dict(re.findall(r"(test/accuracy|clients/accuracy_p50|client/loss) +(\d\.\d{4}) ", done.out))
     assert set(table) == {"test/accuracy", "clients/accuracy_p50", "client/loss"}
     last = lines(run)[-1]
     assert float(table["test/accuracy"]) == pytest.approx(last["test/accuracy"], abs=1e-4)

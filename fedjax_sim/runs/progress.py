@@ -174,9 +174,9 @@ class _Status:
                 under_way = min((self.clock() - rates.now) * rates.rounds, 1.0)
                 yield 2, f"{_duration((self.total - self.completed - under_way) / rates.rounds)} left"
 
-    def line(self) -> str:
-        """All of it."""
-        text = ", ".join(text for _, text in self.pieces())
+    def line(self, brief: bool = False) -> str:
+        """All of it; in brief, the round and what is going on."""
+        text = self.doing if brief else ", ".join(text for _, text in self.pieces())
         if self.completed == self.first:
             return text or "starting"
         return f"round {self.completed}/{self.total}" + (f": {text}" if text else "")
@@ -353,9 +353,10 @@ class _Lines:
     def _print(self) -> None:
         with self._lock:
             status, elapsed = self._status, self._status.elapsed()
+            known = status.completed == self._printed and bool(status.doing)  # the line before has the numbers
             self._printed_at, self._printed = status.clock(), status.completed
             stamp = f"{elapsed:5.1f} s" if elapsed < 1000 else _duration(elapsed)
-            self._out.line(f"[{stamp}] {status.line()}")
+            self._out.line(f"[{stamp}] {status.line(brief=known)}")
 
     def _wait(self) -> float:
         """Seconds until the next line is due."""

@@ -127,6 +127,22 @@ def test_a_message_is_printed_at_once_when_it_is_new_and_goes_with_the_next_roun
     assert out.getvalue().splitlines()[-1] == "[  1.5 s] round 1/9: loss 1.000"
 
 
+def test_a_long_evaluation_does_not_say_the_numbers_of_its_round_again():
+    clock, out = Clock(), io.StringIO()
+    with Progress("digits", 0, 2, "lines", out, clock) as progress:
+        progress.say("compiling")
+        clock.now += 1.0
+        progress.round(Metrics(0, loss=1.0))
+        progress.say("evaluating")
+        clock.now += 1.0
+        progress.say("saving")
+        assert out.getvalue().splitlines()[-2:] == [
+            "[  1.0 s] round 1/2: evaluating, loss 1.000",
+            "[  2.0 s] round 1/2: saving",
+        ]
+        progress.round(Metrics(1, loss=0.5))
+
+
 def test_lines_thin_out(monkeypatch):
     """A waiting thread's timeouts advance the clock, so that ten minutes pass in no time."""
     clock, out, over = Clock(), io.StringIO(), threading.Event()

@@ -4,7 +4,8 @@
 
 With a folder, a run writes metrics, per-client Parquet, TensorBoard events and checkpoints, prints its progress, and
 draws its plots at the end; without, it returns its history, whose numbers are read in both cases. Runs alternate in one
-process, after a warm-up pair that compiles and imports; each is timed whole. JSON to the standard output.
+process, and change places from pair to pair, after a warm-up pair that compiles and imports; each is timed whole. JSON
+to the standard output, with the median of the pairs' ratios and their quartiles.
 """
 
 import argparse
@@ -30,6 +31,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=500)
     parser.add_argument("--checkpoint-every", type=int, default=25)
     args = parser.parse_args()
+    if args.pairs < 2:
+        parser.error("--pairs must be at least 2: quartiles need several ratios")
     fs.use_cpu_cores()
 
     work = works.load(args.work)
@@ -52,10 +55,13 @@ def main() -> None:
 
     for pair in range(args.pairs + 1):
         rounds = args.rounds if pair else 5
-        timed("bare", rounds)
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            timed("recorded", rounds, run_dir=f"{folder}/run", checkpoint_every=args.checkpoint_every)
-            sizes.append(sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()))
+        for name in ("bare", "recorded") if pair % 2 else ("recorded", "bare"):
+            if name == "bare":
+                timed(name, rounds)
+                continue
+            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+                timed(name, rounds, run_dir=f"{folder}/run", checkpoint_every=args.checkpoint_every)
+                sizes.append(sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()))
     bare, recorded = seconds["bare"][1:], seconds["recorded"][1:]
     ratios = [a / b for a, b in zip(recorded, bare, strict=True)]
     print(
@@ -66,6 +72,7 @@ def main() -> None:
                 "checkpoint_every": args.checkpoint_every,
                 "pairs": args.pairs,
                 "recorded_over_bare": statistics.median(ratios),
+                "quartiles": statistics.quantiles(ratios, n=4)[::2],
                 "ratios": [round(ratio, 4) for ratio in sorted(ratios)],
                 "bare_ms_per_round": 1000 * statistics.median(bare) / args.rounds,
                 "recorded_ms_per_round": 1000 * statistics.median(recorded) / args.rounds,

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zlib
 from operator import attrgetter
 from pathlib import Path
@@ -129,3 +130,11 @@ def test_the_pages_name_things_that_exist():
                     break
                 assert hasattr(value, part), f"{page.relative_to(ROOT)}: fs.{name}"
                 value = getattr(value, part)
+
+
+def test_the_install_page_has_every_extra_and_no_other():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| (`.*?) \|", (DOCS / "install.md").read_text(), re.M)
+    assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} == set(extras)
+    commands = re.findall(r"'\.\[([\w,-]+)\]'", "".join(page.read_text() for page in [*PAGES, ROOT / "README.md"]))
+    assert {name for names in commands for name in names.split(",")} <= set(extras)

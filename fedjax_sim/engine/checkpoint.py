@@ -203,7 +203,7 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _hushed() -> Callable[[], None]:
-    """After a failed save, writes that end later find their event loop closed, and would print that; undone by a call."""
+    """After a failed save, writes that end later find their event loop closed, and would print it; undone by a call."""
     before = sys.unraisablehook
 
     def hook(found: Any) -> None:

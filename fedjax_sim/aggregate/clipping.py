@@ -43,7 +43,7 @@ def clip_by_l2(clip_norm: Any) -> Transform:
             raise ArgumentError(f"{name} stands after noise: the noise would be clipped too. Clip first.")
         if facts.integers:
             raise ArgumentError(f"{name} stands after a quantiser: it would scale integers. Clip first.")
-        return facts._replace(clipped=True)
+        return facts._replace(clipped=True, bound=str(clip_norm))
 
     name = f"clip_by_l2({clip_norm})"
     return Transform(

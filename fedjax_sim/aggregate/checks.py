@@ -90,6 +90,15 @@ def check_build(aggregator: Any, states: Any, payload_shapes: Any, capacity: int
         )
 
 
+def check_sampler(aggregator: Any, sampler: str, has_event: bool) -> None:
+    """Raise `ArgumentError` where noise could not be accounted for."""
+    if aggregator.facts.noisy and not has_event:
+        raise ArgumentError(
+            f"{sampler} has no accounting event, and {aggregator.name} adds noise for privacy, which could not be "
+            "accounted: use fs.sampler.poisson or fs.sampler.uniform."
+        )
+
+
 def check_cohort(aggregator: Any, cohort: Cohort, sampler: str) -> None:
     """Raise `ArgumentError` where a cohort's importance weights would break the bound that noise is scaled by."""
     if not aggregator.facts.noisy:

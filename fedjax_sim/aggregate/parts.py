@@ -19,8 +19,10 @@ def on(part: str, transform: Transform) -> Transform:
 
     Example:
         >>> import fedjax_sim as fs
-        >>> clips = (fs.aggregate.on("delta", fs.aggregate.clip_by_l2(1.0)),
-        ...          fs.aggregate.on("control", fs.aggregate.clip_by_l2(0.1)))
+        >>> clips = (
+        ...     fs.aggregate.on("delta", fs.aggregate.clip_by_l2(1.0)),
+        ...     fs.aggregate.on("control", fs.aggregate.clip_by_l2(0.1)),
+        ... )
         >>> fs.aggregate.chain(*clips, reduce=fs.aggregate.mean("uniform")).name
         "chain(on('delta', clip_by_l2(1.0)) > on('control', clip_by_l2(0.1)) > mean(uniform))"
     """

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.aggregate.checks import check_build, check_cohort
+from fedjax_sim.aggregate.checks import check_build, check_cohort, check_sampler
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check, check_count
@@ -103,11 +103,7 @@ class Simulation:
         self._sampler_state = sampler.init(data.num_clients)
         self._expected = float(sampler.expected(data.num_clients))
         for phase in self._phases:
-            if phase.aggregator.facts.noisy and sampler.event is None:  # type: ignore[union-attr]
-                raise ArgumentError(
-                    f"{sampler.name} has no accounting event, and {phase.aggregator.name} adds noise for privacy, which "
-                    "could not be accounted: use fs.sampler.poisson or fs.sampler.uniform."
-                )
+            check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
 
         self._mesh = mapping.client_mesh(devices)
         self.devices = tuple(self._mesh.devices.flat)
@@ -130,7 +126,7 @@ class Simulation:
             self._sent = sent(self._phases, server, row, data.arrays, batching, longest)
         states, aggregator_rows = self._aggregator_init()
         for phase, state, phase_sent in zip(self._phases, states, self._sent, strict=True):
-            check_build(phase.aggregator, state, phase_sent.payload, self._capacity, self._expected)  # type: ignore[arg-type]
+            check_build(phase.aggregator, state, phase_sent.payload, self._capacity, self._expected)
         self._has_rows = rows_lib.has_rows((row, aggregator_rows))
         self._planner = Planner(
             data,
@@ -318,7 +314,7 @@ class Simulation:
         for r in range(state.round, state.round + count):
             cohort, sampler_state = self.sampler.sample(sampler_state, r, state.seed)
             for phase in self._phases:
-                check_cohort(phase.aggregator, cohort, self.sampler.name)  # type: ignore[arg-type]
+                check_cohort(phase.aggregator, cohort, self.sampler.name)
             cohorts.append(cohort)
         capacity = max(self._capacity, *(len(cohort.ids) for cohort in cohorts))
         shape = self._planner.shape(capacity, self.lanes)

@@ -140,6 +140,7 @@ class Aggregator(NamedTuple):
         """
         new_states, metrics, given = list(states), {}, aggregate
         bound = jnp.inf if given.bound is None else given.bound
+        step = jnp.ones(()) if given.step is None else given.step
         for i in reversed(range(len(self.transforms))):
             t = self.transforms[i]
             seen = dataclasses.replace(
@@ -147,6 +148,7 @@ class Aggregator(NamedTuple):
                 value=folds.part(t, aggregate.value),
                 bound=bound,
                 expected=expected,
+                step=step,
                 sums=None if given.sums is None else given.sums[i],
                 round_key=None if given.round_key is None else jax.random.fold_in(given.round_key, i),
             )
@@ -223,7 +225,7 @@ def chain(*transforms: Transform, reduce: Reducer | None = None) -> Aggregator:
         if t.receives:
             facts = facts._replace(linear=False)
         stages.append(facts)
-    check_chain(transforms, facts, reducer)
+    check_chain(transforms, stages, facts, reducer)
     return Aggregator(tuple(transforms), reducer, facts, tuple(stages))
 
 

@@ -14,9 +14,23 @@ TAIL = 9.0
 """Standard deviations of the sum's noise for which a modular sum must have room."""
 
 
-def check_chain(transforms: tuple[Transform, ...], facts: Facts, reducer: Reducer) -> None:
+LARGEST_SKELLAM = 4096.0
+"""Standard deviation, in units, below which Poisson numbers of half its square are exact in float32."""
+
+
+def check_chain(transforms: tuple[Transform, ...], stages: list[Facts], facts: Facts, reducer: Reducer) -> None:
     """Raise `ArgumentError` on a combination that would be wrong whatever the simulation."""
     names = ", ".join(t.name for t in transforms)
+    for t, before, after in zip(transforms[1:], stages[:-1], transforms[:-1], strict=True):
+        if before.modulus is not None:
+            raise ArgumentError(
+                f"{t.name} stands after {after.name}, whose masked words it would change: put it before."
+            )
+    if facts.weighted and facts.max_weight == 1 and reducer.weight == "examples":
+        raise ArgumentError(
+            f"{names} sums with whole weights of at most 1, and {reducer.name} weights clients by examples: use "
+            'reduce=fs.aggregate.mean(weight="uniform"), or secure_sum(max_weight=).'
+        )
     if facts.noisy and reducer.weight == "examples":
         raise ArgumentError(
             f"{names} adds noise, and {reducer.name} weights clients by examples: one client's "
@@ -46,6 +60,11 @@ def check_chain(transforms: tuple[Transform, ...], facts: Facts, reducer: Reduce
     if len(values) > 1:
         both = " and ".join(m.transform or m.kind for m in values)
         raise ArgumentError(f"{both} both add noise to the value: keep one, with the multiplier that you mean.")
+    if facts.modulus is None and any(m.where == "distributed" for m in values):
+        raise ArgumentError(
+            f"{names} has each client add a share of the noise, too little to protect its own message: let "
+            "fs.aggregate.secure_sum() follow, or take a central or a local noise."
+        )
     central = [m for m in values if m.where != "local"]
     if central and not facts.clipped:
         raise ArgumentError(
@@ -77,6 +96,15 @@ def check_build(aggregator: Any, states: Any, payload_shapes: Any, capacity: int
             f"{aggregator.name} adds noise, and the L2 bound of what is summed is {float(bound)}: every part of the "
             "payload must be clipped, and no transform may undo it."
         )
+    for m in summed:
+        sharers = (m.details or {}).get("survivors") or expected
+        share = m.multiplier * float(bound) / (float(step) * sharers**0.5)
+        if m.kind == "skellam" and share >= LARGEST_SKELLAM:
+            raise ArgumentError(
+                f"{aggregator.name}: a client's share of the noise has a standard deviation of {share:.4g} units, and "
+                f"Skellam numbers are exact below {LARGEST_SKELLAM:g}: take fewer bits in the quantiser, or "
+                "discrete_gaussian_noise."
+            )
     if facts.modulus is None:
         return
     weight = 1.0 if facts.max_weight is None else facts.max_weight
@@ -101,12 +129,16 @@ def check_sampler(aggregator: Any, sampler: str, has_event: bool) -> None:
 
 def check_cohort(aggregator: Any, cohort: Cohort, sampler: str) -> None:
     """Raise `ArgumentError` where a cohort's importance weights would break the bound that noise is scaled by."""
-    if not aggregator.facts.noisy:
-        return
+    facts: Facts = aggregator.facts
     weight = np.asarray(cohort.weight)[np.asarray(cohort.valid, bool)]
-    if not (weight == 1).all():
+    if facts.noisy and not (weight == 1).all():
         worst = weight[np.argmax(np.abs(weight - 1))]
         raise ArgumentError(
             f"{sampler}: a cohort's importance weight is {worst}, and {aggregator.name} adds noise scaled by the bound "
             "of weight 1: draw clients with equal chances."
+        )
+    if facts.max_weight is not None and not ((weight == np.round(weight)) & (weight <= facts.max_weight)).all():
+        raise ArgumentError(
+            f"{sampler}: a cohort's importance weights reach {weight.max()}, and {aggregator.name} sums with whole "
+            f"weights up to {facts.max_weight:g}: draw clients with equal chances, or raise max_weight."
         )

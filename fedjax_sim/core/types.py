@@ -51,6 +51,7 @@ class Aggregate:
             round's clients used; infinity where none holds. For server sides, as all that follow.
         expected: the sampler's expected cohort.
         sums: the sum of what this transform's `sums` gave, or None.
+        step: how much one unit of the integers that are sent is worth; 1 where they are none.
         round_key: the key of this transform that the round's clients had as `context.round_key`.
 
     Example:
@@ -68,6 +69,7 @@ class Aggregate:
     expected: Any = None
     sums: Any = None
     round_key: Any = None
+    step: Any = None
 
 
 @pytree

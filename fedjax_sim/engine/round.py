@@ -92,6 +92,7 @@ def make_round(
             if aggregator.reducer.collect is not None:
                 collected = (result.messages, result.weights, result.contributes)
                 total = aggregator.reducer.collect(*_by_lane(collected))
+            bound, step = aggregator.bound_and_step(aggregator_states[i], sent[i].payload)
             aggregate, new_state, server_metrics = aggregator.server(
                 keys[Purpose.DECODE],
                 aggregator_states[i],
@@ -99,7 +100,8 @@ def make_round(
                     total,
                     result.weight,
                     result.count,
-                    bound=aggregator.bound(aggregator_states[i], sent[i].payload),
+                    bound=bound,
+                    step=step,
                     sums=result.sums,
                     round_key=keys[Purpose.ENCODE],
                 ),

@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,8 +125,7 @@ class Simulation:
         with debug_lib.explained(self, clients=True):
             self._sent = sent(self._phases, server, row, data.arrays, batching, longest)
         states, aggregator_rows = self._aggregator_init()
-        for phase, state, phase_sent in zip(self._phases, states, self._sent, strict=True):
-            check_build(phase.aggregator, state, phase_sent.payload, self._capacity, self._expected)
+        self._check_aggregation(states, self._capacity)
         self._has_rows = rows_lib.has_rows((row, aggregator_rows))
         self._planner = Planner(
             data,
@@ -234,6 +233,10 @@ class Simulation:
         rows = tuple(row for _, row in made)
         return tuple(state for state, _ in made), rows if jax.tree.leaves(rows) else None
 
+    def _check_aggregation(self, states: Any, capacity: int) -> None:
+        for phase, state, phase_sent in zip(self._phases, states, self._sent, strict=True):
+            check_build(phase.aggregator, state, phase_sent.payload, capacity, self._expected)
+
     def _placement(self, like: DeviceState) -> DeviceState:
         everywhere, dealt = mapping.everywhere(self._mesh), mapping.dealt(self._mesh)
         return DeviceState(
@@ -317,6 +320,8 @@ class Simulation:
                 check_cohort(phase.aggregator, cohort, self.sampler.name)
             cohorts.append(cohort)
         capacity = max(self._capacity, *(len(cohort.ids) for cohort in cohorts))
+        if capacity > self._capacity:
+            self._check_aggregation(state.aggregator, capacity)
         shape = self._planner.shape(capacity, self.lanes)
         planned = [
             self._planner.plan(_widened(cohort, capacity), shape, state.seed, state.round + i)
@@ -433,21 +438,16 @@ class Simulation:
         return describe.table(self)
 
 
-class _Plans:
+class _Plans(NamedTuple):
     """A block of rounds, planned and placed."""
 
-    def __init__(
-        self,
-        first: int,
-        cohorts: list[Cohort],
-        stats: list[PlanStats],
-        words: jax.Array,
-        shape: PlanShape,
-        slots: int,
-        sampler_state: Any,
-    ):
-        self.first, self.cohorts, self.stats, self.words = first, cohorts, stats, words
-        self.shape, self.slots, self.sampler_state = shape, slots, sampler_state
+    first: int
+    cohorts: list[Cohort]
+    stats: list[PlanStats]
+    words: jax.Array
+    shape: PlanShape
+    slots: int
+    sampler_state: Any
 
 
 def _compile_block(one_round: Callable[..., Any], shape: PlanShape, slots: int, donate: bool) -> Callable[..., Any]:

@@ -21,8 +21,14 @@ class Context(NamedTuple):
     Attributes:
         client_id: [] int32.
         round: [] int32.
-        round_key: a key that the round's clients share (for a shared rotation, say).
-        bound: [] float32, the L2 bound of the incoming payload; infinity where none is known.
+        round_key: a key that the round's clients and the server share (for a shared rotation, say); each transform of
+            a chain has its own, and its server side finds it as `aggregate.round_key`.
+        bound: [] float32, the L2 bound of the incoming payload in real units, as the server will decode it; infinity
+            where none is known.
+        neighbour: [] int32, the next client in the ring of the clients that train this round.
+        weight: [] float32, the client's effective weight; 0 where it contributes nothing.
+        expected: the sampler's expected cohort.
+        step: [] float32, how much one unit of the incoming integers is worth; 1 where they are no integers.
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -36,17 +42,64 @@ class Context(NamedTuple):
     round: Any
     round_key: Any
     bound: Any
+    neighbour: Any = 0
+    weight: Any = 1.0
+    expected: Any = 1.0
+    step: Any = 1.0
+
+
+class Mechanism(NamedTuple):
+    """Noise that a chain adds, as an accountant needs to know it.
+
+    Attributes:
+        kind: "gaussian", "laplace", "discrete_gaussian", "skellam", "tree", "banded", ...
+        multiplier: standard deviation of the sum's noise over the L2 bound of one client's part (of "laplace": the
+            scale over the L1 bound).
+        where: "central", added once to the sum; "local", added by each client for itself; "distributed", a share by
+            each client, so that the sum's noise falls with the clients that contribute.
+        of: "value", what the chain sends; or "statistic", a side value such as the bit of adaptive clipping.
+        per_expected: the multiplier is this times the expected cohort.
+        transform: the name of the transform that adds it.
+        details: what else accounting needs, or None.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> fs.aggregate.Mechanism("gaussian", 0.05, of="statistic", per_expected=True).resolved(expected=20).multiplier
+        1.0
+    """
+
+    kind: str
+    multiplier: float
+    where: Literal["central", "local", "distributed"] = "central"
+    of: Literal["value", "statistic"] = "value"
+    per_expected: bool = False
+    transform: str = ""
+    details: Any = None
+
+    def resolved(self, expected: float) -> "Mechanism":
+        """With a plain multiplier, for an expected cohort."""
+        if not self.per_expected:
+            return self
+        return self._replace(multiplier=self.multiplier * expected, per_expected=False)
 
 
 class Facts(NamedTuple):
     """Static facts of what is sent, folded along the chain when it is built.
 
     Attributes:
-        bits: bits a number.
+        bits: nominal bits a number.
         integers: messages are integers.
         modulus: of modular sums, or None.
-        clipped: the L2 norm is bounded.
-        noisy: the aggregate is randomised for privacy: its mean divides by the *expected* cohort.
+        clipped: the L2 norm of one client's message is bounded.
+        noise: what is added for privacy. The mean then divides by the *expected* cohort.
+        largest: largest absolute integer of one client's message before noise, or None.
+        linear: the sum of the messages decodes to the sum of the payloads; False once a message must be decoded by
+            itself.
+        rows: clients keep something between rounds.
+        weighted: weights were multiplied before this point, as a masked sum cannot be weighted afterwards.
+        max_weight: weights are rounded to whole numbers up to this, or None.
+        bound: the L2 bound, in words.
+        leaks: what a transform learns from the clients and releases without noise, in words, or None.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -55,15 +108,28 @@ class Facts(NamedTuple):
         ...     client=lambda key, state, row, payload, context: (jnp.trunc(payload), row, {}),
         ...     facts=lambda facts: facts._replace(integers=True),
         ... )
-        >>> fs.aggregate.chain(fs.aggregate.clip_by_l2(100.0), truncate).facts
-        Facts(bits=32.0, integers=True, modulus=None, clipped=True, noisy=False)
+        >>> facts = fs.aggregate.chain(fs.aggregate.clip_by_l2(100.0), truncate).facts
+        >>> facts.integers, facts.clipped, facts.noisy
+        (True, True, False)
     """
 
     bits: float = 32.0
     integers: bool = False
     modulus: int | None = None
     clipped: bool = False
-    noisy: bool = False
+    noise: tuple[Mechanism, ...] = ()
+    largest: float | None = None
+    linear: bool = True
+    rows: bool = False
+    weighted: bool = False
+    max_weight: float | None = None
+    bound: str = "none"
+    leaks: str | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """True when the aggregate is randomised for privacy."""
+        return bool(self.noise)
 
 
 def _no_init(payload_shapes: Any) -> tuple[State, Row]:
@@ -90,6 +156,18 @@ def _same_bound(state: State, incoming: Any, dim: int) -> Any:
     return incoming
 
 
+def _same_step(state: State, incoming: Any, bound: Any, dim: int) -> Any:
+    return incoming
+
+
+def _no_sums(key: Key, state: State, payload: Any, context: Context) -> Any:
+    return None
+
+
+def _same_bits(message: Message, incoming: Any) -> Any:
+    return incoming
+
+
 class Transform(NamedTuple):
     """One idea with two sides of a wire. All functions default to the identity.
 
@@ -101,7 +179,15 @@ class Transform(NamedTuple):
         receive: `(key, state, message) -> message`, on the server for each message.
         server: `(key, state, aggregate) -> (aggregate, state, metrics)`: sees the *sum*, before the division.
         facts: `(facts) -> facts`, when the chain is built; raises `ArgumentError` on a wrong combination.
-        bound: `(state, incoming, dim) -> bound`: the L2 bound of one client's message after this transform.
+        bound: `(state, incoming, dim) -> bound`: the L2 bound of one client's message after this transform, in real
+            units: as the server decodes it, rounding included. Noise anywhere in a chain is scaled by the end's.
+        sums: `(key, state, payload, context) -> pytree of float32`, or None: side values of the incoming payload,
+            summed over the clients that contribute, past all later transforms; this transform's server side finds
+            them as `aggregate.sums`.
+        bits: `(message, incoming) -> [] float32`: bits to send this message (padded sizes; the real encoded length
+            where it is entropy coded), given those of the message that came in.
+        step: `(state, incoming, bound, dim) -> step`: how much one unit of the integers that it makes is worth.
+        part: name of the payload's part that it applies to, or None for all of it; see `fs.aggregate.on`.
 
     Example:
         >>> import jax, fedjax_sim as fs
@@ -117,6 +203,15 @@ class Transform(NamedTuple):
     server: Callable[..., tuple[Aggregate, State, Metrics]] = _same_aggregate
     facts: Callable[[Facts], Facts] = _same_facts
     bound: Callable[[State, Any, int], Any] = _same_bound
+    sums: Callable[..., Any] = _no_sums
+    bits: Callable[[Message, Any], Any] = _same_bits
+    step: Callable[[State, Any, Any, int], Any] = _same_step
+    part: str | None = None
+
+    @property
+    def receives(self) -> bool:
+        """True when messages must be decoded one by one."""
+        return self.receive is not _same_message
 
 
 class Reducer(NamedTuple):
@@ -135,8 +230,8 @@ class Reducer(NamedTuple):
     Example:
         >>> import fedjax_sim as fs
         >>> total = fs.aggregate.Reducer("sum", lambda aggregate, expected: aggregate.value, weight="uniform")
-        >>> print(fs.aggregate.chain(fs.aggregate.clip_by_l2(1.0), reduce=total))
-        chain(clip_by_l2(1.0) > sum)
+        >>> fs.aggregate.chain(fs.aggregate.clip_by_l2(1.0), reduce=total).name
+        'chain(clip_by_l2(1.0) > sum)'
     """
 
     name: str

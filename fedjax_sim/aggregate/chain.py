@@ -1,13 +1,16 @@
 """Chains: transforms composed around a reducer, checked as a whole when they are built."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.aggregate import folds
 from fedjax_sim.aggregate.base import (
     Context,
     Facts,
+    Mechanism,
     Message,
     Metrics,
     Reducer,
@@ -15,15 +18,33 @@ from fedjax_sim.aggregate.base import (
     State,
     Transform,
 )
+from fedjax_sim.aggregate.checks import check_chain
 from fedjax_sim.aggregate.reducers import mean
-from fedjax_sim.core import pytree
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.core.metrics import as_metrics
+from fedjax_sim.core.metrics import Sum, as_metrics
 from fedjax_sim.core.types import Aggregate, Key
+
+
+class Encoded(NamedTuple):
+    """What the client sides of a chain make of one payload.
+
+    Attributes:
+        message: what is sent.
+        rows: the transforms' next rows, or None.
+        metrics: of the transforms, and `uplink_bits`.
+        sums: side values by transform, each a pytree of float32 or None.
+    """
+
+    message: Any
+    rows: Any
+    metrics: Metrics
+    sums: tuple[Any, ...]
 
 
 class Aggregator(NamedTuple):
     """A chain of transforms around a reducer; made by `chain`.
+
+    `stages` are the facts after each transform; `facts` those of the whole.
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -37,40 +58,79 @@ class Aggregator(NamedTuple):
     transforms: tuple[Transform, ...]
     reducer: Reducer
     facts: Facts
+    stages: tuple[Facts, ...]
+
+    @property
+    def name(self) -> str:
+        """The chain in one line."""
+        return f"chain({' > '.join([t.name for t in self.transforms] + [self.reducer.name])})"
 
     def init(self, payload_shapes: Any) -> tuple[tuple[State, ...], tuple[Row, ...] | None]:
         """`(states, rows)`, one entry a transform; rows are None when no transform keeps any."""
         states, rows, metrics = [], [], {}
         for t in self.transforms:
-            state, row = t.init(payload_shapes)
+            state, row = t.init(folds.part(t, payload_shapes))
             states.append(state)
             rows.append(row)
-            payload_shapes, _, seen = jax.eval_shape(
-                lambda payload, t=t, state=state, row=row: t.client(
-                    jax.random.key(0), state, row, payload, _context_like()
-                ),
-                payload_shapes,
-            )
+            payload_shapes, seen = folds.shapes(t, state, row, payload_shapes)
             metrics = _join(metrics, seen, t)
+        if jax.tree.leaves(rows) and self.facts.noisy:
+            raise ArgumentError(
+                f"{self.name} keeps rows on its clients and adds noise for privacy: what a client sends would depend "
+                "on the rounds that drew it before, which no accountant of sampling covers. Leave out one of them."
+            )
         return tuple(states), tuple(rows) if jax.tree.leaves(rows) else None
 
-    def client(self, key: Key, states: Any, rows: Any, payload: Any, context: Context):
-        """All client sides in order: `(message, rows, metrics)`."""
-        new_rows, metrics = [], {}
+    def encode(self, key: Key, states: Any, rows: Any, payload: Any, context: Context) -> Encoded:
+        """All client sides in order, with the side values and the bits that go up.
+
+        Where a masked sum follows, the payload is multiplied by `context.weight` just before.
+        """
+        new_rows, metrics, sums = [], {}, []
+        bounds, step, bits = folds.whole(context.bound), jnp.ones(()), folds.first_bits(payload)
         for i, t in enumerate(self.transforms):
-            row = None if rows is None else rows[i]
-            bound = t.bound(states[i], context.bound, pytree.size(payload))
-            payload, row, seen = t.client(jax.random.fold_in(key, i), states[i], row, payload, context)
+            if self._weighs(i):
+                payload = jax.tree.map(lambda p: p * context.weight.astype(p.dtype), payload)
+            mine = folds.part(t, payload)
+            own = context._replace(
+                round_key=jax.random.fold_in(context.round_key, i), bound=folds.incoming(t, bounds), step=step
+            )
+            own_key, row = jax.random.fold_in(key, i), None if rows is None else rows[i]
+            sums.append(t.sums(own_key, states[i], mine, own))
+            bounds, step, before = *folds.bound(t, states[i], bounds, step, payload), payload
+            message, row, seen = t.client(own_key, states[i], row, mine, own)
+            payload = folds.put(t, payload, message)
+            bits = folds.bits(t, bits, before, message)
             new_rows.append(row)
             metrics = _join(metrics, as_metrics(seen), t)
-            context = context._replace(bound=bound)
-        return payload, None if rows is None else tuple(new_rows), metrics
+        metrics = {**metrics, "uplink_bits": Sum(jnp.asarray(folds.total_bits(bits), jnp.float32))}
+        return Encoded(payload, None if rows is None else tuple(new_rows), metrics, tuple(sums))
+
+    def client(self, key: Key, states: Any, rows: Any, payload: Any, context: Context):
+        """`encode` without the side values: `(message, rows, metrics)`."""
+        return tuple(self.encode(key, states, rows, payload, context))[:3]
 
     def receive(self, key: Key, states: Any, message: Message) -> Message:
         """All receiving sides, in reverse order."""
         for i in reversed(range(len(self.transforms))):
-            message = self.transforms[i].receive(jax.random.fold_in(key, i), states[i], message)
+            t = self.transforms[i]
+            if t.receives:
+                own = t.receive(jax.random.fold_in(key, i), states[i], folds.part(t, message))
+                message = folds.put(t, message, own)
         return message
+
+    def bound(self, states: Any, payload_shapes: Any) -> Any:
+        """The L2 bound of one client's decoded message at the end, [] float32; infinity where none holds."""
+        return self.bound_and_step(states, payload_shapes)[0]
+
+    def bound_and_step(self, states: Any, payload_shapes: Any) -> tuple[Any, Any]:
+        """`bound`, and how much one unit of the integers that are sent is worth."""
+        bounds, step = folds.whole(jnp.asarray(jnp.inf, jnp.float32)), jnp.ones(())
+        for t, state in zip(self.transforms, states, strict=True):
+            bounds, step = folds.bound(t, state, bounds, step, payload_shapes)
+            row = jax.eval_shape(lambda shapes, t=t: t.init(shapes)[1], folds.part(t, payload_shapes))
+            payload_shapes, _ = folds.shapes(t, state, row, payload_shapes)
+        return jnp.asarray(folds.total(bounds, payload_shapes), jnp.float32), step
 
     def server(self, key: Key, states: Any, aggregate: Aggregate, expected: Any):
         """All server sides in reverse order, then the division: `(aggregate, states, metrics)`.
@@ -78,24 +138,67 @@ class Aggregator(NamedTuple):
         Under noise the result's weight and count are the expected cohort too: the realised one is not public, and a
         server that multiplies the mean by its count must get the sum back.
         """
-        new_states, metrics = list(states), {}
+        new_states, metrics, given = list(states), {}, aggregate
+        bound = jnp.inf if given.bound is None else given.bound
+        step = jnp.ones(()) if given.step is None else given.step
         for i in reversed(range(len(self.transforms))):
             t = self.transforms[i]
-            aggregate, new_states[i], seen = t.server(jax.random.fold_in(key, i), states[i], aggregate)
-            metrics = _join(metrics, as_metrics(seen), t)
+            seen = dataclasses.replace(
+                aggregate,
+                value=folds.part(t, aggregate.value),
+                bound=bound,
+                expected=expected,
+                step=step,
+                sums=None if given.sums is None else given.sums[i],
+                round_key=None if given.round_key is None else jax.random.fold_in(given.round_key, i),
+            )
+            after, new_states[i], reported = t.server(jax.random.fold_in(key, i), states[i], seen)
+            aggregate = dataclasses.replace(after, value=folds.put(t, aggregate.value, after.value))
+            metrics = _join(metrics, as_metrics(reported), t)
         value = self.reducer.result(aggregate, expected if self.facts.noisy else None)
         weight, count = aggregate.weight, aggregate.count
         if self.facts.noisy:
             weight = count = jnp.asarray(expected, jnp.float32)
         return Aggregate(value, weight, count), tuple(new_states), metrics
 
+    def mechanisms(self, expected: float) -> tuple[Mechanism, ...]:
+        """All noise that the chain adds, for an expected cohort."""
+        return tuple(m.resolved(expected) for m in self.facts.noise)
+
+    def _weighs(self, i: int) -> bool:
+        return self.stages[i].weighted and (i == 0 or not self.stages[i - 1].weighted)
+
     def __str__(self) -> str:
-        stages = [t.name for t in self.transforms] + [self.reducer.name]
-        return "chain(" + " > ".join(stages) + ")"
+        lines = [self.name]
+        width = max(len(t.name) for t in (*self.transforms, self.reducer))
+        for t, facts in zip(self.transforms, self.stages, strict=True):
+            lines.append(f"  {t.name:{width}}  {explain(facts)}")
+        divided = "divided by the expected cohort" if self.facts.noisy else f"weights: {self.reducer.weight}"
+        return "\n".join([*lines, f"  {self.reducer.name:{width}}  {divided}"])
+
+
+def explain(facts: Facts) -> str:
+    """What is sent, in one line.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> fs.aggregate.explain(fs.aggregate.Facts(bits=8, integers=True, bound="1.0"))
+        'sends integers, 8 bits a number, L2 bound: 1.0'
+    """
+    kind = "integers" if facts.integers else "floats"
+    if facts.modulus is not None:
+        kind += f" modulo 2**{facts.modulus.bit_length() - 1}"
+    parts = [f"sends {kind}, {facts.bits:g} bits a number", f"L2 bound: {facts.bound}"]
+    parts += [f"noise: {m.where} {m.kind} {m.multiplier:g} on the {m.of}" for m in facts.noise]
+    parts += ["decoded one by one"] * (not facts.linear) + ["clients keep rows"] * facts.rows
+    parts += ["weighted before the sum"] * facts.weighted
+    return ", ".join(parts)
 
 
 def chain(*transforms: Transform, reduce: Reducer | None = None) -> Aggregator:
     """Compose transforms around a reducer; their order is the order on the client.
+
+    Printed, a chain says stage by stage what is sent, in how many bits a number, and which bound holds.
 
     Args:
         *transforms: none or more.
@@ -108,23 +211,22 @@ def chain(*transforms: Transform, reduce: Reducer | None = None) -> Aggregator:
         >>> import fedjax_sim as fs
         >>> print(fs.aggregate.chain(fs.aggregate.clip_by_l2(1.0), reduce=fs.aggregate.mean("uniform")))
         chain(clip_by_l2(1.0) > mean(uniform))
+          clip_by_l2(1.0)  sends floats, 32 bits a number, L2 bound: 1.0
+          mean(uniform)    weights: uniform
     """
     reducer = mean() if reduce is None else reduce
     if not isinstance(reducer, Reducer):
         raise ArgumentError(f"reduce={reducer!r}: must be a reducer, such as fs.aggregate.mean().")
-    facts = Facts()
+    facts, stages = Facts(), []
     for t in transforms:
         if not isinstance(t, Transform):
             raise ArgumentError(f"{t!r}: must be a fs.aggregate.Transform; reducers go to reduce=.")
         facts = t.facts(facts)
-    if facts.noisy and reducer.weight == "examples":
-        raise ArgumentError(
-            f"{_names(transforms)} adds noise, and {reducer.name} weights clients by examples: one client's "
-            'influence is then not bounded. Use reduce=fs.aggregate.mean(weight="uniform").'
-        )
-    if facts.noisy and not reducer.linear:
-        raise ArgumentError(f"{_names(transforms)} adds noise for a sum, and {reducer.name} is not a sum: use mean.")
-    return Aggregator(tuple(transforms), reducer, facts)
+        if t.receives:
+            facts = facts._replace(linear=False)
+        stages.append(facts)
+    check_chain(transforms, stages, facts, reducer)
+    return Aggregator(tuple(transforms), reducer, facts, tuple(stages))
 
 
 def as_aggregator(aggregator: Aggregator | Reducer | Transform | None) -> Aggregator:
@@ -133,7 +235,7 @@ def as_aggregator(aggregator: Aggregator | Reducer | Transform | None) -> Aggreg
     Example:
         >>> import fedjax_sim as fs
         >>> for part in (fs.aggregate.median(), fs.aggregate.clip_by_l2(1.0), None):
-        ...     print(fs.aggregate.as_aggregator(part))
+        ...     print(fs.aggregate.as_aggregator(part).name)
         chain(median)
         chain(clip_by_l2(1.0) > mean(examples))
         chain(mean(examples))
@@ -147,17 +249,8 @@ def as_aggregator(aggregator: Aggregator | Reducer | Transform | None) -> Aggreg
     raise ArgumentError(f"aggregator={aggregator!r}: must be a chain, a reducer or a transform.")
 
 
-def _context_like() -> Context:
-    zero = jnp.zeros((), jnp.int32)
-    return Context(zero, zero, jax.random.key(0), jnp.asarray(jnp.inf, jnp.float32))
-
-
 def _join(metrics: Metrics, more: Metrics, transform: Transform) -> Metrics:
-    twice = set(metrics) & set(more)
+    twice = (set(metrics) | {"uplink_bits", "downlink_bits"}) & set(more)
     if twice:
         raise ArgumentError(f"{transform.name} reports {sorted(twice)}, which an earlier transform did too.")
     return {**metrics, **more}
-
-
-def _names(transforms: tuple[Transform, ...]) -> str:
-    return ", ".join(t.name for t in transforms)

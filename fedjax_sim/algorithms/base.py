@@ -26,6 +26,8 @@ class Phase(NamedTuple):
         client: `(key, server_state, row, batches) -> ClientUpdate`.
         server: `(key, server_state, aggregate) -> server_state`.
         aggregator: a chain or a reducer; None for a mean by examples.
+        downlink: `(server_state) -> [] bits` that a client receives; None for the leaves of the server state that
+            `client` reads, uncompressed.
 
     Example:
         >>> import fedjax_sim as fs
@@ -37,6 +39,7 @@ class Phase(NamedTuple):
     client: ClientFunction
     server: ServerFunction
     aggregator: Aggregator | Reducer | None = None
+    downlink: Callable[[Any], Any] | None = None
 
 
 class Algorithm(NamedTuple):
@@ -49,6 +52,7 @@ class Algorithm(NamedTuple):
         client, server, aggregator: the one phase of most methods, as in `fs.Phase`.
         params: `(server_state) -> params`, the model to evaluate.
         phases: several passes over the same cohort instead of `client`, `server`, `aggregator`.
+        downlink: of the one phase, as in `fs.Phase`.
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -71,6 +75,7 @@ class Algorithm(NamedTuple):
     aggregator: Aggregator | Reducer | None = None
     params: Callable[[Any], Params] = lambda server: server
     phases: tuple[Phase, ...] = ()
+    downlink: Callable[[Any], Any] | None = None
 
     def passes(self) -> tuple[Phase, ...]:
         """The phases, checked, each with a whole `Aggregator`."""
@@ -79,7 +84,7 @@ class Algorithm(NamedTuple):
             raise ArgumentError(
                 "an Algorithm needs both client= and server=, or phases=(fs.Phase(...), ...), not a mixture."
             )
-        phases = self.phases or (Phase(self.client, self.server, self.aggregator),)  # type: ignore[arg-type]
+        phases = self.phases or (Phase(self.client, self.server, self.aggregator, self.downlink),)  # type: ignore[arg-type]
         return tuple(p._replace(aggregator=as_aggregator(p.aggregator)) for p in phases)
 
 

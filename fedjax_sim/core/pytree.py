@@ -62,3 +62,12 @@ def squared_norm(tree: Any) -> jax.Array:
 def size(tree: Any) -> int:
     """Number of scalars in all leaves; shapes alone will do."""
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def bits(tree: Any) -> int:
+    """Bits of all leaves as they are stored; shapes alone will do."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize * 8 for leaf in map(_shaped, jax.tree.leaves(tree)))
+
+
+def _shaped(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)

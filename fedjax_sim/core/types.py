@@ -47,6 +47,12 @@ class Aggregate:
         value: pytree; the weighted sum of the messages, then the reducer's result.
         weight: scalar float32, sum of the effective weights.
         count: scalar float32, number of clients that contributed.
+        bound: scalar, the L2 bound of one client's decoded message at the chain's end, under the states that the
+            round's clients used; infinity where none holds. For server sides, as all that follow.
+        expected: the sampler's expected cohort.
+        sums: the sum of what this transform's `sums` gave, or None.
+        step: how much one unit of the integers that are sent is worth; 1 where they are none.
+        round_key: the key of this transform that the round's clients had as `context.round_key`.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -58,6 +64,12 @@ class Aggregate:
     value: Any
     weight: Any
     count: Any
+    _: dataclasses.KW_ONLY
+    bound: Any = None
+    expected: Any = None
+    sums: Any = None
+    round_key: Any = None
+    step: Any = None
 
 
 @pytree
@@ -105,6 +117,7 @@ class RoundPlan:
         slot: [D, T, L] int32, its place in the cohort; C marks an empty lane.
         weight: [D, T, L] float32, the cohort's importance weight.
         version: [D, T, L] int32, the cohort's `version`, 0 without one.
+        neighbour: [D, T, L] int32, the next client in the ring of those that train, in order of their ids.
         chunks: [D] int32, chunks that hold work.
         round: [D] int32, the round's number.
     """
@@ -117,6 +130,7 @@ class RoundPlan:
     slot: Any
     weight: Any
     version: Any
+    neighbour: Any
     chunks: Any
     round: Any
 

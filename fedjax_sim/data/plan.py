@@ -194,6 +194,7 @@ class Planner:
             slot=lanes(slot, fill=C),
             weight=lanes(cohort.weight[slot], dtype=np.float32),
             version=lanes(0 if cohort.version is None else cohort.version[slot]),
+            neighbour=lanes(_next_in_ring(ids)),
             chunks=(-(-counts // L)).astype(np.int32),
             round=np.full(D, round, np.int32),
         )
@@ -276,6 +277,14 @@ def deal(steps: np.ndarray, devices: int) -> np.ndarray:
         out[begin:end] = taken
         load += each * np.bincount(taken, minlength=devices)
     return out
+
+
+def _next_in_ring(ids: np.ndarray) -> np.ndarray:
+    """[n] for each of distinct ids the next larger one, and for the largest the least."""
+    order = np.argsort(ids)
+    following = np.empty_like(ids)
+    following[order] = np.roll(ids[order], -1)
+    return following
 
 
 def _sort_segments(segment: np.ndarray, draw: np.ndarray, position: np.ndarray) -> np.ndarray:

@@ -147,7 +147,7 @@ def unpack_plan(words: Any, shape: PlanShape) -> RoundPlan:
     """The plan of one round from its words, [D, W], inside the compiled program."""
     devices, chunks, lanes, rows, _ = shape
     each = (devices, chunks, lanes)
-    like = RoundPlan(*[(devices, rows), *[each] * 7, (devices,), (devices,)])
+    like = RoundPlan(*[(devices, rows), *[each] * 8, (devices,), (devices,)])
     at, leaves = 0, {}
     for field in dataclasses.fields(RoundPlan):
         leaf_shape = getattr(like, field.name)
@@ -180,6 +180,7 @@ class Lane(NamedTuple):
     client_id: Any
     weight: Any
     version: Any
+    neighbour: Any
 
 
 def client_batches(
@@ -214,6 +215,8 @@ class ClientResult(NamedTuple):
         contributes: [] bool.
         metrics: dict of metrics, kept for each client.
         row: its new private row.
+        sums: pytree of float32, summed as it is.
+        factor: what the message is multiplied by in the sum; None for the weight.
     """
 
     message: Any
@@ -221,6 +224,8 @@ class ClientResult(NamedTuple):
     contributes: Any
     metrics: dict[str, Metric]
     row: Any
+    sums: Any = ()
+    factor: Any = None
 
 
 class CohortResult(NamedTuple):
@@ -229,6 +234,7 @@ class CohortResult(NamedTuple):
     total: Any
     weight: Any
     count: Any
+    sums: Any
     messages: Any
     weights: Any
     contributes: Any
@@ -245,6 +251,7 @@ def map_clients(
     batching: Batching,
     longest: int,
     linear: bool = True,
+    modular: bool = False,
 ) -> Callable[[Any, Any, RoundPlan, Any], CohortResult]:
     """A function of a whole cohort from a function of one client.
 
@@ -254,6 +261,7 @@ def map_clients(
         batching: how examples become batches.
         longest: steps of the longest client, for `ClientBatches.longest`.
         linear: sum the messages; else keep them all.
+        modular: sum in the messages' own type, which wraps for integers; else in float32 at least.
 
     Returns:
         `(shared, rows, plan, arrays) -> CohortResult`, to be called under `jax.jit`. `rows` are tables whose leading
@@ -300,12 +308,16 @@ def map_clients(
             buffer(like.contributes),
             metrics_lib.zero(buffer(like.metrics)),
         )
-        total = zeros(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), like.message))
+        wide = lambda dtype: dtype if modular else jnp.promote_types(dtype, jnp.float32)  # noqa: E731
+        total = zeros(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], wide(a.dtype)), like.message))
+        sums = zeros(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), like.sums))
 
         def body(chunk: Any, carry: Any) -> Any:
-            total, kept, rows = carry
+            total, sums, kept, rows = carry
             result, place = run(chunk, rows)
-            total = _add(total, result.message, result.weight) if linear else total
+            factor = result.weight if result.factor is None else result.factor
+            total = _add(total, result.message, factor) if linear else total
+            sums = _add(sums, result.sums, jnp.ones_like(result.weight))
             new = (
                 result.message if linear is False else (),
                 result.weight,
@@ -318,19 +330,19 @@ def map_clients(
                 rows,
                 result.row,
             )
-            return total, kept, rows
+            return total, sums, kept, rows
 
         total = total if linear else ()
-        total, kept, rows = jax.lax.fori_loop(0, plan.chunks, body, (total, kept, rows))
+        total, sums, kept, rows = jax.lax.fori_loop(0, plan.chunks, body, (total, sums, kept, rows))
         messages, weights, contributes, metrics = kept
-        sums = (total, jnp.sum(weights), jnp.sum(contributes.astype(jnp.float32)))
-        total, weight, count = jax.lax.psum(sums, AXIS)
+        mine = (total, jnp.sum(weights), jnp.sum(contributes.astype(jnp.float32)), sums)
+        total, weight, count, sums = jax.lax.psum(mine, AXIS)
         messages, weights, contributes, metrics = jax.tree.map(
             lambda leaf: leaf[None], (messages, weights, contributes, metrics)
         )
-        return CohortResult(total, weight, count, messages, weights, contributes, metrics, rows)
+        return CohortResult(total, weight, count, sums, messages, weights, contributes, metrics, rows)
 
-    specs: Any = (*[REPLICATED] * 3, *[SHARDED] * 5)
+    specs: Any = (*[REPLICATED] * 4, *[SHARDED] * 5)
     return jax.shard_map(
         device_share,
         mesh=mesh,
@@ -340,11 +352,11 @@ def map_clients(
     )
 
 
-def _add(total: Any, messages: Any, weights: Any) -> Any:
-    """total + sum of weights x messages over lanes. A product, as XLA's CPU sums over a leading axis are slow."""
+def _add(total: Any, messages: Any, factors: Any) -> Any:
+    """total + sum of factors x messages over lanes. A product, as XLA's CPU sums over a leading axis are slow."""
 
     def leaf(total: Any, messages: Any) -> Any:
-        scale = weights.astype(messages.dtype)
+        scale, messages = factors.astype(total.dtype), messages.astype(total.dtype)
         if messages.shape[0] == 1:
             return total + scale[0] * messages[0]
         return total + jnp.tensordot(scale, messages, 1)

@@ -1,7 +1,7 @@
 """One round on the devices: for each phase broadcast, train, encode, reduce, decode, and take a server step."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.metrics import Metric
-from fedjax_sim.core.pytree import pytree, squared_norm, where
+from fedjax_sim.core.pytree import bits, pytree, squared_norm, where
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Aggregate, ClientRows, ClientUpdate, RoundPlan
 from fedjax_sim.data.plan import Batching
@@ -55,6 +55,7 @@ def make_round(
     longest: int,
     capacity: int,
     expected: float,
+    sent: list["Sent"],
 ) -> Callable[[Any, DeviceState, RoundPlan, Any], tuple[DeviceState, RoundOutput]]:
     """The function of one round, `(seed, state, plan, arrays) -> (state, output)`, to be compiled."""
 
@@ -75,11 +76,12 @@ def make_round(
             shared = (server, aggregator_states[i], keys, this_round)
             phase_rows = None if aggregator_rows is None else aggregator_rows[i]
             train = map_clients(
-                _client(phase.client, aggregator),
+                _client(phase, aggregator, expected, sent[i].downlink),
                 mesh,
                 batching,
                 longest,
                 aggregator.reducer.linear,
+                aggregator.facts.weighted,
             )
             result = train(shared, (client_rows, phase_rows), plan, arrays)
             client_rows, phase_rows = result.rows
@@ -90,10 +92,19 @@ def make_round(
             if aggregator.reducer.collect is not None:
                 collected = (result.messages, result.weights, result.contributes)
                 total = aggregator.reducer.collect(*_by_lane(collected))
+            bound, step = aggregator.bound_and_step(aggregator_states[i], sent[i].payload)
             aggregate, new_state, server_metrics = aggregator.server(
                 keys[Purpose.DECODE],
                 aggregator_states[i],
-                Aggregate(total, result.weight, result.count),
+                Aggregate(
+                    total,
+                    result.weight,
+                    result.count,
+                    bound=bound,
+                    step=step,
+                    sums=result.sums,
+                    round_key=keys[Purpose.ENCODE],
+                ),
                 expected,
             )
             new_server = phase.server(keys[Purpose.SERVER], server, aggregate)
@@ -105,15 +116,15 @@ def make_round(
             aggregator_states[i] = where(go, new_state, aggregator_states[i])
 
             lanes = _by_lane({n: m for n, m in result.metrics.items() if n != _BAD})
-            merged |= metrics_lib.reduce(lanes)
+            merged = _with(merged, metrics_lib.reduce(lanes))
             server_metrics = {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
             twice = sorted(set(server_metrics) & set(lanes))
             if twice:
                 raise ArgumentError(
-                    f"{aggregator} reports {twice} from its clients' side and from its server's: rename one."
+                    f"{aggregator.name} reports {twice} from its clients' side and from its server's: rename one."
                 )
             merged |= server_metrics
-            per_client |= _by_slot(lanes, slots, capacity)
+            per_client = _with(per_client, _by_slot(lanes, slots, capacity))
             (bad,) = jax.tree.leaves(result.metrics[_BAD])
             finite = finite.at[slots].min(bad.reshape(-1) == 0, mode="drop")
             count, weight = result.count, result.weight
@@ -125,42 +136,63 @@ def make_round(
     return one_round
 
 
+def _with(metrics: dict[str, Metric], more: dict[str, Metric]) -> dict[str, Metric]:
+    """A later phase's metrics over an earlier one's; what is sent adds up."""
+    both = {name: metrics[name].merge(more[name]) for name in _BITS if name in metrics and name in more}
+    return {**metrics, **more, **both}
+
+
+_BITS = ("aggregate/uplink_bits", "aggregate/downlink_bits")
 _PURPOSES = (Purpose.CLIENT, Purpose.ENCODE, Purpose.DECODE, Purpose.SERVER)
 _BAD = "nonfinite"
 
 
-def _client(function: Callable[..., ClientUpdate], aggregator: Aggregator):
+def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: float):
     """One client's whole part of a phase: train, encode, receive."""
+    facts = aggregator.facts
 
     def one_client(shared: Any, rows: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
         server, states, keys, this_round = shared
         client_row, aggregator_row = rows
         own = lambda purpose: jax.random.fold_in(keys[purpose], lane.client_id)  # noqa: E731
-        update = checked_update(function(own(Purpose.CLIENT), server, client_row, batches), client_row)
+        update = checked_update(phase.client(own(Purpose.CLIENT), server, client_row, batches), client_row)
 
         weight = jnp.asarray(update.weight, jnp.float32)
         finite = jnp.isfinite(squared_norm((update.payload, update.state))) & jnp.isfinite(weight)
         trained = lane.steps > 0
         contributes = trained & finite
         payload = jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), update.payload)
-        context = Context(lane.client_id, this_round, keys[Purpose.ENCODE], jnp.asarray(jnp.inf, jnp.float32))
-        message, new_aggregator_row, seen = aggregator.client(
-            own(Purpose.ENCODE), states, aggregator_row, payload, context
-        )
-        message = aggregator.receive(own(Purpose.DECODE), states, message)
         weight = jnp.where(aggregator.reducer.weight == "uniform", 1.0, weight) * lane.weight
+        if facts.max_weight is not None:
+            weight = jnp.clip(jnp.round(weight), 0, facts.max_weight)
+        weight = jnp.where(contributes, weight, 0.0)
+        context = Context(
+            lane.client_id,
+            this_round,
+            keys[Purpose.ENCODE],
+            jnp.asarray(jnp.inf, jnp.float32),
+            neighbour=lane.neighbour,
+            weight=weight,
+            expected=expected,
+        )
+        encoded = aggregator.encode(own(Purpose.ENCODE), states, aggregator_row, payload, context)
+        message = aggregator.receive(own(Purpose.DECODE), states, encoded.message)
+        received = downlink if phase.downlink is None else phase.downlink(server)
+        seen = {**encoded.metrics, "downlink_bits": metrics_lib.Sum(jnp.asarray(received, jnp.float32))}
 
         metrics = {f"client/{name}": metric for name, metric in update.metrics.items()}
         metrics |= {f"aggregate/{name}": metric for name, metric in seen.items()}
         metrics = where(contributes, metrics, metrics_lib.zero(metrics))
         metrics[_BAD] = metrics_lib.Sum((trained & ~finite).astype(jnp.float32))
-        new_rows = (update.state, new_aggregator_row)
+        new_rows = (update.state, encoded.rows)
         return ClientResult(
             message,
-            jnp.where(contributes, weight, 0.0),
+            weight,
             contributes,
             metrics,
             where(contributes, new_rows, rows),
+            jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), encoded.sums),
+            trained if facts.weighted else weight,
         )
 
     return one_client
@@ -206,24 +238,42 @@ def _by_slot(metrics: dict[str, Metric], slots: Any, capacity: int) -> dict[str,
     return jax.tree.map(lambda out, leaf: out.at[slots].set(leaf, mode="drop"), empty, metrics)
 
 
-def payload_shapes(
+class Sent(NamedTuple):
+    """What passes between the server and a client in a phase.
+
+    Attributes:
+        payload: shapes of what the client function returns for the aggregator.
+        downlink: bits of the server state's leaves that the client function reads.
+    """
+
+    payload: Any
+    downlink: float
+
+
+def sent(
     phases: tuple[Phase, ...],
     server: Any,
     client_row: Any,
     arrays: Any,
     batching: Batching,
     longest: int,
-) -> list[Any]:
-    """The shapes of each phase's payload, found by tracing its client function once, without computing."""
+) -> list[Sent]:
+    """What each phase sends, found by tracing its client function once, without computing."""
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
 
     def payload(phase: Phase, server: Any, row: Any, arrays: Any, zero: Any):
-        lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero)
+        lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero, zero)
         batches = client_batches(lane, zero[None], arrays, batching, bound=zero, longest=longest, alone=False)
         return checked_update(phase.client(jax.random.key(0), server, row, batches), row).payload
 
-    return [
-        jax.eval_shape(lambda *a, phase=phase: payload(phase, *a), server, client_row, shapes, scalar)
-        for phase in phases
-    ]
+    found = []
+    for phase in phases:
+        trace = jax.make_jaxpr(lambda *a, phase=phase: payload(phase, *a), return_shape=True)
+        program, shape = trace(server, client_row, shapes, scalar)
+        program = program.jaxpr
+        read = {id(v) for equation in program.eqns for v in equation.invars} | {id(v) for v in program.outvars}
+        leaves = jax.tree.leaves(server)
+        inputs = zip(leaves, program.invars[: len(leaves)], strict=True)
+        found.append(Sent(shape, float(sum(bits(leaf) for leaf, variable in inputs if id(variable) in read))))
+    return found

@@ -5,12 +5,13 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.aggregate.checks import check_build, check_cohort, check_sampler
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check, check_count
@@ -24,7 +25,7 @@ from fedjax_sim.engine import describe, mapping, recording
 from fedjax_sim.engine import rows as rows_lib
 from fedjax_sim.engine.history import History, RoundMetrics
 from fedjax_sim.engine.recording import Callback, Recording
-from fedjax_sim.engine.round import DeviceState, RoundOutput, make_round, payload_shapes
+from fedjax_sim.engine.round import DeviceState, RoundOutput, make_round, sent
 from fedjax_sim.engine.run import Evaluate, Schedule, run_rounds
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.runs.folder import RunFolder
@@ -102,11 +103,7 @@ class Simulation:
         self._sampler_state = sampler.init(data.num_clients)
         self._expected = float(sampler.expected(data.num_clients))
         for phase in self._phases:
-            if phase.aggregator.facts.noisy and sampler.event is None:  # type: ignore[union-attr]
-                raise ArgumentError(
-                    f"{sampler.name} has no accounting event, and {phase.aggregator} adds noise for privacy, which "
-                    "could not be accounted: use fs.sampler.poisson or fs.sampler.uniform."
-                )
+            check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
 
         self._mesh = mapping.client_mesh(devices)
         self.devices = tuple(self._mesh.devices.flat)
@@ -126,8 +123,10 @@ class Simulation:
 
         longest = int(batching.count_steps(data.sizes).max(initial=0))
         with debug_lib.explained(self, clients=True):
-            self._payloads = payload_shapes(self._phases, server, row, data.arrays, batching, longest)
-        self._has_rows = rows_lib.has_rows((row, self._aggregator_init()[1]))
+            self._sent = sent(self._phases, server, row, data.arrays, batching, longest)
+        states, aggregator_rows = self._aggregator_init()
+        self._check_aggregation(states, self._capacity)
+        self._has_rows = rows_lib.has_rows((row, aggregator_rows))
         self._planner = Planner(
             data,
             batching,
@@ -228,11 +227,15 @@ class Simulation:
 
     def _aggregator_init(self) -> tuple[Any, Any]:
         made = [
-            phase.aggregator.init(payload)  # type: ignore[union-attr]
-            for phase, payload in zip(self._phases, self._payloads, strict=True)
+            phase.aggregator.init(phase_sent.payload)  # type: ignore[union-attr]
+            for phase, phase_sent in zip(self._phases, self._sent, strict=True)
         ]
         rows = tuple(row for _, row in made)
         return tuple(state for state, _ in made), rows if jax.tree.leaves(rows) else None
+
+    def _check_aggregation(self, states: Any, capacity: int) -> None:
+        for phase, state, phase_sent in zip(self._phases, states, self._sent, strict=True):
+            check_build(phase.aggregator, state, phase_sent.payload, capacity, self._expected)
 
     def _placement(self, like: DeviceState) -> DeviceState:
         everywhere, dealt = mapping.everywhere(self._mesh), mapping.dealt(self._mesh)
@@ -313,8 +316,12 @@ class Simulation:
         sampler_state, cohorts = state.sampler, []
         for r in range(state.round, state.round + count):
             cohort, sampler_state = self.sampler.sample(sampler_state, r, state.seed)
+            for phase in self._phases:
+                check_cohort(phase.aggregator, cohort, self.sampler.name)
             cohorts.append(cohort)
         capacity = max(self._capacity, *(len(cohort.ids) for cohort in cohorts))
+        if capacity > self._capacity:
+            self._check_aggregation(state.aggregator, capacity)
         shape = self._planner.shape(capacity, self.lanes)
         planned = [
             self._planner.plan(_widened(cohort, capacity), shape, state.seed, state.round + i)
@@ -369,6 +376,7 @@ class Simulation:
                 self._planner.longest,
                 shape.capacity,
                 self._expected,
+                self._sent,
             )
             self._programs[shape, slots] = _compile_block(one_round, shape, slots, self._donates)
         return self._programs[shape, slots]
@@ -430,21 +438,16 @@ class Simulation:
         return describe.table(self)
 
 
-class _Plans:
+class _Plans(NamedTuple):
     """A block of rounds, planned and placed."""
 
-    def __init__(
-        self,
-        first: int,
-        cohorts: list[Cohort],
-        stats: list[PlanStats],
-        words: jax.Array,
-        shape: PlanShape,
-        slots: int,
-        sampler_state: Any,
-    ):
-        self.first, self.cohorts, self.stats, self.words = first, cohorts, stats, words
-        self.shape, self.slots, self.sampler_state = shape, slots, sampler_state
+    first: int
+    cohorts: list[Cohort]
+    stats: list[PlanStats]
+    words: jax.Array
+    shape: PlanShape
+    slots: int
+    sampler_state: Any
 
 
 def _compile_block(one_round: Callable[..., Any], shape: PlanShape, slots: int, donate: bool) -> Callable[..., Any]:

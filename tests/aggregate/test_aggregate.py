@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.aggregate import Context, Facts, Transform, chain, clip_by_l2, mean, median
+from fedjax_sim.aggregate import Context, Facts, Mechanism, Transform, chain, clip_by_l2, mean, median
 from fedjax_sim.population.sampling import SamplingEvent
 
 VECTORS = np.array([[3, 4, 0], [0, 0, 0], [1, -2, 2], [-8, 1, 4], [0.5, 0, 1], [6, 6, -7], [9, 9, 9]], np.float32)
@@ -150,7 +150,7 @@ def affine(name, factor, shift, log):
 def test_chain_runs_clients_in_order_and_servers_in_reverse():
     log = []
     aggregator = chain(affine("A", 2.0, 0.0, log), affine("B", 1.0, 3.0, log), reduce=mean("uniform"))
-    assert str(aggregator) == "chain(A > B > mean(uniform))"
+    assert aggregator.name == "chain(A > B > mean(uniform))"
     key, payload = jax.random.key(0), tree(jnp.asarray(VECTORS[0]))
     states, rows = aggregator.init(payload)
     assert rows is None
@@ -328,7 +328,8 @@ def noise(name="noise", shift=0.0):
         value = jax.tree.map(lambda total: total + shift, aggregate.value)
         return fs.Aggregate(value, aggregate.weight, aggregate.count), state, {}
 
-    return Transform(name, server=server, facts=lambda facts: facts._replace(noisy=True))
+    mechanism = Mechanism("gaussian", 1.0, transform=name)
+    return Transform(name, server=server, facts=lambda facts: facts._replace(noise=(*facts.noise, mechanism)))
 
 
 def test_wrong_combinations_are_refused_by_name():
@@ -346,14 +347,14 @@ def test_wrong_combinations_are_refused_by_name():
     private = chain(clip_by_l2(1.0), noise(), reduce=mean("uniform"))
     with pytest.raises(fs.FedSimError, match=r"fixed.*no accounting event.*noise"):
         simulation(private, [[0]])
-    assert private.facts == Facts(clipped=True, noisy=True)
-    assert chain(clip_by_l2(1.0), integers).facts == Facts(bits=8, integers=True, clipped=True)
+    assert private.facts == Facts(clipped=True, bound="1.0", noise=(Mechanism("gaussian", 1.0, transform="noise"),))
+    assert chain(clip_by_l2(1.0), integers).facts == Facts(bits=8, integers=True, clipped=True, bound="1.0")
 
 
 def test_noise_divides_by_the_expected_cohort():
     """Also for an empty cohort, whose noise must be released; never by who happened to come."""
     sampler = fs.sampler.poisson(0.3)
-    sim = simulation(chain(noise(shift=2.0), reduce=mean("uniform")), sampler)
+    sim = simulation(chain(clip_by_l2(100.0), noise(shift=2.0), reduce=mean("uniform")), sampler)
     states, seen = rounds(sim, 8)
     counts = []
     for state, metrics in zip(states, seen, strict=True):
@@ -370,7 +371,7 @@ def test_scaffolds_controls_stay_the_mean_of_rows_under_an_expected_denominator(
     """c += 1/N sum (c_k+ - c_k): count / N times a mean that was divided by something else is not that."""
     data = fs.data.FederatedData({"b": np.arange(6, dtype=np.float32)}, np.arange(7))
     task = fs.Task(lambda key: jnp.zeros(()), lambda x, batch, key: (x - batch["b"]) ** 2 / 2)
-    aggregator = chain(noise(shift=0.0), reduce=mean("uniform"))
+    aggregator = chain(clip_by_l2(1000.0), noise(shift=0.0), reduce=mean("uniform"))
     algorithm = fs.scaffold(task, 0.1, num_clients=6, aggregator=aggregator)
     cohorts = fs.sampler.fixed([[0, 1, 2, 3, 4], [5]])
     sampler = cohorts._replace(event=lambda k: SamplingEvent("poisson", k, probability=0.5))

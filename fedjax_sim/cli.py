@@ -137,7 +137,8 @@ def resume(words: list[str]) -> None:
             f"state = sim.restore({str(folder)!r})."
         )
     total = kept["rounds"] if given.rounds is None else _whole_number("rounds", given.rounds)
-    done = _rounds_saved(folder)
+    with fs.runs.RunFolder(folder).held():  # of a run that goes on, checkpoints come and go
+        done = _rounds_saved(folder)
     if total < done:
         raise ArgumentError(f"rounds={total}: {folder} has {done} rounds already; N counts all of a run's rounds.")
     if total == done:

@@ -519,3 +519,12 @@ def test_ctrl_c_outside_of_the_rounds_is_told_in_a_line(monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "list", stopped)
     assert cli.main(["list"]) == 130
     assert capsys.readouterr().err == "\nfedjax-sim: stopped by Ctrl-C.\n"
+
+
+def test_a_run_in_use_is_not_resumed_and_nothing_is_built(digits, capsys):
+    _, run = digits
+    with fs.runs.RunFolder(run).held():
+        assert cli.main(["resume", str(run), "--rounds", "9"]) == 2
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"fedjax-sim: {re.escape(str(run))} is in use by process \d+ on \S+: wait .*\n", said.err)
+    assert said.out == ""

@@ -47,7 +47,13 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
         )
         with _explained(f"the checkpoints in {self.folder} cannot be opened"):
-            self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+            for tries_left in (4, 3, 2, 1, 0) if read_only else (0,):
+                try:
+                    self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+                    break
+                except FileNotFoundError:  # a run that goes on has just removed its oldest
+                    if not tries_left:
+                        raise
 
     def rounds(self) -> list[int]:
         """Rounds of the whole checkpoints, newest first; damage is found on reading."""

@@ -344,3 +344,20 @@ def test_run_and_save_leave_the_state_usable_and_the_checkpoint_apart_from_it(tm
     straight = build("scaffold", on_nonfinite="drop")
     for rounds in (2, 3, 4):
         check_equal(sim.restore(tmp_path, rounds), straight.run(straight.init(), rounds)[0])
+
+
+def test_a_checkpoint_that_a_running_process_removes_meanwhile_is_no_error(tmp_path, monkeypatch):
+    from orbax import checkpoint as ocp
+
+    sim = build()
+    sim.save(tmp_path, sim.init())
+    real, failures = ocp.CheckpointManager, [FileNotFoundError("3")] * 2
+
+    def racing(*arguments, **options):
+        if failures:
+            raise failures.pop()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(ocp, "CheckpointManager", racing)
+    assert sim.restore(tmp_path).round == 0
+    assert not failures

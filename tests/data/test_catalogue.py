@@ -12,6 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.data.sources import banking, health, sensors, shakespeare_plays
@@ -247,6 +249,35 @@ def test_another_table_of_patients_is_refused(old, new, reason, tmp_path):
     (tmp_path / "heart_disease_uci.csv").write_text(HEART.replace(old, new))
     with pytest.raises(fs.FedSimError, match=reason):
         health.heart_disease(tmp_path)
+
+
+PAYMENTS = "\n".join([",".join([*banking.FRAUD_FEATURES, "Class"]), *[",".join(["1.5"] * 30 + ["1"])] * 5])
+
+
+@pytest.mark.parametrize(
+    "loader, name, good, rows",
+    [
+        (health.heart_disease, "heart_disease_uci.csv", HEART, 2),
+        (banking.credit_card_fraud, "creditcard.csv", PAYMENTS, 5),
+    ],
+)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_table_is_an_error_or_a_table(loader, name, good, rows, data, tmp_path):
+    content = bytearray(good.encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)) | st.just(len(content)))
+    (tmp_path / name).write_bytes(content[:cut])
+    try:
+        train, test = loader(tmp_path)
+    except fs.FedSimError as error:
+        assert name in str(error)  # noqa: PT017
+        return
+    found = sum(len(part["y"]) if isinstance(part, dict) else part.num_examples for part in (train, test))
+    assert found <= rows + 1  # a byte may end a line
+    if cut == len(content) and content.count(b"\n") == good.count("\n"):
+        assert found >= rows - 1
 
 
 # Pickled tables

@@ -70,6 +70,8 @@ def heart_disease(folder: Path, *, impute: bool = True) -> tuple[FederatedData, 
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
+        if not rows:
+            raise ValueError("it has no rows")
         site = ["Hungary" if row["id"] == "304" else row["dataset"] for row in rows]
         numbers = np.array([[float(row[name] or "nan") for name in NUMBERS] for row in rows], np.float32)
         truths = [[np.nan if row[name] == "" else row[name] == yes for name, yes in TRUTHS.items()] for row in rows]

@@ -425,3 +425,23 @@ def test_a_cut_hdf5_file_is_refused(data, tmp_path):
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(ArgumentError):
         read_hdf5(path)
+
+
+@FUZZ
+@given(data=st.data())
+def test_a_damaged_hdf5_file_is_an_error_or_reads_in_the_declared_lengths(data, tmp_path):
+    """The library below, in C, is neither crashed nor hung; a changed value of an array nobody can see."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    path = write_hdf5(folder / "a.h5")
+    whole = read_hdf5(path)
+    blob = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 20))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(blob)
+    try:
+        found = read_hdf5(path)
+    except ArgumentError:
+        return
+    for k in range(found.num_clients):
+        assert len({len(column) for column in found.client(k).values()}) == 1
+    assert found.num_clients <= whole.num_clients

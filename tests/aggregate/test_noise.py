@@ -156,7 +156,6 @@ def test_a_client_adds_its_share_and_survivors_are_counted(kind):
     for survivors in (None, 4.0):
         stages = clip_by_l2(2.0), whole, noise(0.5, survivors=survivors), fs.aggregate.secure_sum()
         aggregator = chain(*stages, reduce=UNIFORM)
-        states, _ = aggregator.init(jnp.zeros(D))
         bare = context(expected=10.0, bound=jnp.float32(2.0), step=jnp.float32(step))
         message, _, _ = stages[2].client(KEY, None, None, jnp.zeros(D, jnp.int32), bare)
         np.testing.assert_allclose(np.std(message), 0.5 * 2 / step / (survivors or 10) ** 0.5, rtol=0.05)

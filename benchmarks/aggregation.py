@@ -64,7 +64,7 @@ def main() -> None:
 
     def start(transforms: tuple[fs.aggregate.Transform, ...]) -> tuple[fs.Simulation, fs.RoundState]:
         chain = fs.aggregate.chain(*transforms, reduce=UNIFORM)
-        algorithm = fs.fedavg(task, optax.sgd(work.learning_rate), aggregator=chain)
+        algorithm = fs.fedavg(task, optax.sgd(0.1 * work.learning_rate), aggregator=chain)
         sampler = fs.sampler.uniform(cohort)
         sim = fs.Simulation(algorithm, data, sampler, fs.Batching(work.batch_size, shuffle=False))
         return sim, sim.init({"layers": work.params})

@@ -250,6 +250,8 @@ def as_aggregator(aggregator: Aggregator | Reducer | Transform | None) -> Aggreg
 
 
 def _join(metrics: Metrics, more: Metrics, transform: Transform) -> Metrics:
+    if transform.part is not None:
+        more = {f"{transform.part}/{name}": metric for name, metric in more.items()}
     twice = (set(metrics) | {"uplink_bits", "downlink_bits"}) & set(more)
     if twice:
         raise ArgumentError(f"{transform.name} reports {sorted(twice)}, which an earlier transform did too.")

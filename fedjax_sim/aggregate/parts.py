@@ -8,7 +8,8 @@ def on(part: str, transform: Transform) -> Transform:
     """Apply a transform to one part of the payload, by its name in the dict; the other parts pass as they are.
 
     Noise and secure sums protect only what they cover, so that they take the whole payload. Noise may follow where
-    every part is clipped: its bound is then the root of the parts' squared bounds.
+    every part is clipped: its bound is then the root of the parts' squared bounds. Metrics have the part's name before
+    theirs, as in `delta/clip_fraction`.
 
     Args:
         part: a key of the payload, as "delta" of `fs.scaffold`.

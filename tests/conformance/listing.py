@@ -1,0 +1,63 @@
+"""Every transform of `fs.aggregate`, each in a chain that may hold it. A new transform adds a line."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fedjax_sim as fs
+
+A = fs.aggregate
+
+
+def whole(step: float = 0.01) -> A.Transform:
+    """A plain quantiser for what stands behind one: nearest multiples of a step."""
+
+    def client(key, state, row, payload, context):
+        return jax.tree.map(lambda p: jnp.round(p / step).astype(jnp.int32), payload), row, {}
+
+    def server(key, state, aggregate):
+        value = jax.tree.map(lambda total: step * total.astype(jnp.float32), aggregate.value)
+        return dataclasses.replace(aggregate, value=value), state, {}
+
+    return A.Transform(
+        "whole",
+        client=client,
+        server=server,
+        facts=lambda facts: facts._replace(integers=True, bits=16.0, largest=400.0),
+        bound=lambda state, incoming, dim: incoming + 0.5 * step * dim**0.5,
+        step=lambda state, incoming, bound, dim: step,
+    )
+
+
+class Case(NamedTuple):
+    """A chain under the laws.
+
+    Attributes:
+        transforms: builds its transforms.
+        exact: decoded sums do not depend on the order of addition, so that results are equal bit for bit.
+    """
+
+    transforms: Callable[[], tuple[A.Transform, ...]]
+    exact: bool = False
+
+
+CASES: dict[str, Case] = {
+    "clip_by_l2": Case(lambda: (A.clip_by_l2(2.0),)),
+    "clip_by_layer": Case(lambda: (A.clip_by_layer(2.0),)),
+    "adaptive_clip": Case(lambda: (A.adaptive_clip(1.0), A.gaussian_noise(0.1))),
+    "gaussian_noise": Case(lambda: (A.clip_by_l2(2.0), A.gaussian_noise(0.1))),
+    "local_gaussian_noise": Case(lambda: (A.clip_by_l2(2.0), A.local_gaussian_noise(0.1))),
+    "local_laplace_noise": Case(lambda: (A.local_laplace_noise(2.0, 0.1),)),
+    "secure_sum": Case(lambda: (A.clip_by_l2(2.0), whole(), A.secure_sum()), exact=True),
+    "discrete_gaussian_noise": Case(
+        lambda: (A.clip_by_l2(2.0), whole(), A.discrete_gaussian_noise(0.1), A.secure_sum()), exact=True
+    ),
+    "skellam_noise": Case(lambda: (A.clip_by_l2(2.0), whole(), A.skellam_noise(0.1), A.secure_sum()), exact=True),
+    "on": Case(lambda: (A.on("w", A.clip_by_l2(1.0)), A.on("b", A.clip_by_l2(1.0)), A.gaussian_noise(0.1))),
+}
+
+NO_TRANSFORMS = {"chain", "as_aggregator", "explain", "mean", "median"}
+"""Functions of `fs.aggregate` that make no transform."""

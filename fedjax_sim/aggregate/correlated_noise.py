@@ -83,7 +83,11 @@ def tree_noise(multiplier: float, separation: int, efficient: bool = True) -> Tr
 
 
 def banded_noise(
-    multiplier: float, bands: int, rounds: int, separation: int | None = None, coefficients: Sequence[float] | None = None
+    multiplier: float,
+    bands: int,
+    rounds: int,
+    separation: int | None = None,
+    coefficients: Sequence[float] | None = None,
 ) -> Transform:
     r"""Noise by a banded Toeplitz factorisation (Choquette-Choo et al. 2023), with `jax_privacy`.
 
@@ -105,8 +109,8 @@ def banded_noise(
         bands: diagonals of C; 1 is independent noise.
         rounds: n, for which C and the multiplier are meant.
         separation: b; None for as many as bands.
-        coefficients: [bands] the first column of C, positive and not increasing; None for
-            `jax_privacy.matrix_factorization.toeplitz.optimize_banded_toeplitz`, the least mean squared error of the sums.
+        coefficients: [bands] the first column of C, positive and not increasing; None for the
+            least mean squared error of the sums, by `jax_privacy.matrix_factorization.toeplitz`; some seconds.
 
     Raises:
         ArgumentError: fewer rounds of separation than bands; no package jax-privacy; nothing clips before it.

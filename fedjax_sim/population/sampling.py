@@ -177,9 +177,9 @@ def poisson(probability: float) -> Sampler:
 def min_separation(cohort_size: int, separation: int) -> Sampler:
     """A fixed number of distinct clients, none of whom took part in the rounds just before.
 
-    The population is dealt once, at random, into as many groups as the separation has rounds; rounds draw from one group
-    after another. A client's participations are then at least `separation` rounds apart, whatever happens. It is what
-    correlated noise counts on (`fs.aggregate.tree_noise`, `fs.aggregate.banded_noise`).
+    The population is dealt once, at random, into as many groups as the separation has rounds; rounds draw from one
+    group after another. A client's participations are then at least `separation` rounds apart, whatever happens. It is
+    what correlated noise counts on (`fs.aggregate.tree_noise`, `fs.aggregate.banded_noise`).
 
     Accounting event: a minimum separation, without amplification.
 

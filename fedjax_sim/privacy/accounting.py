@@ -76,8 +76,8 @@ def epsilon(
     - Poisson sampling: add-or-remove-one, by the Poisson-subsampled Gaussian; or replace-one, by PLD only.
     - A fixed number of clients: replace-one, under which a clipped sum moves by twice its bound.
     - A minimum separation: zero-out; a client takes part `ceil(rounds / separation)` times at most. No amplification.
-    - Distributed noise: replace-one, by RDP: given how many clients contributed, they are a uniform choice, and the noise
-      is the sum of their shares.
+    - Distributed noise: replace-one, by RDP: given how many clients contributed, they are a uniform choice, and the
+      noise is the sum of their shares.
     - Local noise: of one client's value against the server, as if it took part in every round.
 
     Args:
@@ -97,8 +97,9 @@ def epsilon(
         >>> import fedjax_sim as fs
         >>> noise = fs.aggregate.Mechanism("gaussian", 1.0)
         >>> event = fs.sampler.poisson(0.01).event(10_000)
-        >>> print(fs.privacy.epsilon([noise], event, rounds=1000, delta=1e-5))
-        epsilon 1.828 at delta 1e-05 for 1000 rounds; add-or-remove-one client, poisson of 10000 clients, 1000 x Poisson(0.01) of Gaussian(1); PLD
+        >>> spent = fs.privacy.epsilon([noise], event, rounds=1000, delta=1e-5)
+        >>> print(f"{spent.epsilon:.3f}; {spent.adjacency}; {spent.event}; {spent.accountant}")
+        1.828; add-or-remove-one; 1000 x Poisson(0.01) of Gaussian(1); PLD
     """
     check_count("rounds", rounds, minimum=0)
     check_delta(delta)

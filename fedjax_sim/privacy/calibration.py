@@ -104,8 +104,8 @@ def value_multiplier(multiplier: float, statistic_multiplier: float) -> float:
 
     .. math:: z_\Delta = \left(z^{-2} - z_b^{-2}\right)^{-1/2}
 
-    The sum of the bits has noise of standard deviation :math:`\sigma_b` and, as the bits are shifted by 1/2, sensitivity
-    1/2: :math:`z_b = 2\sigma_b`, with the paper's default :math:`\sigma_b = m/20` for m clients a round.
+    The sum of the bits has noise of standard deviation :math:`\sigma_b` and, as the bits are shifted by 1/2,
+    sensitivity 1/2: :math:`z_b = 2\sigma_b`, with the paper's default :math:`\sigma_b = m/20` for m clients a round.
 
     Args:
         multiplier: z, of both together.

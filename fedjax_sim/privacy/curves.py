@@ -1,7 +1,7 @@
 r"""Privacy curves that dp-accounting does not have.
 
-Rényi curves of the discrete mechanisms, amplified by sampling a fixed number of clients, at whole orders; and the privacy
-loss distribution of a Gaussian under such sampling.
+Rényi curves of the discrete mechanisms, amplified by sampling a fixed number of clients, at whole orders; and the
+privacy loss distribution of a Gaussian under such sampling.
 """
 
 import math
@@ -103,8 +103,8 @@ def without_replacement(base: np.ndarray, fraction: float) -> np.ndarray:
 def without_replacement_pld(multiplier: float, fraction: float, interval: float = 1e-4) -> Any:
     r"""Privacy loss distribution of a Gaussian on a fixed number of clients, under replace-one.
 
-    A client that is not drawn leaves its place to another, so that any two of the three sums in question differ by up to
-    2C. By the advanced joint convexity of the hockey-stick divergence (Balle, Barthe and Gaboardi 2018), for
+    A client that is not drawn leaves its place to another, so that any two of the three sums in question differ by up
+    to 2C. By the advanced joint convexity of the hockey-stick divergence (Balle, Barthe and Gaboardi 2018), for
     :math:`\gamma = 1 + (\gamma' - 1)/q \ge 1`,
 
     .. math:: H_{\gamma'}(P \Vert Q) \le q\, H_\gamma(N(2, z^2) \Vert N(0, z^2)),
@@ -131,7 +131,7 @@ def without_replacement_pld(multiplier: float, fraction: float, interval: float 
 
     # Beyond this loss, q times the Gaussian's mass is below 1e-16.
     largest = math.log1p(fraction * math.expm1(min(mu**2 / 2 + 8.3 * mu, 700.0)))
-    steps = max(int(math.ceil(largest / interval)), 1)
+    steps = max(math.ceil(largest / interval), 1)
     losses = np.arange(steps + 1) * interval
     above = np.minimum.accumulate(np.clip(delta(losses), 0, 1))
     below = -np.expm1(-losses[1:]) + np.exp(-losses[1:]) * above[1:]

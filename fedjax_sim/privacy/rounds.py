@@ -38,29 +38,45 @@ class Release(NamedTuple):
     pld: Callable[[], Any] | None = None
 
 
-def check_accountable(mechanisms: Sequence[Any], sampling: Any, sampler: str = "the sampler") -> None:
-    """Raise `ArgumentError` where no accountant could say what the noise protects.
+def check_sampler(mechanisms: Sequence[Any], sampling: Any, sampler: str) -> None:
+    """Raise `ArgumentError` where noise counts on something that the sampler does not enforce.
 
     Args:
         mechanisms: the noise of a chain.
         sampling: the sampler's event, or None.
         sampler: its name, for the message.
     """
-    values = [m for m in mechanisms if m.of == "value"]
-    if not values:
-        raise ArgumentError("there is no noise on what is sent: no privacy is claimed. Add fs.aggregate.gaussian_noise.")
-    for m in mechanisms:
-        check(m.multiplier > 0, f"{m.transform or m.kind}'s multiplier", m.multiplier, "must be positive.")
-    local = [m for m in mechanisms if m.where == "local"]
-    if local:
-        if len(mechanisms) > 1:
-            raise ArgumentError(f"{_names(mechanisms)}: local noise is accounted alone; leave out the rest.")
-        return
-    if sampling is None:
+    if sampling is None and any(m.where != "local" for m in mechanisms):
         raise ArgumentError(
             f"{sampler} has no accounting event, and {_names(mechanisms)} is noise for privacy, which could not be "
             "accounted: use fs.sampler.poisson, fs.sampler.uniform or fs.sampler.min_separation."
         )
+    for m in mechanisms:
+        if m.kind in CORRELATED:
+            needs = int((m.details or {})["separation"])
+            if sampling.kind != "min_separation" or sampling.separation < needs:
+                raise ArgumentError(
+                    f"{m.transform or m.kind} counts on at least {needs} rounds between two participations of a "
+                    f"client, which {sampler} does not enforce: use fs.sampler.min_separation(cohort_size, "
+                    f"separation={needs})."
+                )
+            if len(mechanisms) > 1:
+                raise ArgumentError(f"{_names(mechanisms)}: correlated noise is accounted alone; leave out the rest.")
+
+
+def check_accountable(mechanisms: Sequence[Any], sampling: Any, sampler: str = "the sampler") -> None:
+    """Raise `ArgumentError` where no accountant could say what the noise protects. Arguments as in `check_sampler`."""
+    if not any(m.of == "value" for m in mechanisms):
+        raise ArgumentError(
+            "there is no noise on what is sent: no privacy is claimed. Add fs.aggregate.gaussian_noise."
+        )
+    for m in mechanisms:
+        check(m.multiplier > 0, f"{m.transform or m.kind}'s multiplier", m.multiplier, "must be positive.")
+    check_sampler(mechanisms, sampling, sampler)
+    if any(m.where == "local" for m in mechanisms):
+        if len(mechanisms) > 1:
+            raise ArgumentError(f"{_names(mechanisms)}: local noise is accounted alone; leave out the rest.")
+        return
     check(
         sampling.kind in ("poisson", "without_replacement", "min_separation"),
         "event.kind",
@@ -70,15 +86,6 @@ def check_accountable(mechanisms: Sequence[Any], sampling: Any, sampler: str = "
     for m in mechanisms:
         if m.kind not in ("gaussian", *DISCRETE, *CORRELATED):
             raise ArgumentError(f"kind={m.kind!r} ({m.transform}): noise of this kind, {m.where}, is not accounted.")
-        if m.kind in CORRELATED:
-            needs = int((m.details or {})["separation"])
-            if sampling.kind != "min_separation" or sampling.separation < needs:
-                raise ArgumentError(
-                    f"{m.transform or m.kind} counts on at least {needs} rounds between two participations of a client, "
-                    f"which {sampler} does not enforce: use fs.sampler.min_separation(cohort_size, separation={needs})."
-                )
-            if len(mechanisms) > 1:
-                raise ArgumentError(f"{_names(mechanisms)}: correlated noise is accounted alone; leave out the rest.")
 
 
 def releases(

@@ -227,12 +227,22 @@ def test_no_rounds_cost_nothing():
 
 def test_epsilon_says_what_it_means():
     text = str(fs.privacy.epsilon(gaussian(1), poisson(0.01), 1000, 1e-5, sampler="poisson(0.01)"))
-    for part in ("epsilon 1.828", "delta 1e-05", "1000 rounds", "add-or-remove-one", "poisson(0.01)", "Gaussian(1)", "PLD"):
+    for part in (
+        "epsilon 1.828",
+        "delta 1e-05",
+        "1000 rounds",
+        "add-or-remove-one",
+        "poisson(0.01)",
+        "Gaussian(1)",
+        "PLD",
+    ):
         assert part in text
     assert float(fs.privacy.epsilon(gaussian(1), poisson(0.01), 1000, 1e-5)) == pytest.approx(1.8282, abs=1e-4)
 
 
-@pytest.mark.parametrize("noise, event", [(gaussian(1), poisson(0.05)), (gaussian(1), FIXED), (discrete("skellam"), FIXED)])
+@pytest.mark.parametrize(
+    "noise, event", [(gaussian(1), poisson(0.05)), (gaussian(1), FIXED), (discrete("skellam"), FIXED)]
+)
 def test_the_meter_reads_what_rdp_says(noise, event):
     meter = Meter(noise, event, 1e-5)
     assert meter.epsilon(0) == 0
@@ -252,7 +262,10 @@ REFUSED = {
         lambda: fs.privacy.epsilon(gaussian(1), FIXED._replace(kind="with_replacement"), 1, 1e-5),
         r"event\.kind='with_replacement'",
     ),
-    "unknown kind": (lambda: fs.privacy.epsilon([Mechanism("laplace", 1.0)], FIXED, 1, 1e-5), r"kind='laplace'.*central"),
+    "unknown kind": (
+        lambda: fs.privacy.epsilon([Mechanism("laplace", 1.0)], FIXED, 1, 1e-5),
+        r"kind='laplace'.*central",
+    ),
     "unknown local": (
         lambda: fs.privacy.epsilon([Mechanism("skellam", 1.0, "local")], FIXED, 1, 1e-5),
         r"kind='skellam'.*local noise of this kind",

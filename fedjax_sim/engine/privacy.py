@@ -49,8 +49,9 @@ def _scaled(mechanism: Any, aggregator: Any, payload: Any, expected: float) -> A
         return mechanism
     states, rows = aggregator.init(payload)
     bound, step = aggregator.bound_and_step(states, payload)
-    zero = jnp.zeros((), jnp.int32)
-    context = Context(zero, zero, jax.random.key(0), jnp.asarray(jnp.inf, jnp.float32), expected=expected)
+    zero, one = jnp.zeros((), jnp.int32), jnp.ones(())
+    unbounded = jnp.asarray(jnp.inf, jnp.float32)
+    context = Context(zero, zero, jax.random.key(0), unbounded, zero, weight=one, expected=expected, step=one)
     message = jax.eval_shape(lambda p: aggregator.client(jax.random.key(0), states, rows, p, context)[0], payload)
     shares = (mechanism.details or {}).get("survivors") or expected
     details = {"norm": float(bound) / float(step), "dimension": pytree.size(message), "shares": shares}

@@ -19,23 +19,42 @@ class SamplingEvent(NamedTuple):
     """What a privacy accountant needs to know of one round's draw.
 
     Attributes:
-        kind: "poisson", "without_replacement" or "min_separation".
+        kind: "poisson", or "without_replacement".
         population: K.
         probability: inclusion probability of a client, for "poisson".
-        cohort_size: m, for the other two.
-        separation: least rounds from one participation of a client to its next, for "min_separation".
+        cohort_size: m, for "without_replacement".
 
     Example:
         >>> import fedjax_sim as fs
         >>> fs.sampler.poisson(0.1).event(1000)
-        SamplingEvent(kind='poisson', population=1000, probability=0.1, cohort_size=None, separation=None)
+        SamplingEvent(kind='poisson', population=1000, probability=0.1, cohort_size=None)
     """
 
     kind: str
     population: int
     probability: float | None = None
     cohort_size: int | None = None
-    separation: int | None = None
+
+
+class SeparationEvent(NamedTuple):
+    """What an accountant needs to know of a sampler that keeps participations apart.
+
+    Attributes:
+        kind: "min_separation".
+        population: K.
+        cohort_size: m.
+        separation: b, least rounds from one participation of a client to its next.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> fs.sampler.min_separation(10, separation=5).event(1000)
+        SeparationEvent(kind='min_separation', population=1000, cohort_size=10, separation=5)
+    """
+
+    kind: str
+    population: int
+    cohort_size: int
+    separation: int
 
 
 class Sampler(NamedTuple):
@@ -47,7 +66,7 @@ class Sampler(NamedTuple):
         capacity: `(num_clients) -> C`, the static size of its cohorts. A draw may exceed it: the round's
             program is then compiled again for the larger cohort, which is never cut.
         expected: `(num_clients) -> float`, the expected number of clients.
-        event: `(num_clients) -> SamplingEvent`, or None: no privacy amplification can be claimed.
+        event: `(num_clients) -> SamplingEvent` or `SeparationEvent`, or None: nothing can be accounted.
         observe: `(state, cohort, per-client metrics) -> state`, or None for a sampler that needs no feedback:
             its rounds may be planned ahead.
         name: for messages.
@@ -68,7 +87,7 @@ class Sampler(NamedTuple):
     sample: Callable[[Any, int, int], tuple[Cohort, Any]]
     capacity: Callable[[int], int]
     expected: Callable[[int], float]
-    event: Callable[[int], SamplingEvent] | None = None
+    event: Callable[[int], SamplingEvent | SeparationEvent] | None = None
     observe: Callable[..., Any] | None = None
     name: str = "sampler"
 
@@ -219,9 +238,7 @@ def min_separation(cohort_size: int, separation: int) -> Sampler:
         sample=sample,
         capacity=lambda num_clients: cohort_size,
         expected=lambda num_clients: float(cohort_size),
-        event=lambda num_clients: SamplingEvent(
-            "min_separation", num_clients, cohort_size=cohort_size, separation=separation
-        ),
+        event=lambda num_clients: SeparationEvent("min_separation", num_clients, cohort_size, separation),
         name=f"min_separation({cohort_size}, {separation})",
     )
 

@@ -13,6 +13,8 @@ from fedjax_sim.aggregate.chain import explain as explain
 from fedjax_sim.aggregate.clipping import adaptive_clip as adaptive_clip
 from fedjax_sim.aggregate.clipping import clip_by_l2 as clip_by_l2
 from fedjax_sim.aggregate.clipping import clip_by_layer as clip_by_layer
+from fedjax_sim.aggregate.correlated_noise import banded_noise as banded_noise
+from fedjax_sim.aggregate.correlated_noise import tree_noise as tree_noise
 from fedjax_sim.aggregate.discrete import discrete_gaussian_noise as discrete_gaussian_noise
 from fedjax_sim.aggregate.discrete import skellam_noise as skellam_noise
 from fedjax_sim.aggregate.noise import gaussian_noise as gaussian_noise

@@ -28,6 +28,7 @@ class Purpose(enum.IntEnum):
     SERVER = 8
     EVALUATE = 9
     LIMIT = 10
+    GROUP = 11
 
 
 def check_seed(seed: Any) -> None:

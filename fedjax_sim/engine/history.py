@@ -1,6 +1,6 @@
 """What rounds report: metrics that stay on the devices until they are read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -39,11 +39,18 @@ class RoundMetrics(Mapping[str, Any]):
         3.5
     """
 
-    def __init__(self, round: int, cohort: Cohort, stats: PlanStats, output: RoundOutput):
-        self.round, self.cohort = round, cohort
+    def __init__(
+        self,
+        round: int,
+        cohort: Cohort,
+        stats: PlanStats,
+        output: RoundOutput,
+        epsilon: Callable[[int], float] | None = None,
+    ):
+        self.round, self.cohort, self._epsilon = round, cohort, epsilon
         self._stats, self._device, self._host = stats, output, None
         self._values: dict[str, Any] = {}
-        self._own = (*output.merged, *_HOST_NAMES)
+        self._own = (*output.merged, *_HOST_NAMES, *([_EPSILON] if epsilon else []))
         self.evaluation: dict[str, float] = {}
 
     def _fetched(self) -> RoundOutput:
@@ -57,7 +64,9 @@ class RoundMetrics(Mapping[str, Any]):
         if name not in self._own:
             raise KeyError(f"{name!r}: this round has {sorted(self)}.")
         if name not in self._values:
-            if name in _HOST_NAMES:
+            if name == _EPSILON:
+                value = self._epsilon(self.round + 1)  # type: ignore[misc]
+            elif name in _HOST_NAMES:
                 value = _HOST_NAMES[name](self._stats, self._fetched)
             else:
                 value = _value(self._fetched().merged[name])
@@ -105,6 +114,7 @@ class RoundMetrics(Mapping[str, Any]):
         return html.facts(f"Round {self.round}", {name: _short(self[name]) for name in self})
 
 
+_EPSILON = "privacy/epsilon"  # of all rounds up to this one
 _HOST_NAMES = {
     "cohort/clients": lambda stats, fetched: stats.clients,
     "cohort/examples": lambda stats, fetched: stats.examples,

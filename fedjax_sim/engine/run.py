@@ -42,7 +42,7 @@ def run_rounds(
     """Rounds from `state` to the schedule's end; `sim.run` has the arguments' meaning."""
     history, copy = History(), sim._copy_if_donated
     # One dispatch is in flight while the one before it is checked; states that hold rows are not kept twice.
-    ahead = not sim._has_rows and sim.sampler.observe is None
+    ahead = not sim._has_rows and sim.sampler.observe is None and not sim._keeps_ledger
     good, recorded = state, True  # the last state that can be gone on from, and whether all its rounds are recorded
     pending: list[tuple[RoundState, list[RoundMetrics]]] = []
 
@@ -66,7 +66,7 @@ def run_rounds(
                 raise
         if sim._donates:  # the state before it is gone
             good, recorded = after, False
-        after = sim._observed(after, metrics[-1])
+        after = sim._observed(after, metrics)
         if evaluate is not None and schedule.evaluates(after.round):
             record.say("evaluating")
             metrics[-1].evaluation = _evaluated(evaluate, sim._copy_if_donated(sim.params(after)))

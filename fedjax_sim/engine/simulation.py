@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,20 @@ from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check, check_count
 from fedjax_sim.core.pytree import strong
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.core.types import ClientRows, Cohort, Params, RoundState
+from fedjax_sim.core.types import ClientRows, Params, RoundState
 from fedjax_sim.data.federated import FederatedData
-from fedjax_sim.data.plan import Batching, Planner, PlanShape, PlanStats
+from fedjax_sim.data.plan import Batching, Planner, PlanShape
 from fedjax_sim.engine import debug as debug_lib
-from fedjax_sim.engine import describe, mapping, recording
+from fedjax_sim.engine import describe, mapping, privacy, recording
 from fedjax_sim.engine import rows as rows_lib
+from fedjax_sim.engine.block import Plans, compile_block, widened
 from fedjax_sim.engine.history import History, RoundMetrics
 from fedjax_sim.engine.recording import Callback, Recording
-from fedjax_sim.engine.round import DeviceState, RoundOutput, make_round, sent
+from fedjax_sim.engine.round import DeviceState, make_round, sent
 from fedjax_sim.engine.run import Evaluate, Schedule, run_rounds
 from fedjax_sim.population.sampling import Sampler
+from fedjax_sim.privacy.accounting import check_delta
+from fedjax_sim.privacy.rounds import check_sampler as check_separation
 from fedjax_sim.runs.folder import RunFolder
 
 
@@ -51,6 +54,9 @@ class Simulation:
         debug: run each client alone and eagerly before each round, so that an error in a client function names
             the client and its batch.
         evaluate: `params -> dict of numbers`: what `run` evaluates, unless it is told otherwise.
+        delta: of `privacy/epsilon`, which rounds report when there is noise for privacy (and the extra `privacy` is
+            installed): an upper bound by Rényi accounting, which is cheap. `sim.epsilon` is tighter. None for
+            K ** -1.1, at most 1e-3.
 
     Raises:
         ArgumentError: parts that do not fit together.
@@ -80,6 +86,7 @@ class Simulation:
         on_nonfinite: Literal["raise", "drop"] = "raise",
         debug: bool = False,
         evaluate: Evaluate | None = None,
+        delta: float | None = None,
     ):
         for name, value, kind in (
             ("algorithm", algorithm, Algorithm),
@@ -98,12 +105,18 @@ class Simulation:
         self.algorithm, self.data, self.sampler, self.batching = algorithm, data, sampler, batching
         self.seed, self.on_nonfinite, self.debug = int(seed), on_nonfinite, debug
         self.evaluate = evaluate
+        self.delta = privacy.default_delta(data.num_clients) if delta is None else delta
+        check_delta(self.delta)
 
         self._phases = algorithm.passes()
         self._sampler_state = sampler.init(data.num_clients)
         self._expected = float(sampler.expected(data.num_clients))
         for phase in self._phases:
             check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
+            if sampler.event is not None:
+                event = sampler.event(data.num_clients)
+                check_separation(phase.aggregator.mechanisms(self._expected), event, sampler.name)
+        self._keeps_ledger = privacy.keeps_ledger(self)
 
         self._mesh = mapping.client_mesh(devices)
         self.devices = tuple(self._mesh.devices.flat)
@@ -256,7 +269,7 @@ class Simulation:
             except NonFiniteUpdateError as error:
                 error.state = state
                 raise
-        return self._observed(after, rounds[0]), rounds[0]
+        return self._observed(after, rounds), rounds[0]
 
     def run(
         self,
@@ -311,7 +324,13 @@ class Simulation:
         """The model in a state: `algorithm.params(state.server)`."""
         return self.algorithm.params(state.server)
 
-    def _plan(self, state: RoundState, count: int, slots: int) -> "_Plans":
+    epsilon = privacy.epsilon
+
+    @functools.cached_property
+    def _meter(self) -> Any:
+        return privacy.meter(self)
+
+    def _plan(self, state: RoundState, count: int, slots: int) -> Plans:
         """Cohorts and plans of the next rounds; all of one capacity, so that they share a dispatch of `slots`."""
         sampler_state, cohorts = state.sampler, []
         for r in range(state.round, state.round + count):
@@ -324,14 +343,14 @@ class Simulation:
             self._check_aggregation(state.aggregator, capacity)
         shape = self._planner.shape(capacity, self.lanes)
         planned = [
-            self._planner.plan(_widened(cohort, capacity), shape, state.seed, state.round + i)
+            self._planner.plan(widened(cohort, capacity), shape, state.seed, state.round + i)
             for i, cohort in enumerate(cohorts)
         ]
         plans = [plan for plan, _ in planned]
         plans += [plans[0]] * (slots - count)
-        return _Plans(
+        return Plans(
             state.round,
-            [_widened(cohort, capacity) for cohort in cohorts],
+            [widened(cohort, capacity) for cohort in cohorts],
             [stats for _, stats in planned],
             mapping.place_plans(self._mesh, plans),
             shape,
@@ -340,7 +359,7 @@ class Simulation:
         )
 
     def _dispatch(
-        self, state: RoundState, plans: "_Plans", copy: Callable[[Any], Any]
+        self, state: RoundState, plans: Plans, copy: Callable[[Any], Any]
     ) -> tuple[RoundState, list[RoundMetrics]]:
         """Start a block of rounds on the devices; returns without waiting for it."""
         if self.debug:
@@ -360,8 +379,10 @@ class Simulation:
             rows=made.rows,
             ledger=state.ledger,
         )
+        noisy = any(phase.aggregator.facts.noisy for phase in self._phases)
+        epsilon = self._meter.epsilon if noisy and self._meter is not None else None
         metrics = [
-            RoundMetrics(plans.first + i, cohort, stats, output)
+            RoundMetrics(plans.first + i, cohort, stats, output, epsilon)
             for i, (cohort, stats, output) in enumerate(zip(plans.cohorts, plans.stats, outputs, strict=False))
         ]
         return after, metrics
@@ -378,7 +399,7 @@ class Simulation:
                 self._expected,
                 self._sent,
             )
-            self._programs[shape, slots] = _compile_block(one_round, shape, slots, self._donates)
+            self._programs[shape, slots] = compile_block(one_round, shape, slots, self._donates)
         return self._programs[shape, slots]
 
     def _resident_arrays(self) -> Any:
@@ -397,10 +418,14 @@ class Simulation:
     def _copy_if_donated(self, tree: Any) -> Any:
         return _copy(tree) if self._donates else tree
 
-    def _observed(self, state: RoundState, metrics: RoundMetrics) -> RoundState:
+    def _observed(self, state: RoundState, rounds: list[RoundMetrics]) -> RoundState:
+        """The state with what the sampler and the ledger take from rounds that are done."""
+        if self._keeps_ledger:
+            contributed = [metrics["cohort/contributed"] for metrics in rounds]
+            state = _replace(state, ledger=privacy.entered(state.ledger, contributed))
         if self.sampler.observe is None:
             return state
-        seen = self.sampler.observe(state.sampler, metrics.cohort, metrics.per_client())
+        seen = self.sampler.observe(state.sampler, rounds[-1].cohort, rounds[-1].per_client())
         return _replace(state, sampler=seen)
 
     def _raise_nonfinite(self, rounds: list[RoundMetrics]) -> None:
@@ -424,6 +449,7 @@ class Simulation:
         while good.round < failed:
             plans = self._plan(good, 1, self.rounds_per_dispatch)
             good, metrics = self._dispatch(good, plans, self._copy_if_donated)
+            good = self._observed(good, metrics)
             rounds += metrics
         return good, rounds
 
@@ -438,37 +464,6 @@ class Simulation:
         return describe.table(self)
 
 
-class _Plans(NamedTuple):
-    """A block of rounds, planned and placed."""
-
-    first: int
-    cohorts: list[Cohort]
-    stats: list[PlanStats]
-    words: jax.Array
-    shape: PlanShape
-    slots: int
-    sampler_state: Any
-
-
-def _compile_block(one_round: Callable[..., Any], shape: PlanShape, slots: int, donate: bool) -> Callable[..., Any]:
-    """Up to `slots` rounds in one dispatch; how many is traced. Outputs come as a list, one entry a slot."""
-
-    def block(seed: Any, state: DeviceState, words: Any, count: Any, arrays: Any):
-        plan_of = lambda r: mapping.unpack_plan(words[r], shape)  # noqa: E731
-        like = jax.eval_shape(lambda: one_round(seed, state, plan_of(0), arrays)[1])
-        outputs = jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)
-
-        def body(r: Any, carry: tuple[DeviceState, RoundOutput]):
-            state, outputs = carry
-            state, output = one_round(seed, state, plan_of(r), arrays)
-            return state, jax.tree.map(lambda out, leaf: out.at[r].set(leaf), outputs, output)
-
-        state, outputs = jax.lax.fori_loop(0, count, body, (state, outputs))
-        return state, [jax.tree.map(lambda leaf, r=r: leaf[r], outputs) for r in range(slots)]
-
-    return jax.jit(block, donate_argnums=(1,) if donate else ())
-
-
 @jax.jit
 def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
@@ -476,14 +471,6 @@ def _copy(tree: Any) -> Any:
 
 def _replace(state: RoundState, **changes: Any) -> RoundState:
     return dataclasses.replace(state, **changes)
-
-
-def _widened(cohort: Cohort, capacity: int) -> Cohort:
-    """The cohort with empty places up to `capacity`."""
-    missing = capacity - len(cohort.ids)
-    if not missing:
-        return cohort
-    return jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, missing)), cohort)
 
 
 def _check_params(like: Params, params: Params) -> None:

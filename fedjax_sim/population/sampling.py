@@ -3,6 +3,7 @@
 A `Sampler` is a bundle of functions. Draws depend on (seed, round) alone; nothing costs O(population) in a round.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,27 @@ class SamplingEvent(NamedTuple):
     cohort_size: int | None = None
 
 
+class SeparationEvent(NamedTuple):
+    """What an accountant needs to know of a sampler that keeps participations apart.
+
+    Attributes:
+        kind: "min_separation".
+        population: K.
+        cohort_size: m.
+        separation: b, least rounds from one participation of a client to its next.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> fs.sampler.min_separation(10, separation=5).event(1000)
+        SeparationEvent(kind='min_separation', population=1000, cohort_size=10, separation=5)
+    """
+
+    kind: str
+    population: int
+    cohort_size: int
+    separation: int
+
+
 class Sampler(NamedTuple):
     """Functions that draw cohorts.
 
@@ -44,7 +66,7 @@ class Sampler(NamedTuple):
         capacity: `(num_clients) -> C`, the static size of its cohorts. A draw may exceed it: the round's
             program is then compiled again for the larger cohort, which is never cut.
         expected: `(num_clients) -> float`, the expected number of clients.
-        event: `(num_clients) -> SamplingEvent`, or None: no privacy amplification can be claimed.
+        event: `(num_clients) -> SamplingEvent` or `SeparationEvent`, or None: nothing can be accounted.
         observe: `(state, cohort, per-client metrics) -> state`, or None for a sampler that needs no feedback:
             its rounds may be planned ahead.
         name: for messages.
@@ -65,7 +87,7 @@ class Sampler(NamedTuple):
     sample: Callable[[Any, int, int], tuple[Cohort, Any]]
     capacity: Callable[[int], int]
     expected: Callable[[int], float]
-    event: Callable[[int], SamplingEvent] | None = None
+    event: Callable[[int], SamplingEvent | SeparationEvent] | None = None
     observe: Callable[..., Any] | None = None
     name: str = "sampler"
 
@@ -169,6 +191,62 @@ def poisson(probability: float) -> Sampler:
         event=lambda num_clients: SamplingEvent("poisson", num_clients, probability=probability),
         name=f"poisson({probability})",
     )
+
+
+def min_separation(cohort_size: int, separation: int) -> Sampler:
+    """A fixed number of distinct clients, none of whom took part in the rounds just before.
+
+    The population is dealt once, at random, into as many groups as the separation has rounds; rounds draw from one
+    group after another. A client's participations are then at least `separation` rounds apart, whatever happens. It is
+    what correlated noise counts on (`fs.aggregate.tree_noise`, `fs.aggregate.banded_noise`).
+
+    Accounting event: a minimum separation, without amplification.
+
+    Args:
+        cohort_size: m, at most the population over the separation.
+        separation: b, least rounds from one participation of a client to its next; 1 is no restriction.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> sampler = fs.sampler.min_separation(2, separation=5)
+        >>> state, drawn = sampler.init(10), []
+        >>> for round in range(5):
+        ...     drawn += sampler.sample(state, round, seed=0)[0].ids.tolist()
+        >>> sorted(drawn)
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+    check_count("cohort_size", cohort_size)
+    check_count("separation", separation)
+
+    def init(num_clients: int) -> int:
+        check(
+            cohort_size * separation <= num_clients,
+            "cohort_size",
+            cohort_size,
+            f"the population of {num_clients} has {num_clients // separation} clients for each of {separation} rounds; "
+            "draw fewer, or ask for less separation.",
+        )
+        return num_clients
+
+    def sample(state: int, round: int, seed: int):
+        group = _dealt(seed, state)[round % separation :: separation]
+        draw = rng.generator(seed, Purpose.SAMPLE, round)
+        return cohort(draw.choice(group, cohort_size, replace=False), cohort_size), state
+
+    return Sampler(
+        init=init,
+        sample=sample,
+        capacity=lambda num_clients: cohort_size,
+        expected=lambda num_clients: float(cohort_size),
+        event=lambda num_clients: SeparationEvent("min_separation", num_clients, cohort_size, separation),
+        name=f"min_separation({cohort_size}, {separation})",
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _dealt(seed: int, num_clients: int) -> np.ndarray:
+    """The population in random order, once a run: [K] int32."""
+    return rng.generator(seed, Purpose.GROUP).permutation(num_clients).astype(np.int32)
 
 
 def fixed(cohorts: Sequence[Sequence[int]] | np.ndarray) -> Sampler:

@@ -16,6 +16,7 @@ SAMPLERS = {
     "poisson": fs.sampler.poisson(0.2),
     "poisson_rare": fs.sampler.poisson(0.01),
     "poisson_all": fs.sampler.poisson(1),
+    "min_separation": fs.sampler.min_separation(3, 4),
     "fixed": fs.sampler.fixed(np.arange(ROUNDS * 5).reshape(ROUNDS, 5) % K),
     "fixed_ragged": fs.sampler.fixed([range(r % 4) for r in range(ROUNDS)]),
 }
@@ -85,6 +86,7 @@ def test_expected_is_the_mean_size(sampler):
     [
         ("uniform", ("without_replacement", K, None, 7)),
         ("poisson", ("poisson", K, 0.2, None)),
+        ("min_separation", ("min_separation", K, 3, 4)),
         ("fixed", None),
     ],
 )
@@ -134,6 +136,19 @@ def test_poisson_clients_are_independent(q):
     law = stats.binom.pmf(range(top), clients, q)
     observed = np.bincount(counts, minlength=top + 1)
     assert stats.chisquare(observed, rounds * np.append(law, 1 - law.sum())).pvalue > 1e-3
+
+
+def test_participations_are_apart_and_all_take_part():
+    drawn = members(fs.sampler.min_separation(3, 4), ROUNDS * 4)
+    for client in range(K):
+        rounds = np.flatnonzero(drawn[:, client])
+        assert len(rounds) > 0
+        assert (np.diff(rounds) >= 4).all()
+    assert (drawn.sum(axis=1) == 3).all()
+    # Within a group each client equally often, and another seed deals other groups.
+    assert stats.chisquare(drawn.sum(axis=0)).pvalue > 1e-3
+    groups = [frozenset(np.flatnonzero(members(fs.sampler.min_separation(10, 4), 1, seed)[0])) for seed in range(3)]
+    assert len(set(groups)) == 3
 
 
 def test_rounds_are_independent():
@@ -191,6 +206,9 @@ def test_poisson_capacity_is_rarely_exceeded(clients, q):
         (lambda: fs.sampler.poisson(float("nan")), "probability=nan"),
         (lambda: fs.sampler.fixed([]), "at least one round"),
         (lambda: fs.sampler.fixed([[0, 1], [2, 1, 2]]), r"cohorts\[1\]=.*more than once"),
+        (lambda: fs.sampler.min_separation(0, 2), "cohort_size=0"),
+        (lambda: fs.sampler.min_separation(2, 0), "separation=0"),
+        (lambda: fs.sampler.min_separation(11, 4).init(K), r"cohort_size=11: the population of 40 has 10 clients"),
         (lambda: fs.sampler.fixed([[0.5, 1]]), "cohorts"),
         (lambda: fs.sampler.fixed([[0], [3, K]]).init(K), r"cohorts\[1\]=.*0\.\.39"),
         (lambda: fs.sampler.fixed([[-1]]).init(K), r"cohorts\[0\]=.*0\.\.39"),

@@ -1,0 +1,52 @@
+"""A block of rounds: planned together, placed on the devices, and run by one program."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.types import Cohort
+from fedjax_sim.data.plan import PlanShape, PlanStats
+from fedjax_sim.engine import mapping
+from fedjax_sim.engine.round import DeviceState, RoundOutput
+
+
+class Plans(NamedTuple):
+    """A block of rounds, planned and placed."""
+
+    first: int
+    cohorts: list[Cohort]
+    stats: list[PlanStats]
+    words: jax.Array
+    shape: PlanShape
+    slots: int
+    sampler_state: Any
+
+
+def compile_block(one_round: Callable[..., Any], shape: PlanShape, slots: int, donate: bool) -> Callable[..., Any]:
+    """Up to `slots` rounds in one dispatch; how many is traced. Outputs come as a list, one entry a slot."""
+
+    def block(seed: Any, state: DeviceState, words: Any, count: Any, arrays: Any):
+        plan_of = lambda r: mapping.unpack_plan(words[r], shape)  # noqa: E731
+        like = jax.eval_shape(lambda: one_round(seed, state, plan_of(0), arrays)[1])
+        outputs = jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)
+
+        def body(r: Any, carry: tuple[DeviceState, RoundOutput]):
+            state, outputs = carry
+            state, output = one_round(seed, state, plan_of(r), arrays)
+            return state, jax.tree.map(lambda out, leaf: out.at[r].set(leaf), outputs, output)
+
+        state, outputs = jax.lax.fori_loop(0, count, body, (state, outputs))
+        return state, [jax.tree.map(lambda leaf, r=r: leaf[r], outputs) for r in range(slots)]
+
+    return jax.jit(block, donate_argnums=(1,) if donate else ())
+
+
+def widened(cohort: Cohort, capacity: int) -> Cohort:
+    """The cohort with empty places up to `capacity`."""
+    missing = capacity - len(cohort.ids)
+    if not missing:
+        return cohort
+    return jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, missing)), cohort)

@@ -113,7 +113,12 @@ def discrete_gaussian(key: Any, sigma: Any, shape: tuple[int, ...]) -> Any:
 
 def _by_table(key: Any, sigma: Any, like: Any) -> Any:
     k = jnp.arange(_TABLE, dtype=jnp.float32)
-    mass = jnp.exp(-0.5 * jnp.square(k / jnp.maximum(sigma, 1e-6))) * jnp.where(k == 0, 1, 2)
+    return _invert(key, jnp.exp(-0.5 * jnp.square(k / jnp.maximum(sigma, 1e-6))), like)
+
+
+def _invert(key: Any, mass: Any, like: Any) -> Any:
+    """Draws of a symmetric law from its mass at 0, 1, ..., up to a factor: one word gives the size and the sign."""
+    mass = mass * jnp.where(jnp.arange(len(mass)) == 0, 1.0, 2.0)
     tail = jnp.cumsum(mass[::-1])[::-1] / jnp.sum(mass)  # P(|K| >= k); small ones are summed first
     words = jax.random.bits(key, like.shape, jnp.uint32)
     uniform = ((words >> 1).astype(jnp.float32) + 0.5) * 2.0**-31
@@ -141,8 +146,27 @@ def _by_rejection(key: Any, sigma: Any, like: Any) -> Any:
     return jax.lax.while_loop(lambda carry: ~jnp.all(carry[2]) & (carry[0] < 64), again, start)[1]
 
 
+_LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(3 * _TABLE), 1.0)))
+
+
 def skellam(key: Any, sigma: Any, shape: tuple[int, ...]) -> Any:
-    r"""Draws of the difference of two :math:`\mathrm{Poisson}(\sigma^2 / 2)`, int32."""
-    rate = jnp.square(jnp.asarray(sigma, jnp.float32)) / 2
-    plus, minus = (jax.random.poisson(k, rate, shape, jnp.int32) for k in jax.random.split(key))
+    r"""Draws of the difference of two :math:`\mathrm{Poisson}(\sigma^2 / 2)`, int32.
+
+    Below :math:`\sigma = 6` by inversion, from a table of :math:`P(k) = \sum_j p_j p_{j + k}`; above as it is defined.
+    """
+    sigma = jnp.asarray(sigma, jnp.float32)
+    return jax.lax.cond(sigma < _SMALL, _skellam_by_table, _by_poisson, key, sigma, jnp.zeros(shape, jnp.int32))
+
+
+def _skellam_by_table(key: Any, sigma: Any, like: Any) -> Any:
+    rate = jnp.maximum(jnp.square(sigma) / 2, 1e-12)
+    j = jnp.arange(3 * _TABLE, dtype=jnp.float32)
+    poisson = jnp.exp(j * jnp.log(rate) - rate - jnp.asarray(_LOG_FACTORIALS, jnp.float32))
+    shifted = jnp.arange(_TABLE)[:, None] + jnp.arange(2 * _TABLE)[None]
+    return _invert(key, poisson[shifted] @ poisson[: 2 * _TABLE], like)
+
+
+def _by_poisson(key: Any, sigma: Any, like: Any) -> Any:
+    rate = jnp.square(sigma) / 2
+    plus, minus = (jax.random.poisson(k, rate, like.shape, jnp.int32) for k in jax.random.split(key))
     return plus - minus

@@ -7,7 +7,7 @@ import pytest
 from scipy import special, stats
 
 import fedjax_sim as fs
-from fedjax_sim.aggregate import chain, clip_by_l2, mean
+from fedjax_sim.aggregate import chain, clip_by_l2, discrete, mean
 from fedjax_sim.aggregate.discrete import discrete_gaussian, skellam
 
 D = 4000
@@ -109,6 +109,17 @@ def skellam_pmf(k, sigma):
     return special.ive(np.abs(k), sigma**2)
 
 
+def fit(drawn, pmf, sigma):
+    """The p-value of a chi-square test of draws against the probabilities of the integers."""
+    edge, n = max(int(4 * sigma), 1), len(drawn)
+    k = np.arange(-edge, edge + 1)
+    found, expected = np.array([(drawn == j).sum() for j in k]), n * pmf(k)
+    found, expected = np.append(found, n - found.sum()), np.append(expected, n - expected.sum())
+    rare = expected < 5  # together, with a number that the expectation of nothing still allows
+    found, expected = np.append(found[~rare], found[rare].sum()), np.append(expected[~rare], expected[rare].sum())
+    return stats.chi2.sf(((found - expected) ** 2 / np.maximum(expected, 1)).sum(), len(found) - 1)
+
+
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 5.5, 6.5, 40.0])
 @pytest.mark.parametrize("law, pmf", [(discrete_gaussian, discrete_pmf), (skellam, skellam_pmf)])
 def test_integer_noise_has_the_exact_law(law, pmf, sigma):
@@ -117,29 +128,20 @@ def test_integer_noise_has_the_exact_law(law, pmf, sigma):
     drawn = np.asarray(jax.jit(law, static_argnums=2)(jax.random.key(11), sigma, (n,)))
     assert drawn.dtype == np.int32
 
-    def p_value(wrong):
-        edge = max(int(4 * sigma), 1)
-        k = np.arange(-edge, edge + 1)
-        found, expected = np.array([(drawn == j).sum() for j in k]), n * pmf(k, wrong * sigma)
-        found, expected = np.append(found, n - found.sum()), np.append(expected, n - expected.sum())
-        rare = expected < 5  # together, with a number that the expectation of nothing still allows
-        found, expected = np.append(found[~rare], found[rare].sum()), np.append(expected[~rare], expected[rare].sum())
-        return stats.chi2.sf(((found - expected) ** 2 / np.maximum(expected, 1)).sum(), len(found) - 1)
-
+    p_value = lambda wrong: fit(drawn, lambda k: pmf(k, wrong * sigma), sigma)  # noqa: E731
     assert p_value(1.0) > 1e-4
     assert p_value(2 / 3) < 1e-9
     assert p_value(3 / 2) < 1e-9
     np.testing.assert_allclose(drawn.mean(), 0, atol=5 * sigma / n**0.5)
 
 
-def test_a_rounded_gaussian_is_no_discrete_gaussian():
-    """At sigma 1/2 the variances differ: the test above can tell them apart."""
-    sigma = 0.5
-    k = np.arange(-30, 31)
-    exact = (k**2 * discrete_pmf(k, sigma)).sum()
-    rounded = (k**2 * (stats.norm.cdf(k + 0.5, scale=sigma) - stats.norm.cdf(k - 0.5, scale=sigma))).sum()
-    drawn = np.asarray(discrete_gaussian(jax.random.key(0), sigma, (200_000,)), np.float64)
-    assert abs(drawn.var() - exact) < 0.01 < abs(rounded - exact)
+def test_rejection_makes_a_discrete_gaussian_of_rounded_ones():
+    """At sigma 1, where rounding shows, and where rejection has work to do."""
+    n, sigma = 200_000, 1.0
+    drawn = np.asarray(discrete._by_rejection(jax.random.key(0), jnp.float32(sigma), jnp.zeros(n, jnp.int32)))
+    assert fit(drawn, lambda k: discrete_pmf(k, sigma), sigma) > 1e-4
+    rounded = np.round(np.random.default_rng(0).normal(0, sigma, n))
+    assert fit(rounded, lambda k: discrete_pmf(k, sigma), sigma) < 1e-9
 
 
 @pytest.mark.parametrize("kind", ["discrete_gaussian_noise", "skellam_noise"])

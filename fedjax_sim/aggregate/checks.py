@@ -26,6 +26,13 @@ def check_chain(transforms: tuple[Transform, ...], stages: list[Facts], facts: F
             raise ArgumentError(
                 f"{t.name} stands after {after.name}, whose masked words it would change: put it before."
             )
+    for t, before, after in zip(transforms, [Facts(), *stages], stages, strict=False):
+        added = after.noise[len(before.noise) :]
+        if before.integers and any(m.where == "central" and m.of == "value" for m in added):
+            raise ArgumentError(
+                f"{t.name} stands after a quantiser, where the sum is of integers: put it before. Its scale follows "
+                "the bound at the chain's end all the same."
+            )
     if facts.weighted and facts.max_weight == 1 and reducer.weight == "examples":
         raise ArgumentError(
             f"{names} sums with whole weights of at most 1, and {reducer.name} weights clients by examples: use "

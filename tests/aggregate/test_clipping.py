@@ -126,6 +126,7 @@ def test_norms_that_do_not_fit_the_payload_are_refused(norms):
         ),
         (lambda: chain(clip_by_l2(1.0), fs.aggregate.skellam_noise(1.0), reduce=mean("uniform")), "gets floats"),
         (lambda: chain(clip_by_l2(1.0), WHOLE, gaussian_noise(1.0), reduce=mean("uniform")), "after a quantiser"),
+        (lambda: chain(clip_by_l2(1.0), WHOLE, fs.aggregate.tree_noise(1.0, 4), reduce=mean("uniform")), "a quantiser"),
         (lambda: chain(clip_by_l2(1.0), WHOLE, fs.aggregate.skellam_noise(1.0), reduce=mean("uniform")), "secure_sum"),
         (lambda: chain(WHOLE, fs.aggregate.skellam_noise(1.0), reduce=mean("uniform")), "clip first"),
         (lambda: chain(clip_by_l2(1.0), gaussian_noise(1.0), UNBOUNDED, reduce=mean("uniform")), "no L2 bound"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +37,16 @@ class Case(NamedTuple):
 
     Attributes:
         transforms: builds its transforms.
+        event: what the cohorts claim to be, for noise that asks.
         exact: decoded sums do not depend on the order of addition, so that results are equal bit for bit.
     """
 
     transforms: Callable[[], tuple[A.Transform, ...]]
     exact: bool = False
+    event: Callable[[int], Any] = fs.sampler.poisson(0.3).event  # type: ignore[assignment]
 
+
+APART = fs.sampler.min_separation(2, separation=4).event
 
 CASES: dict[str, Case] = {
     "clip_by_l2": Case(lambda: (A.clip_by_l2(2.0),)),
@@ -56,6 +60,10 @@ CASES: dict[str, Case] = {
         lambda: (A.clip_by_l2(2.0), whole(), A.discrete_gaussian_noise(0.1), A.secure_sum()), exact=True
     ),
     "skellam_noise": Case(lambda: (A.clip_by_l2(2.0), whole(), A.skellam_noise(0.1), A.secure_sum()), exact=True),
+    "tree_noise": Case(lambda: (A.clip_by_l2(2.0), A.tree_noise(0.1, separation=4)), event=APART),
+    "banded_noise": Case(
+        lambda: (A.clip_by_l2(2.0), A.banded_noise(0.1, bands=2, rounds=9, coefficients=(1.0, 0.4))), event=APART
+    ),
     "on": Case(lambda: (A.on("w", A.clip_by_l2(1.0)), A.on("b", A.clip_by_l2(1.0)), A.gaussian_noise(0.1))),
 }
 

@@ -117,8 +117,7 @@ def simulation(name, cohorts, lanes, devices, poison=(), traces=None):
     for i, k in enumerate(poison):
         sizes[k] = (np.nan, np.inf)[i % 2]
     data = fs.FederatedData({"u": np.repeat(sizes, SIZES)}, np.concatenate([[0], np.cumsum(SIZES)]))
-    event = fs.sampler.poisson(0.3).event
-    sampler = fs.sampler.fixed(cohorts)._replace(event=event, expected=lambda n: 4.0)
+    sampler = fs.sampler.fixed(cohorts)._replace(event=CASES[name].event, expected=lambda n: 4.0)
     options = {"lanes": lanes, "devices": jax.devices()[:devices], "on_nonfinite": "drop"}
     return fs.Simulation(algorithm, data, sampler, fs.Batching(4), **options)
 

@@ -33,6 +33,14 @@ class Encoded(NamedTuple):
         rows: the transforms' next rows, or None.
         metrics: of the transforms, and `uplink_bits`.
         sums: side values by transform, each a pytree of float32 or None.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
+        >>> aggregator = fs.aggregate.chain(fs.aggregate.clip_by_l2(1.0))
+        >>> context = fs.aggregate.Context(client_id=0, round=0, round_key=jax.random.key(0), bound=jnp.inf)
+        >>> encoded = aggregator.encode(jax.random.key(1), (None,), None, jnp.array([3.0, 4.0]), context)
+        >>> print(encoded.message, encoded.metrics["uplink_bits"].compute())
+        [0.6 0.8] 64.0
     """
 
     message: Any

@@ -12,7 +12,7 @@ from fedjax_sim.core.errors import ArgumentError, is_traced
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.privacy.accounting import Epsilon, Meter
 from fedjax_sim.privacy.accounting import epsilon as account
-from fedjax_sim.privacy.rounds import check_accountable
+from fedjax_sim.privacy.rounds import check_accountable, check_sampler
 
 SHARED = ("discrete_gaussian", "skellam")
 """Noise whose accounting needs its scale in integers."""
@@ -136,6 +136,17 @@ def meter(sim: Any) -> Meter | None:
     if any(is_traced(m.multiplier) for m in mechanisms):
         return None
     return Meter(mechanisms, _event(sim), sim.delta)
+
+
+def check_participation(sim: Any) -> None:
+    """Raise `ArgumentError` where noise counts on participations that the sampler does not keep apart."""
+    for phase in sim._phases:
+        check_sampler(phase.aggregator.mechanisms(sim._expected), _event(sim), sim.sampler.name)
+
+
+def noisy(sim: Any) -> bool:
+    """True where any phase adds noise for privacy."""
+    return any(phase.aggregator.facts.noisy for phase in sim._phases)
 
 
 def keeps_ledger(sim: Any) -> bool:

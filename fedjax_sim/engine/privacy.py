@@ -49,6 +49,8 @@ def _scaled(mechanism: Any, aggregator: Any, payload: Any, expected: float) -> A
         return mechanism
     states, rows = aggregator.init(payload)
     bound, step = aggregator.bound_and_step(states, payload)
+    if is_traced(bound) or is_traced(step):
+        raise ArgumentError(f"{aggregator.name}: its bound is traced, and accounting needs a number.")
     zero, one = jnp.zeros((), jnp.int32), jnp.ones(())
     unbounded = jnp.asarray(jnp.inf, jnp.float32)
     context = Context(zero, zero, jax.random.key(0), unbounded, zero, weight=one, expected=expected, step=one)
@@ -95,7 +97,7 @@ def epsilon(
         >>> sim = fs.Simulation(private, data, fs.sampler.poisson(0.1), fs.Batching(1))
         >>> spent = sim.epsilon(rounds=10, delta=1e-3)
         >>> print(f"{spent.epsilon:.2f}", spent.adjacency)
-        2.38 add-or-remove-one
+        1.57 add-or-remove-one
     """
     if (rounds is None) == (state is None):
         raise ArgumentError(

@@ -30,6 +30,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "sampler": ("population",),
     "models": ("models",),
     "aggregate": ("aggregate",),
+    "privacy": ("privacy",),
     "server": ("server",),
     "algorithms": ("algorithms",),
     "engine": ("engine",),

@@ -12,7 +12,7 @@ from fedjax_sim.core.errors import ArgumentError, is_traced
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.privacy.accounting import Epsilon, Meter
 from fedjax_sim.privacy.accounting import epsilon as account
-from fedjax_sim.privacy.rounds import check_accountable
+from fedjax_sim.privacy.rounds import check_accountable, check_sampler
 
 SHARED = ("discrete_gaussian", "skellam")
 """Noise whose accounting needs its scale in integers."""
@@ -49,6 +49,8 @@ def _scaled(mechanism: Any, aggregator: Any, payload: Any, expected: float) -> A
         return mechanism
     states, rows = aggregator.init(payload)
     bound, step = aggregator.bound_and_step(states, payload)
+    if is_traced(bound) or is_traced(step):
+        raise ArgumentError(f"{aggregator.name}: its bound is traced, and accounting needs a number.")
     zero, one = jnp.zeros((), jnp.int32), jnp.ones(())
     unbounded = jnp.asarray(jnp.inf, jnp.float32)
     context = Context(zero, zero, jax.random.key(0), unbounded, zero, weight=one, expected=expected, step=one)
@@ -95,7 +97,7 @@ def epsilon(
         >>> sim = fs.Simulation(private, data, fs.sampler.poisson(0.1), fs.Batching(1))
         >>> spent = sim.epsilon(rounds=10, delta=1e-3)
         >>> print(f"{spent.epsilon:.2f}", spent.adjacency)
-        2.38 add-or-remove-one
+        1.57 add-or-remove-one
     """
     if (rounds is None) == (state is None):
         raise ArgumentError(
@@ -136,6 +138,17 @@ def meter(sim: Any) -> Meter | None:
     if any(is_traced(m.multiplier) for m in mechanisms):
         return None
     return Meter(mechanisms, _event(sim), sim.delta)
+
+
+def check_participation(sim: Any) -> None:
+    """Raise `ArgumentError` where noise counts on participations that the sampler does not keep apart."""
+    for phase in sim._phases:
+        check_sampler(phase.aggregator.mechanisms(sim._expected), _event(sim), sim.sampler.name)
+
+
+def noisy(sim: Any) -> bool:
+    """True where any phase adds noise for privacy."""
+    return any(phase.aggregator.facts.noisy for phase in sim._phases)
 
 
 def keeps_ledger(sim: Any) -> bool:

@@ -42,6 +42,7 @@ def facts(sim: Any) -> dict[str, Any]:
         "on_nonfinite": sim.on_nonfinite,
         "lanes": sim.lanes,
         "rounds_per_dispatch": sim.rounds_per_dispatch,
+        **({"delta": sim.delta} if sim._noisy else {}),
     }
 
 

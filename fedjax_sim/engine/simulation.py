@@ -30,7 +30,6 @@ from fedjax_sim.engine.round import DeviceState, make_round, sent
 from fedjax_sim.engine.run import Evaluate, Schedule, run_rounds
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.privacy.accounting import check_delta
-from fedjax_sim.privacy.rounds import check_sampler as check_separation
 from fedjax_sim.runs.folder import RunFolder
 
 
@@ -113,10 +112,8 @@ class Simulation:
         self._expected = float(sampler.expected(data.num_clients))
         for phase in self._phases:
             check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
-            if sampler.event is not None:
-                event = sampler.event(data.num_clients)
-                check_separation(phase.aggregator.mechanisms(self._expected), event, sampler.name)
-        self._keeps_ledger = privacy.keeps_ledger(self)
+        privacy.check_participation(self)
+        self._noisy, self._keeps_ledger = privacy.noisy(self), privacy.keeps_ledger(self)
 
         self._mesh = mapping.client_mesh(devices)
         self.devices = tuple(self._mesh.devices.flat)
@@ -379,8 +376,7 @@ class Simulation:
             rows=made.rows,
             ledger=state.ledger,
         )
-        noisy = any(phase.aggregator.facts.noisy for phase in self._phases)
-        epsilon = self._meter.epsilon if noisy and self._meter is not None else None
+        epsilon = self._meter.epsilon if self._noisy and self._meter is not None else None
         metrics = [
             RoundMetrics(plans.first + i, cohort, stats, output, epsilon)
             for i, (cohort, stats, output) in enumerate(zip(plans.cohorts, plans.stats, outputs, strict=False))

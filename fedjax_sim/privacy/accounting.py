@@ -110,7 +110,7 @@ def epsilon(
         accountant = "pld" if all(_has_pld(r) for r in found) else "rdp"
     if sampler is None:
         sampler = "any sampler" if sampling is None else f"{sampling.kind} of {sampling.population} clients"
-    text = ", ".join(f"{r.count} x {r.text}" for r in found[:3]) + (", ..." if len(found) > 3 else "")
+    text = ", ".join(f"{r.times} x {r.text}" for r in found[:3]) + (", ..." if len(found) > 3 else "")
     value = 0.0
     if rounds and found:
         value = _by_pld(found, neighbours, delta) if accountant == "pld" else _by_rdp(found, neighbours, delta)
@@ -132,21 +132,20 @@ class Meter:
     def __init__(self, mechanisms: Sequence[Any], sampling: Any, delta: float):
         self._of = functools.partial(releases, mechanisms, sampling, accountant="rdp")
         self.delta = delta
-        self._orders, self._costs = np.asarray([]), {}
+        self._costs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def epsilon(self, rounds: int) -> float:
         """Of the first so many rounds."""
         if not rounds:
             return 0.0
         found, neighbours = self._of(rounds=rounds)
-        total = 0.0
+        costs = []
         for release in found:
-            key = (release.text, neighbours)
-            if key not in self._costs:
-                self._costs[key] = _renyi(release._replace(count=1), neighbours)
-            orders, cost = self._costs[key]
-            total = total + release.count * cost
-        return _converted(orders, total, self.delta)
+            if release.text not in self._costs:
+                self._costs[release.text] = _renyi(release._replace(times=1), neighbours)
+            costs.append(self._costs[release.text])
+        total = sum(release.times * cost for release, (_, cost) in zip(found, costs, strict=True))
+        return _converted(costs[0][0], total, self.delta)
 
 
 def _has_pld(release: Release) -> bool:
@@ -170,11 +169,11 @@ def _by_pld(found: Sequence[Release], adjacency: str, delta: float) -> float:
     if not all(_has_pld(release) for release in found):
         raise ArgumentError(f'accountant="pld": no privacy loss distribution is known of {found[0].text}; use "rdp".')
     if any(release.pld is not None for release in found):
-        parts = [release.pld().self_compose(release.count) for release in found if release.pld is not None]
+        parts = [release.pld().self_compose(release.times) for release in found if release.pld is not None]
         return float(functools.reduce(lambda a, b: a.compose(b), parts).get_epsilon_for_delta(delta))
     accountant = needed("dp_accounting.pld", "accounting of privacy").PLDAccountant(_relation(adjacency))
     for release in found:
-        accountant.compose(release.event, release.count)
+        accountant.compose(release.event, release.times)
     return float(accountant.get_epsilon(delta))
 
 
@@ -186,11 +185,11 @@ def _by_rdp(found: Sequence[Release], adjacency: str, delta: float) -> float:
 def _renyi(release: Release, adjacency: str) -> tuple[np.ndarray, np.ndarray]:
     """`(orders, curve)` of a release."""
     if release.curve is not None:
-        return curves.ORDERS, release.count * release.curve
+        return curves.ORDERS, release.times * release.curve
     accountant = needed("dp_accounting.rdp", "accounting of privacy").RdpAccountant(
         neighboring_relation=_relation(adjacency)
     )
-    accountant.compose(release.event, release.count)
+    accountant.compose(release.event, release.times)
     return accountant._orders, accountant._rdp
 
 

@@ -21,17 +21,17 @@ CORRELATED = ("tree", "banded")
 
 
 class Release(NamedTuple):
-    """`count` equal releases, one after another.
+    """Equal releases, one after another.
 
     Attributes:
-        count: how many.
+        times: how many.
         text: one of them, in words.
         event: one of them as a `dp_accounting.DpEvent`, or None where that package has none.
         curve: else the Rényi curve of one of them, [255] at `curves.ORDERS`.
         pld: `() -> PrivacyLossDistribution` of one of them, where the accountant does not make it from the event.
     """
 
-    count: int
+    times: int
     text: str
     event: Any = None
     curve: np.ndarray | None = None
@@ -54,7 +54,7 @@ def check_sampler(mechanisms: Sequence[Any], sampling: Any, sampler: str) -> Non
     for m in mechanisms:
         if m.kind in CORRELATED:
             needs = int((m.details or {})["separation"])
-            if sampling.kind != "min_separation" or sampling.separation < needs:
+            if sampling is None or sampling.kind != "min_separation" or sampling.separation < needs:
                 raise ArgumentError(
                     f"{m.transform or m.kind} counts on at least {needs} rounds between two participations of a "
                     f"client, which {sampler} does not enforce: use fs.sampler.min_separation(cohort_size, "

@@ -81,9 +81,9 @@ def groups_of(settings: list[Setting], static: Sequence[str] = ()) -> list[Group
     Example:
         >>> from fedjax_sim.engine.grid import groups_of, settings_of
         >>> for group in groups_of(settings_of({"model": ["cnn", "mlp"], "lr": [0.1, 0.2]})):
-        ...     print(group.fixed, group.traced["lr"].tolist())
-        {'model': 'cnn'} [0.1, 0.2]
-        {'model': 'mlp'} [0.1, 0.2]
+        ...     print(group.fixed, list(group.traced), group.places)
+        {'model': 'cnn'} ['lr'] [0 1]
+        {'model': 'mlp'} ['lr'] [2 3]
     """
     names = list(settings[0])
     for name in static:

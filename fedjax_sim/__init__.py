@@ -39,8 +39,10 @@ from fedjax_sim.data import partition as partition
 from fedjax_sim.engine import History as History
 from fedjax_sim.engine import RoundMetrics as RoundMetrics
 from fedjax_sim.engine import Simulation as Simulation
+from fedjax_sim.engine import SweepResult as SweepResult
 from fedjax_sim.engine import evaluate as evaluate
 from fedjax_sim.engine import evaluate_clients as evaluate_clients
+from fedjax_sim.engine import sweep as sweep
 from fedjax_sim.engine import use_cpu_cores as use_cpu_cores
 from fedjax_sim.population import sampler as sampler
 from fedjax_sim.runs import plots as plots

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fedjax_sim.core.errors import ArgumentError, FedSimError, RunInterrupted, check_count
 
@@ -21,6 +21,9 @@ USAGE = """usage: fedjax-sim COMMAND
   run [EXPERIMENT] [--preset NAME] [--run-dir DIR] [--FIELD VALUE ...]
                            train; EXPERIMENT is a name of `list` or the path of a config.py, quickstart if left out;
                            `run EXPERIMENT --help` shows its fields
+  sweep EXPERIMENT --grid NAME=VALUE,VALUE ... [--seeds N] [--static NAME ...] [--FIELD VALUE ...]
+                           train all combinations of the values, and N seeds, in one program; a table of them, and a
+                           folder; `sweep EXPERIMENT --help` shows the rest
   list                     the experiments and their presets
   resume DIR [--rounds N]  go on with an interrupted run; with N rounds in all, extend it
   show DIR                 what a run reached; draws its plots again
@@ -88,6 +91,79 @@ class Options:
 
 def run(words: list[str]) -> None:
     """Train an experiment from its first round on."""
+    experiment, preset, config, options = _configured("run", words, Options())
+    folder = options.run_dir or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if (folder / "config.json").exists():
+        raise ArgumentError(f"run_dir={str(folder)!r} holds a run already: fedjax-sim resume {_quoted(folder)}")
+    _train(experiment, preset, config, folder, fresh=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions(Options):
+    """Options of `sweep` that belong to no experiment."""
+
+    run_dir: Path | None = None
+    """The sweep's folder; runs/EXPERIMENT-sweep-DATE-TIME if left out."""
+    grid: tuple[str, ...] = ()
+    """NAME=VALUE,VALUE,... of a field; several of them make all combinations."""
+    seeds: int = 1
+    """Seeds of each setting, from the experiment's own on."""
+    static: tuple[str, ...] = ()
+    """Fields that each value of makes a program of its own; whole numbers, words and truth values do anyway."""
+    share_cohorts: bool = False
+    """All seeds have the cohorts of the first."""
+    metric: str | None = None
+    """What the best setting is best at; the first accuracy that is evaluated if left out."""
+    mode: Literal["min", "max"] | None = None
+    """Whether the least or the greatest is best; by the metric's name if left out."""
+    last: int = 1
+    """Rounds at the end to average the metric over."""
+
+
+def sweep(words: list[str]) -> None:
+    """Train a grid of settings, and seeds, in one program."""
+    experiment, preset, config, options = _configured("sweep", words, SweepOptions())
+    from fedjax_sim.runs.sweep_words import grid_of_words, score_table, write_config
+
+    grid, static = grid_of_words(config, options.grid, options.static)
+    folder = options.run_dir or Path("runs") / f"{experiment.name}-sweep-{datetime.now():%Y%m%d-%H%M%S}"
+    if (folder / "config.json").exists():
+        raise ArgumentError(f"run_dir={str(folder)!r} holds a run or a sweep already: name another folder.")
+    check_count("rounds", config.rounds)
+    _say(f"{experiment.name}: {experiment.about}")
+    import fedjax_sim as fs
+
+    with _bar(f"sweep of {experiment.name}") as tell, _told("static=(", "On the command line: --static NAME"):
+        result = fs.sweep(
+            lambda **setting: experiment.build(dataclasses.replace(config, **setting)),
+            grid,
+            config.rounds,
+            options.seeds,
+            static=static,
+            share_cohorts=options.share_cohorts,
+            eval_every=getattr(config, "eval_every", None),
+            progress=tell,
+        )
+    metric = options.metric or result.main_metric()
+    scores = result.scores(metric, options.last)
+    folder_facts = {"grid": grid, "static": list(static), "seeds": result.seeds, "share_cohorts": options.share_cohorts}
+    write_config(folder, experiment.source(preset), _experiments().to_plain(config), folder_facts)
+    files = result.save(folder, metric, options.last)
+    _draw(score_table(list(grid), metric, scores))
+    for setting, seed, round in result.diverged:
+        _complain(f"fedjax-sim: {setting} of seed {seed} diverged in round {round}.")
+    if any(score.mean == score.mean for score in scores):
+        _say(f"best: {result.best(metric, options.mode, options.last)}")
+    for path in files:
+        _say(str(path))
+    _say(
+        f"{len(result.settings)} settings x {len(result.seeds)} seeds, {config.rounds} rounds: {result.seconds:.1f} s, "
+        f"{result.compilations} compilation{'s' if result.compilations > 1 else ''}"
+    )
+
+
+def _configured(command: str, words: list[str], defaults: Any) -> tuple[Any, str, Any, Any]:
+    """The experiment that the words name, the preset, its config with the words' values, and the command's options."""
     import tyro
 
     import fedjax_sim as fs
@@ -99,27 +175,31 @@ def run(words: list[str]) -> None:
     preset = _preset(words)
     if preset not in experiment.presets:
         raise ArgumentError(f"preset={preset!r}: {experiment.name} has {', '.join(experiment.presets)}.")
+    own = {field.name for field in dataclasses.fields(defaults)} & {
+        f.name for f in dataclasses.fields(experiment.config)
+    }
+    if own:
+        raise ArgumentError(
+            f"{experiment.path}: Config's fields {sorted(own)} are options of `{command}`: rename them."
+        )
 
-    def command(config: Any, options: Any) -> tuple[Any, Options]:
+    def parsed(config: Any, options: Any) -> tuple[Any, Any]:
         return config, options
 
     flat = tyro.conf.arg(name="")
-    command.__annotations__ = {
+    parsed.__annotations__ = {
         "config": Annotated[experiment.config, flat],
-        "options": Annotated[Options, flat],
+        "options": Annotated[type(defaults), flat, tyro.conf.UseAppendAction],
     }
-    command.__defaults__ = (experiment.presets[preset], Options())
-    prog = f"fedjax-sim run {name}"
+    parsed.__defaults__ = (experiment.presets[preset], defaults)
+    prog = f"fedjax-sim {command} {name}"
     (config, options), unknown = tyro.cli(
-        command, prog=prog, description=experiment.about, args=words, use_underscores=False, return_unknown_args=True
+        parsed, prog=prog, description=experiment.about, args=words, use_underscores=False, return_unknown_args=True
     )
     if unknown:
         known = ", ".join([*_flags(config), *_flags(options)])
         raise ArgumentError(f"{shlex.join(unknown)}: {experiment.name} has {known}. See {prog} --help")
-    folder = options.run_dir or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if (folder / "config.json").exists():
-        raise ArgumentError(f"run_dir={str(folder)!r} holds a run already: fedjax-sim resume {_quoted(folder)}")
-    _train(experiment, preset, config, folder, fresh=True)
+    return experiment, preset, config, options
 
 
 def resume(words: list[str]) -> None:
@@ -347,6 +427,28 @@ def _complain(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def _told(part: str, note: str) -> Iterator[None]:
+    """A note on errors whose message has that part."""
+    try:
+        yield
+    except FedSimError as error:
+        if part in str(error):
+            error.add_note(note)
+        raise
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal, moved by (done, total)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def _draw(table: Any) -> None:
     from rich.console import Console
 
@@ -367,6 +469,7 @@ def _reader() -> Iterator[None]:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
+    "sweep": sweep,
     "list": show_list,
     "resume": resume,
     "show": show,

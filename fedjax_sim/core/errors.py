@@ -1,10 +1,14 @@
 """Errors that say what was wrong, with the value, and what to do about it."""
 
+import contextlib
+import contextvars
 import math
 import operator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from jax.core import Tracer
+from jax.extend.core import get_opaque_trace_state
 
 
 class FedSimError(Exception):
@@ -116,16 +120,42 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+class Deferred(NamedTuple):
+    """A check of a traced value, to be made where its value is known."""
+
+    ok: Any
+    value: Any
+    name: str
+    advice: str
+
+
+_deferred: contextvars.ContextVar[tuple[list[Deferred], Any] | None] = contextvars.ContextVar("deferred", default=None)
+
+
+@contextlib.contextmanager
+def deferring() -> Iterator[list[Deferred]]:
+    """Collect the checks of traced values instead of skipping them, but for those in functions traced within."""
+    found: list[Deferred] = []
+    token = _deferred.set((found, get_opaque_trace_state(convention="flax")))
+    try:
+        yield found
+    finally:
+        _deferred.reset(token)
+
+
 def check(ok: Any, name: str, value: Any, advice: str) -> None:
-    """Raise `ArgumentError` naming an argument and its value unless `ok`; skip traced values.
+    """Raise `ArgumentError` naming an argument and its value unless `ok`; skip traced values, or defer their checks.
 
     Args:
-        ok: the condition. A traced condition is not checked.
+        ok: the condition. A traced condition is not checked, but kept where a caller is `deferring`.
         name: the argument's name.
         value: its value, printed.
         advice: what it must be, and what to do.
     """
     if is_traced(ok) or is_traced(value):
+        found, level = _deferred.get() or (None, None)
+        if found is not None and is_traced(ok) and get_opaque_trace_state(convention="flax") == level:
+            found.append(Deferred(ok, value, name, advice))
         return
     if not ok:
         raise ArgumentError(f"{name}={value!r}: {advice}")
@@ -133,24 +163,30 @@ def check(ok: Any, name: str, value: Any, advice: str) -> None:
 
 def check_positive(name: str, value: Any, advice: str = "") -> None:
     """`value` must be a positive, finite number."""
-    if not is_traced(value):
+    if is_traced(value):
+        ok = (value > 0) & (value < math.inf)
+    else:
         ok = _is_number(value) and math.isfinite(value) and value > 0
-        check(ok, name, value, f"must be positive and finite. {advice}".rstrip())
+    check(ok, name, value, f"must be positive and finite. {advice}".rstrip())
 
 
 def check_not_negative(name: str, value: Any, advice: str = "") -> None:
     """`value` must be zero or a positive, finite number."""
-    if not is_traced(value):
+    if is_traced(value):
+        ok = (value >= 0) & (value < math.inf)
+    else:
         ok = _is_number(value) and math.isfinite(value) and value >= 0
-        check(ok, name, value, f"must be zero or more, and finite. {advice}".rstrip())
+    check(ok, name, value, f"must be zero or more, and finite. {advice}".rstrip())
 
 
 def check_fraction(name: str, value: Any, advice: str = "", closed: bool = False) -> None:
     """`value` must lie in [0, 1), or in [0, 1] when `closed`."""
-    if not is_traced(value):
+    if is_traced(value):
+        ok = (value >= 0) & ((value <= 1) if closed else (value < 1))
+    else:
         ok = _is_number(value) and (0 <= value < 1 or (closed and value == 1))
-        interval = "[0, 1]" if closed else "[0, 1)"
-        check(ok, name, value, f"must lie in {interval}. {advice}".rstrip())
+    interval = "[0, 1]" if closed else "[0, 1)"
+    check(ok, name, value, f"must lie in {interval}. {advice}".rstrip())
 
 
 def check_count(name: str, value: Any, minimum: int = 1, advice: str = "") -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.errors import ArgumentError, is_traced
 from fedjax_sim.core.pytree import pytree, static
 
 M = TypeVar("M", bound="Metric")
@@ -43,7 +43,7 @@ class Metric:
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), self)
 
     def compute(self) -> Any:
-        """The value, as NumPy; NaN where nothing was observed."""
+        """The value, as NumPy (traced, where the metric is); NaN where nothing was observed."""
         raise NotImplementedError
 
 
@@ -60,7 +60,7 @@ class Sum(Metric):
     total: Any
 
     def compute(self) -> np.ndarray:
-        return np.asarray(self.total)
+        return self.total if is_traced(self.total) else np.asarray(self.total)
 
 
 @pytree
@@ -77,7 +77,10 @@ class Mean(Metric):
     weight: Any
 
     def compute(self) -> np.ndarray:
-        total, weight = np.asarray(self.total, np.float64), np.asarray(self.weight, np.float64)
+        total, weight = self.total, self.weight
+        if is_traced(total):
+            return jnp.where(weight == 0, jnp.nan, total / jnp.where(weight == 0, 1, weight))  # type: ignore[return-value]
+        total, weight = np.asarray(total, np.float64), np.asarray(weight, np.float64)
         return np.where(weight == 0, np.nan, total / np.where(weight == 0, 1, weight))
 
 
@@ -103,6 +106,8 @@ class Max(Metric):
         return Max(jnp.max(self.value, axis=0, initial=-jnp.inf))
 
     def compute(self) -> np.ndarray:
+        if is_traced(self.value):
+            return jnp.where(jnp.isneginf(self.value), jnp.nan, self.value)  # type: ignore[return-value]
         value = np.asarray(self.value)
         return np.where(np.isneginf(value), np.nan, value)
 
@@ -129,7 +134,7 @@ class Histogram(Metric):
         return cls(jnp.zeros(len(edges) - 1).at[bins].add(weight), tuple(edges))
 
     def compute(self) -> np.ndarray:
-        return np.asarray(self.counts)
+        return self.counts if is_traced(self.counts) else np.asarray(self.counts)
 
 
 def as_metrics(metrics: Any) -> dict[str, Metric]:

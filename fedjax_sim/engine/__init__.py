@@ -7,3 +7,7 @@ from fedjax_sim.engine.history import History as History
 from fedjax_sim.engine.history import RoundMetrics as RoundMetrics
 from fedjax_sim.engine.mapping import use_cpu_cores as use_cpu_cores
 from fedjax_sim.engine.simulation import Simulation as Simulation
+from fedjax_sim.engine.sweep import sweep as sweep
+from fedjax_sim.engine.sweep_result import Member as Member
+from fedjax_sim.engine.sweep_result import Score as Score
+from fedjax_sim.engine.sweep_result import SweepResult as SweepResult

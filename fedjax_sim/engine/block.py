@@ -14,21 +14,21 @@ from fedjax_sim.engine.round import DeviceState, RoundOutput
 
 
 class Plans(NamedTuple):
-    """A block of rounds, planned and placed."""
+    """A block of rounds, planned; its words packed, or placed."""
 
     first: int
     cohorts: list[Cohort]
     stats: list[PlanStats]
-    words: jax.Array
+    words: Any
     shape: PlanShape
     slots: int
     sampler_state: Any
 
 
-def compile_block(one_round: Callable[..., Any], shape: PlanShape, slots: int, donate: bool) -> Callable[..., Any]:
+def block(one_round: Callable[..., Any], shape: PlanShape, slots: int) -> Callable[..., Any]:
     """Up to `slots` rounds in one dispatch; how many is traced. Outputs come as a list, one entry a slot."""
 
-    def block(seed: Any, state: DeviceState, words: Any, count: Any, arrays: Any):
+    def run(seed: Any, state: DeviceState, words: Any, count: Any, arrays: Any):
         plan_of = lambda r: mapping.unpack_plan(words[r], shape)  # noqa: E731
         like = jax.eval_shape(lambda: one_round(seed, state, plan_of(0), arrays)[1])
         outputs = jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)
@@ -41,7 +41,7 @@ def compile_block(one_round: Callable[..., Any], shape: PlanShape, slots: int, d
         state, outputs = jax.lax.fori_loop(0, count, body, (state, outputs))
         return state, [jax.tree.map(lambda leaf, r=r: leaf[r], outputs) for r in range(slots)]
 
-    return jax.jit(block, donate_argnums=(1,) if donate else ())
+    return run
 
 
 def widened(cohort: Cohort, capacity: int) -> Cohort:

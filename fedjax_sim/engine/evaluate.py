@@ -1,5 +1,6 @@
 """Evaluation: pooled over one data set, or client by client, through the engine's own map."""
 
+import contextlib
 import functools
 from typing import Any
 
@@ -11,7 +12,7 @@ from fedjax_sim.client import ClientBatches, Task, local_steps
 from fedjax_sim.client.task import evaluation
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
-from fedjax_sim.core.errors import check_count
+from fedjax_sim.core.errors import check_count, is_traced
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Cohort, Params
@@ -40,6 +41,8 @@ class ClientMetrics:
         self, name: str, probabilities: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     ) -> dict[float, float]:
         """Quantiles of a metric over the clients that have a value, each client counting once."""
+        if is_traced(self.metrics[name]):
+            return {p: jnp.nanquantile(self.metrics[name], p) for p in probabilities}  # type: ignore[misc]
         values = self.metrics[name][~np.isnan(self.metrics[name])]
         return {p: float(np.quantile(values, p)) for p in probabilities} if len(values) else {}
 
@@ -58,7 +61,7 @@ def evaluate(
 
     Args:
         task: the task; its `evaluate` function, or its loss.
-        params: the model.
+        params: the model; under a JAX transformation the result is traced too.
         arrays: dict of arrays, [N, ...] each, or a `FederatedData`, whose clients are pooled.
         batch_size: examples at a time.
         devices: None for all local ones.
@@ -78,6 +81,8 @@ def evaluate(
     offsets = np.linspace(0, arrays.num_examples, shares + 1).astype(np.int64)
     pooled = FederatedData(arrays.arrays, offsets, arrays.index)
     metrics = metrics_lib.reduce(_evaluate_all(task, params, pooled, batch_size, devices, 1))
+    if _traced(params):
+        return {name: metric.compute() for name, metric in metrics.items()}
     return {name: float(metric.compute()) for name, metric in jax.device_get(metrics).items()}
 
 
@@ -101,7 +106,7 @@ def evaluate_clients(
     size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
     lanes = mapping.auto_lanes(size, platform, data.num_clients)
     metrics = _evaluate_all(task, params, data, batch_size, devices, lanes)
-    return ClientMetrics(jax.device_get(metrics), data.sizes)
+    return ClientMetrics(metrics if _traced(params) else jax.device_get(metrics), data.sizes)
 
 
 def _evaluate_all(
@@ -116,29 +121,36 @@ def _evaluate_all(
     ones = np.ones(data.num_clients)
     cohort = Cohort(everybody, ones.astype(bool), ones.astype(np.float32))
     plan, _ = planner.plan(cohort, planner.shape(data.num_clients, lanes), seed=0, round=0)
-    program = _program(task, mesh, batch_size)
-    params = mapping.replicate(mesh, params)
-    arrays = mapping.replicate(mesh, data.arrays)
-    kept = program(params, mapping.shard(mesh, plan), arrays)
+    traced = _traced(params)
+    program = (_make_program if traced else _program)(task, mesh, batch_size)  # a traced task must not be kept
+    with jax.ensure_compile_time_eval() if traced else contextlib.nullcontext():
+        arrays, placed = mapping.replicate(mesh, data.arrays), mapping.shard(mesh, plan)
+    kept = program(params if traced else mapping.replicate(mesh, params), placed, arrays)
     slots = plan.slot.reshape(-1)
     real = slots < data.num_clients
 
     def by_client(metric: Metric) -> Metric:
-        flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[3:]), metric)
+        host = (lambda leaf: leaf) if traced else np.asarray
+        flat = jax.tree.map(lambda leaf: host(leaf).reshape(-1, *leaf.shape[3:]), metric)
         empty = jax.tree.map(lambda leaf: np.zeros((data.num_clients, *leaf.shape[1:])), flat)
         return jax.tree.map(lambda out, leaf: _put(out, slots[real], leaf[real]), empty.zero(), flat)
 
     return {name: by_client(metric) for name, metric in kept.items()}
 
 
-def _put(out: Any, at: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _put(out: Any, at: np.ndarray, values: Any) -> Any:
+    if is_traced(values):
+        return jnp.asarray(out, values.dtype).at[at].set(values)
     out = np.array(out)
     out[at] = values
     return out
 
 
-@functools.lru_cache(maxsize=64)
-def _program(task: Task, mesh: jax.sharding.Mesh, batch_size: int):
+def _traced(params: Params) -> bool:
+    return any(is_traced(leaf) for leaf in jax.tree.leaves(params))
+
+
+def _make_program(task: Task, mesh: jax.sharding.Mesh, batch_size: int):
     measure = evaluation(task)
 
     def one_client(params: Params, row: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
@@ -148,3 +160,6 @@ def _program(task: Task, mesh: jax.sharding.Mesh, batch_size: int):
 
     run = mapping.map_clients(one_client, mesh, Batching(batch_size, shuffle=False), 0)
     return jax.jit(lambda params, plan, arrays: run(params, None, plan, arrays).metrics)
+
+
+_program = functools.lru_cache(maxsize=64)(_make_program)

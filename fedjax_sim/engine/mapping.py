@@ -5,11 +5,13 @@ is one client, whose loop over steps runs to the chunk's longest client. All bou
 serves every cohort. The only collectives are the sums at the end.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -78,8 +80,22 @@ def use_cpu_cores(n: int | None = None) -> int:
     return n
 
 
+_default: contextvars.ContextVar[Sequence[Device] | None] = contextvars.ContextVar("devices", default=None)
+
+
+@contextlib.contextmanager
+def default_devices(devices: Sequence[Device]) -> Iterator[None]:
+    """What `client_mesh` takes where it is told nothing."""
+    token = _default.set(devices)
+    try:
+        yield
+    finally:
+        _default.reset(token)
+
+
 def client_mesh(devices: Sequence[Device] | None = None) -> Mesh:
     """A mesh of one axis, `clients`, over the given devices, by default all local ones."""
+    devices = _default.get() if devices is None else devices
     if devices is None:
         devices = jax.local_devices()
         _warn_of_idle_cores(devices)
@@ -107,9 +123,9 @@ def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, REPLICATED)
 
 
-def dealt(mesh: Mesh) -> NamedSharding:
-    """The placement of what is dealt over the devices in blocks, by its leading axis."""
-    return NamedSharding(mesh, SHARDED)
+def dealt(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The placement of what is dealt over the devices in blocks, by its leading axis or another one."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
@@ -136,11 +152,15 @@ def shard(mesh: Mesh, tree: Any) -> Any:
     return jax.device_put(tree, dealt(mesh))
 
 
-def place_plans(mesh: Mesh, plans: list[RoundPlan]) -> jax.Array:
-    """Plans as one array of 32-bit words, [R, D, W], each device's part on it: one transfer instead of ten."""
+def pack_plans(plans: list[RoundPlan]) -> np.ndarray:
+    """Plans as one array of 32-bit words, [R, D, W]: one transfer instead of ten."""
     words = [[leaf.reshape(len(leaf), -1).view(np.int32) for leaf in jax.tree.leaves(plan)] for plan in plans]
-    stacked = np.stack([np.concatenate(parts, axis=1) for parts in words])
-    return jax.device_put(stacked, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+    return np.stack([np.concatenate(parts, axis=1) for parts in words])
+
+
+def place_plans(mesh: Mesh, words: np.ndarray) -> jax.Array:
+    """Packed plans, [..., D, W], each device's part on it."""
+    return jax.device_put(words, NamedSharding(mesh, PartitionSpec(*[None] * (words.ndim - 2), AXIS)))
 
 
 def unpack_plan(words: Any, shape: PlanShape) -> RoundPlan:
@@ -159,16 +179,17 @@ def unpack_plan(words: Any, shape: PlanShape) -> RoundPlan:
     return RoundPlan(**leaves)
 
 
-def auto_lanes(num_params: int, platform: str, clients_per_device: int) -> int:
+def auto_lanes(num_params: int, platform: str, clients_per_device: int, members: int = 1) -> int:
     """How many clients a device trains side by side, when the user does not say.
 
     On a CPU the lanes' models should stay in its cache: 1 from 50,000 parameters on, else up to 16 for as long as the
     lanes hold 50,000 parameters together. On an accelerator, which wants wide work: as many as hold 2**28
     parameters together (1 GiB in float32, four or five times that with gradients and updates), at most 256.
-    Never more than a device has clients.
+    Never more than a device has clients. A lane of a sweep holds a model of each of its `members`, which share a
+    batch's reading and planning: there the CPU's lanes may hold 100,000 parameters.
     """
-    budget, most = (50_000, 16) if platform == "cpu" else (2**28, 256)
-    return int(max(1, min(most, budget // max(num_params, 1), clients_per_device)))
+    budget, most = (50_000 if members == 1 else 100_000, 16) if platform == "cpu" else (2**28, 256)
+    return int(max(1, min(most, budget // max(num_params * members, 1), clients_per_device)))
 
 
 class Lane(NamedTuple):
@@ -252,6 +273,7 @@ def map_clients(
     longest: int,
     linear: bool = True,
     modular: bool = False,
+    members: str | None = None,
 ) -> Callable[[Any, Any, RoundPlan, Any], CohortResult]:
     """A function of a whole cohort from a function of one client.
 
@@ -262,15 +284,21 @@ def map_clients(
         longest: steps of the longest client, for `ClientBatches.longest`.
         linear: sum the messages; else keep them all.
         modular: sum in the messages' own type, which wraps for integers; else in float32 at least.
+        members: the name of a vmap's axis over which plans differ. Loops then run as long as the longest member's, as
+            bounds that differ would turn every step into a choice between old and new.
 
     Returns:
         `(shared, rows, plan, arrays) -> CohortResult`, to be called under `jax.jit`. `rows` are tables whose leading
         axis is dealt over the devices in blocks; the client k of a block is its row k - (first of the block).
     """
 
+    def longest_member(bound: Any) -> Any:
+        return bound if members is None else jax.lax.pmax(bound, members)
+
     def device_share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
         plan = jax.tree.map(lambda leaf: leaf[0], plan)
         chunks, lanes = plan.start.shape
+        alone = lanes == 1 and members is None
         leaves = jax.tree.leaves(rows)
         per_device = leaves[0].shape[0] if leaves else 0
         first = jax.lax.axis_index(AXIS) * per_device
@@ -278,7 +306,7 @@ def map_clients(
         def run(chunk: Any, rows: Any) -> tuple[ClientResult, Any]:
             at = lambda name: jax.lax.dynamic_index_in_dim(getattr(plan, name), chunk, 0, False)  # noqa: E731
             queue = Lane(**{name: at(name) for name in Lane._fields})
-            bound = jnp.max(queue.steps)
+            bound = longest_member(jnp.max(queue.steps))
 
             def client(lane: Lane, row: Any) -> ClientResult:
                 batches = client_batches(
@@ -286,9 +314,9 @@ def map_clients(
                     plan.order,
                     arrays,
                     batching,
-                    bound=lane.steps if lanes == 1 else bound,
+                    bound=lane.steps if alone else bound,
                     longest=longest,
-                    alone=lanes == 1,
+                    alone=alone,
                 )
                 return one_client(shared, row, lane, batches)
 
@@ -333,7 +361,7 @@ def map_clients(
             return total, sums, kept, rows
 
         total = total if linear else ()
-        total, sums, kept, rows = jax.lax.fori_loop(0, plan.chunks, body, (total, sums, kept, rows))
+        total, sums, kept, rows = jax.lax.fori_loop(0, longest_member(plan.chunks), body, (total, sums, kept, rows))
         messages, weights, contributes, metrics = kept
         mine = (total, jnp.sum(weights), jnp.sum(contributes.astype(jnp.float32)), sums)
         total, weight, count, sums = jax.lax.psum(mine, AXIS)

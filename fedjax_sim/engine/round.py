@@ -56,8 +56,12 @@ def make_round(
     capacity: int,
     expected: float,
     sent: list["Sent"],
+    members: str | None = None,
 ) -> Callable[[Any, DeviceState, RoundPlan, Any], tuple[DeviceState, RoundOutput]]:
-    """The function of one round, `(seed, state, plan, arrays) -> (state, output)`, to be compiled."""
+    """The function of one round, `(seed, state, plan, arrays) -> (state, output)`, to be compiled.
+
+    `members` is as in `map_clients`.
+    """
 
     def one_round(seed: Any, state: DeviceState, plan: RoundPlan, arrays: Any):
         server, aggregator_states = state.server, list(state.aggregator)
@@ -82,6 +86,7 @@ def make_round(
                 longest,
                 aggregator.reducer.linear,
                 aggregator.facts.weighted,
+                members,
             )
             result = train(shared, (client_rows, phase_rows), plan, arrays)
             client_rows, phase_rows = result.rows

@@ -69,7 +69,7 @@ def run_rounds(
         after = sim._observed(after, metrics)
         if evaluate is not None and schedule.evaluates(after.round):
             record.say("evaluating")
-            metrics[-1].evaluation = _evaluated(evaluate, sim._copy_if_donated(sim.params(after)))
+            metrics[-1].evaluation = evaluated(evaluate, sim._copy_if_donated(sim.params(after)))
         keep(metrics)
         good, recorded = after, True
         pending.extend(later)
@@ -127,7 +127,8 @@ def _unchanged(tree: Any) -> Any:
     return tree
 
 
-def _evaluated(evaluate: Evaluate, params: Params) -> dict[str, float]:
+def evaluated(evaluate: Evaluate, params: Params) -> dict[str, float]:
+    """What `evaluate` says of a model, checked."""
     values = evaluate(params)
     check(isinstance(values, Mapping), "evaluate's value", values, "must be a dict of name to number.")
     return {str(name): float(value) for name, value in values.items()}

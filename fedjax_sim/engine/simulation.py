@@ -23,7 +23,7 @@ from fedjax_sim.data.plan import Batching, Planner, PlanShape
 from fedjax_sim.engine import debug as debug_lib
 from fedjax_sim.engine import describe, mapping, privacy, recording
 from fedjax_sim.engine import rows as rows_lib
-from fedjax_sim.engine.block import Plans, compile_block, widened
+from fedjax_sim.engine.block import Plans, block, widened
 from fedjax_sim.engine.history import History, RoundMetrics
 from fedjax_sim.engine.recording import Callback, Recording
 from fedjax_sim.engine.round import DeviceState, make_round, sent
@@ -164,7 +164,7 @@ class Simulation:
         """
         if params is None:
             params = jax.jit(self.algorithm.task.init)(rng.key(self.seed, Purpose.INIT))
-        _check_params(self.model, params)
+        check_params(self.model, params)
         out = self._placement(jax.eval_shape(self._make, params))
         made = jax.jit(self._make, out_shardings=out)(mapping.replicate(self._mesh, params))
         return RoundState(
@@ -328,6 +328,11 @@ class Simulation:
         return privacy.meter(self)
 
     def _plan(self, state: RoundState, count: int, slots: int) -> Plans:
+        """`_pack`, placed on the devices."""
+        plans = self._pack(state, count, slots)
+        return plans._replace(words=mapping.place_plans(self._mesh, plans.words))
+
+    def _pack(self, state: RoundState, count: int, slots: int, capacity: int = 0) -> Plans:
         """Cohorts and plans of the next rounds; all of one capacity, so that they share a dispatch of `slots`."""
         sampler_state, cohorts = state.sampler, []
         for r in range(state.round, state.round + count):
@@ -335,7 +340,7 @@ class Simulation:
             for phase in self._phases:
                 check_cohort(phase.aggregator, cohort, self.sampler.name)
             cohorts.append(cohort)
-        capacity = max(self._capacity, *(len(cohort.ids) for cohort in cohorts))
+        capacity = max(capacity, self._capacity, *(len(cohort.ids) for cohort in cohorts))
         if capacity > self._capacity:
             self._check_aggregation(state.aggregator, capacity)
         shape = self._planner.shape(capacity, self.lanes)
@@ -349,7 +354,7 @@ class Simulation:
             state.round,
             [widened(cohort, capacity) for cohort in cohorts],
             [stats for _, stats in planned],
-            mapping.place_plans(self._mesh, plans),
+            mapping.pack_plans(plans),
             shape,
             slots,
             sampler_state,
@@ -386,17 +391,22 @@ class Simulation:
     def _program(self, shape: PlanShape, slots: int) -> Callable[..., Any]:
         """The compiled program of a block of up to `slots` rounds."""
         if (shape, slots) not in self._programs:
-            one_round = make_round(
-                self._phases,
-                self._mesh,
-                self.batching,
-                self._planner.longest,
-                shape.capacity,
-                self._expected,
-                self._sent,
-            )
-            self._programs[shape, slots] = compile_block(one_round, shape, slots, self._donates)
+            run = block(self._one_round(shape), shape, slots)
+            self._programs[shape, slots] = jax.jit(run, donate_argnums=(1,) if self._donates else ())
         return self._programs[shape, slots]
+
+    def _one_round(self, shape: PlanShape, members: str | None = None) -> Callable[..., Any]:
+        """The function of one round, to be compiled; `members` as in `mapping.map_clients`."""
+        return make_round(
+            self._phases,
+            self._mesh,
+            self.batching,
+            self._planner.longest,
+            shape.capacity,
+            self._expected,
+            self._sent,
+            members,
+        )
 
     def _resident_arrays(self) -> Any:
         """The federation's arrays on every device, put there once."""
@@ -469,7 +479,8 @@ def _replace(state: RoundState, **changes: Any) -> RoundState:
     return dataclasses.replace(state, **changes)
 
 
-def _check_params(like: Params, params: Params) -> None:
+def check_params(like: Params, params: Params) -> None:
+    """Given parameters have the structure and shapes of the task's."""
     expected, given = jax.tree.structure(like), jax.tree.structure(params)
     if expected != given:
         raise ArgumentError(f"params have structure {given}: the task's have {expected}.")

@@ -129,11 +129,19 @@ def dealt(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The tree on every device.
+    """The tree on every device. CPU devices share one copy of a host array: the caller's own, where XLA can use it.
 
     Raises:
         ArgumentError: whole numbers past 32 bits, which JAX would wrap in silence.
     """
+    check_32_bits(tree)
+    shared = mesh.devices.flat[0].platform == "cpu"
+    place = lambda leaf: _one_copy(mesh, leaf) if shared and isinstance(leaf, np.ndarray) else leaf  # noqa: E731
+    return jax.device_put(jax.tree.map(place, tree), everywhere(mesh))
+
+
+def check_32_bits(tree: Any) -> None:
+    """Raise for whole numbers past 32 bits."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         wide = isinstance(leaf, np.ndarray) and leaf.dtype in (np.int64, np.uint64) and leaf.size
         if wide and not jax.config.read("jax_enable_x64"):
@@ -144,7 +152,31 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
                 (low, high),
                 "does not fit 32 bits, which is what devices compute with.",
             )
-    return jax.device_put(tree, everywhere(mesh))
+
+
+_ALIGNMENT = 64
+"""Bytes: XLA uses a host buffer in place where it starts at a multiple of that."""
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A host array that a CPU device uses in place."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _one_copy(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """A host array on all CPU devices, which share its memory; copied once if it is not aligned or needs a cast."""
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    usable = array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0 and array.dtype == dtype
+    if not usable:
+        made = aligned_empty(array.shape, dtype)
+        np.copyto(made, array, casting="unsafe")
+        array = made
+    placed = [jax.device_put(array, device) for device in mesh.local_devices]
+    return jax.make_array_from_single_device_arrays(array.shape, everywhere(mesh), placed)
 
 
 def shard(mesh: Mesh, tree: Any) -> Any:

@@ -19,11 +19,15 @@ from fedjax_sim.data.federated import limit as limit
 from fedjax_sim.data.federated import split as split
 from fedjax_sim.data.measures import Statistics as Statistics
 from fedjax_sim.data.measures import statistics as statistics
+from fedjax_sim.data.on_disk import DiskArray as DiskArray
+from fedjax_sim.data.on_disk import on_disk as on_disk
 from fedjax_sim.data.plan import Batching as Batching
 from fedjax_sim.data.preprocess import Normalised as Normalised
 from fedjax_sim.data.preprocess import map_clients as map_clients
 from fedjax_sim.data.preprocess import normalise as normalise
 from fedjax_sim.data.preprocess import numbered as numbered
+from fedjax_sim.data.procedural import ProceduralData as ProceduralData
+from fedjax_sim.data.procedural import procedural as procedural
 from fedjax_sim.data.sets import CentralData as CentralData
 from fedjax_sim.data.sets import FederatedSet as FederatedSet
 from fedjax_sim.data.strings import Strings as Strings

@@ -117,12 +117,6 @@ class FederatedData:
                     f"least and greatest row must lie in 0..{num_rows - 1}.",
                 )
             object.__setattr__(self, "index", index)
-        check(
-            num_rows < 2**31,
-            "rows",
-            num_rows,
-            "more than 2**31 - 1 rows: device indices have 32 bits; stream the data instead.",
-        )
         if self.client_ids is not None:
             check(
                 len(self.client_ids) == self.num_clients,
@@ -145,6 +139,34 @@ class FederatedData:
     def sizes(self) -> np.ndarray:
         """[K] int64, examples of each client."""
         return np.diff(self.offsets)
+
+    def sizes_of(self, clients: Any) -> np.ndarray:
+        """[n] int64, examples of the clients [n], without a look at the others."""
+        return self.offsets[np.asarray(clients) + 1] - self.offsets[clients]
+
+    def kinds(self, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The sizes that occur and how many clients have each, of all clients or of a mask's [K]."""
+        return np.unique(self.sizes if among is None else self.sizes[among], return_counts=True)
+
+    @property
+    def resident(self) -> bool:
+        """Whether the arrays can be put on a device as they are; else they are only ever streamed."""
+        return all(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(self.arrays))
+
+    def read(self, clients: np.ndarray, counts: np.ndarray) -> Any:
+        """The first `counts[i]` stored examples of each client, one client after the other.
+
+        Args:
+            clients: [n] client numbers.
+            counts: [n] examples, at most what the client holds.
+
+        Returns:
+            The arrays, [sum of counts, ...] each, in the dtypes they are stored in.
+        """
+        clients, counts = np.asarray(clients, np.int64), np.asarray(counts, np.int64)
+        places = np.repeat(self.offsets[clients] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        rows = places if self.index is None else np.asarray(self.index[places])
+        return jax.tree.map(lambda array: np.asarray(array[rows]), self.arrays)
 
     def rows(self, client: int) -> np.ndarray:
         """[n] the row numbers of a client."""

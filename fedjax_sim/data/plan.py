@@ -115,6 +115,8 @@ class Planner:
         batching: how examples become batches.
         devices: D.
         homes: [K] the device of each client, for methods whose clients keep state on a device; or None.
+        streamed: `order` counts rows within the examples that a device's clients of the round hold together, client
+            after client in the order of its lanes, instead of rows of the federation.
     """
 
     def __init__(
@@ -123,13 +125,11 @@ class Planner:
         batching: Batching,
         devices: int = 1,
         homes: np.ndarray | None = None,
+        streamed: bool = False,
     ):
         self.data, self.batching, self.devices, self.homes = data, batching, devices, homes
-        sizes = data.sizes
-        self._examples = batching.count_examples(sizes)
-        self._steps = batching.count_steps(sizes)
-        self._rows = batching.count_rows(sizes)
-        self.longest = int(self._steps.max(initial=0))
+        self.streamed = streamed
+        self.longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
         self._shapes: dict[tuple[int, int], PlanShape] = {}
 
     def shape(self, capacity: int, lanes: int) -> PlanShape:
@@ -140,14 +140,38 @@ class Planner:
 
     def _shape(self, capacity: int, lanes: int) -> PlanShape:
         top = min(capacity, self.data.num_clients)
-        if self.devices == 1:
-            rows = _largest(self._rows, top)
-        elif self.homes is not None:
-            rows = max(_largest(self._rows[self.homes == d], top) for d in range(self.devices))
-        else:  # greedy dealing: a device exceeds the mean load by at most one client
-            steps = -(-_largest(self._steps, top) // self.devices) + self.longest
-            rows = min(steps * self.batching.batch_size, _largest(self._rows, top))
+        if self.devices > 1 and self.homes is not None:
+            rows = max(self._most(self.batching.count_rows, top, d) for d in range(self.devices))
+        else:
+            rows = self._most(self.batching.count_rows, top)
+        if self.devices > 1 and self.homes is None:
+            # greedy dealing: a device exceeds the mean load by at most one client
+            steps = -(-self._most(self.batching.count_steps, top) // self.devices) + self.longest
+            rows = min(steps * self.batching.batch_size, rows)
         return PlanShape(self.devices, max(1, -(-capacity // lanes)), lanes, max(rows, 1), capacity)
+
+    def examples(self, shape: PlanShape) -> int:
+        """Examples that no device's clients of a round exceed together, each counted once: rows to stream."""
+        top = min(shape.capacity, self.data.num_clients)
+        if self.devices > 1 and self.homes is not None:
+            return max(1, *(self._most(self.batching.count_examples, top, d) for d in range(self.devices)))
+        return max(1, min(self._most(self._trained, top), shape.rows if self._keeps_all else 2**62))
+
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether a client that trains goes over all of its examples, so that `order` holds each at least once."""
+        return self.batching.steps is None and not self.batching.drop_remainder
+
+    def _trained(self, sizes) -> np.ndarray:
+        return np.where(self.batching.count_steps(sizes) > 0, self.batching.count_examples(sizes), 0)
+
+    def _most(self, count, top: int, device: int | None = None) -> int:
+        """The greatest sum of `count(sizes)` over `top` clients, of all or of those at home on a device."""
+        sizes, clients = self.data.kinds(None if device is None else self.homes == device)  # type: ignore[operator]
+        values = count(sizes)
+        order = np.argsort(-values, kind="stable")
+        taken = np.minimum(np.cumsum(clients[order]), top)
+        return int(np.diff(taken, prepend=0) @ values[order])
 
     def plan(self, cohort: Cohort, shape: PlanShape, seed: int, round: int) -> tuple[RoundPlan, PlanStats]:
         """The plan of one round.
@@ -164,12 +188,14 @@ class Planner:
         D, T, L, M, C = shape
         slot = self._active(cohort)
         ids = cohort.ids[slot].astype(np.int64)
-        steps, rows = self._steps[ids], self._rows[ids]
+        sizes = self.data.sizes_of(ids)
+        steps, rows = self.batching.count_steps(sizes), self.batching.count_rows(sizes)
         if cohort.max_steps is not None:
             steps = np.minimum(steps, np.asarray(cohort.max_steps)[slot])
-            rows = self.batching.count_rows(self.data.sizes[ids], steps)
+            rows = self.batching.count_rows(sizes, steps)
         order = np.lexsort((ids, -steps))
         slot, ids, steps, rows = slot[order], ids[order], steps[order], rows[order]
+        examples = self.batching.count_examples(sizes[order])
         device = deal(steps, D) if self.homes is None else self.homes[ids]
 
         place = _rank_within(device, D)
@@ -183,12 +209,13 @@ class Planner:
             return out.reshape(D, T, L)
 
         table = np.zeros(D * M, np.int32)
-        self._fill(table, device * M + start, ids, rows, seed, round)
+        first = _start_within(device, examples, D) if self.streamed else self.data.offsets[ids]
+        self._fill(table, device * M + start, ids, examples, first, rows, seed, round)
         longest = lanes(steps).max(axis=-1).sum(axis=-1)
         plan = RoundPlan(
             order=table.reshape(D, M),
             start=lanes(start),
-            size=lanes(self._examples[ids]),
+            size=lanes(examples),
             steps=lanes(steps),
             client_id=lanes(ids),
             slot=lanes(slot, fill=C),
@@ -201,7 +228,7 @@ class Planner:
         total, computed = int(steps.sum()), int(longest.sum()) * L
         return plan, PlanStats(
             clients=len(ids),
-            examples=int(self._examples[ids].sum()),
+            examples=int(examples.sum()),
             trained=int(rows.sum()),
             steps=total,
             efficiency=total / computed if computed else 1.0,
@@ -226,13 +253,13 @@ class Planner:
             valid = valid & np.asarray(cohort.arrives, bool)
         if cohort.max_steps is not None:
             valid = valid & (np.asarray(cohort.max_steps) > 0)
-        return np.flatnonzero(valid & (self._steps[np.where(valid, ids, 0)] > 0))
+        sizes = self.data.sizes_of(np.where(valid, ids, 0))
+        return np.flatnonzero(valid & (self.batching.count_steps(sizes) > 0))
 
-    def _fill(self, table, start, ids, rows, seed: int, round: int) -> None:
-        """Write each client's rows of the data into `table` from `start`, in a new order for each epoch."""
+    def _fill(self, table, start, ids, size, first, rows, seed: int, round: int) -> None:
+        """Write each client's rows, which begin at `first`, into `table` from `start`, in a new order an epoch."""
         if not len(ids):
             return
-        size = self._examples[ids]
         stride = size
         if self.batching.drop_remainder:
             stride = size // self.batching.batch_size * self.batching.batch_size
@@ -249,8 +276,9 @@ class Planner:
             within = epoch * stride[client] + rank
             used = (rank < stride[client]) & (within < rows[client])
             client, within, position = client[used], within[used], position[used]
-        row = self.data.offsets[ids][client] + position
-        table[start[client] + within] = row if self.data.index is None else self.data.index[row]
+        row = first[client] + position
+        plain = self.streamed or self.data.index is None
+        table[start[client] + within] = row if plain else self.data.index[row]
 
 
 def deal(steps: np.ndarray, devices: int) -> np.ndarray:
@@ -311,9 +339,3 @@ def _start_within(group: np.ndarray, length: np.ndarray, groups: int) -> np.ndar
         mine = length[members]
         out[members] = np.cumsum(mine) - mine
     return out
-
-
-def _largest(values: np.ndarray, count: int) -> int:
-    """Sum of the `count` largest values."""
-    count = min(count, len(values))
-    return int(np.partition(values, len(values) - count)[len(values) - count :].sum()) if count else 0

@@ -23,6 +23,7 @@ class Plans(NamedTuple):
     shape: PlanShape
     slots: int
     sampler_state: Any
+    examples: Any = None
 
 
 def block(one_round: Callable[..., Any], shape: PlanShape, slots: int) -> Callable[..., Any]:

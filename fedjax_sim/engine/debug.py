@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ClientError, FedSimError
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.engine.mapping import Lane, client_batches
+from fedjax_sim.engine.mapping import Dealt, Lane, client_batches
 from fedjax_sim.engine.round import checked_update
 
 
@@ -34,7 +34,7 @@ def explained(sim: Any, clients: bool = False) -> Iterator[None]:
         raise
 
 
-def run_clients(sim: Any, state: Any, plan: Any) -> None:
+def run_clients(sim: Any, state: Any, plan: Any, arrays: Any) -> None:
     """Run the first phase's client function for each planned client, outside any compilation.
 
     Raises:
@@ -43,13 +43,15 @@ def run_clients(sim: Any, state: Any, plan: Any) -> None:
     phase = sim._phases[0]
     row_table = jax.device_get(state.rows.client)
     plan, server = jax.device_get(plan), jax.device_get(state.server)
-    arrays = jax.tree.map(jnp.asarray, sim.data.arrays)
+    share = jax.device_get(arrays.arrays if isinstance(arrays, Dealt) else arrays)
+    share = jax.tree.map(jnp.asarray, share)
+    parts = len(sim.devices) if isinstance(arrays, Dealt) else 1
     for d, t, place in zip(*(plan.steps > 0).nonzero(), strict=True):
         lane = Lane(**{name: jnp.asarray(getattr(plan, name)[d, t, place]) for name in Lane._fields})
         batches = client_batches(
             lane,
             jnp.asarray(plan.order[d]),
-            arrays,
+            jax.tree.map(lambda a, d=d: a.reshape(parts, -1, *a.shape[1:])[d % parts], share),
             sim.batching,
             bound=lane.steps,
             longest=sim._planner.longest,

@@ -29,6 +29,7 @@ def _facts(sim: Any) -> dict[str, str]:
         "sampler": sim.sampler.name,
         **batching,
         "devices": f"{len(sim.devices)} {sim.devices[0].platform}",
+        "residency": sim.residency,
         "lanes": str(sim.lanes),
         "seed": str(sim.seed),
     }

@@ -15,11 +15,13 @@ from fedjax_sim.core import rng
 from fedjax_sim.core.errors import check_count, is_traced
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.core.types import Cohort, Params
+from fedjax_sim.core.types import Params, RoundPlan
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner
-from fedjax_sim.engine import mapping
+from fedjax_sim.data.procedural import ProceduralData
+from fedjax_sim.engine import mapping, residency
 from fedjax_sim.engine.mapping import ClientResult, Lane
+from fedjax_sim.population import sampling
 
 
 class ClientMetrics:
@@ -77,9 +79,13 @@ def evaluate(
     """
     if not isinstance(arrays, FederatedData):
         arrays = FederatedData(arrays, [0, len(jax.tree.leaves(arrays)[0])])
-    shares = 8 * len(mapping.client_mesh(devices).devices.flat)
+    mesh = mapping.client_mesh(devices)
+    shares = 8 * mesh.size
+    if residency.streams("auto", arrays, mesh.devices.flat[0]):
+        shares = max(shares, -(-arrays.num_examples // (16 * batch_size)))
     offsets = np.linspace(0, arrays.num_examples, shares + 1).astype(np.int64)
-    pooled = FederatedData(arrays.arrays, offsets, arrays.index)
+    made = isinstance(arrays, ProceduralData)  # whose examples have no place of their own
+    pooled = arrays if made else FederatedData(arrays.arrays, offsets, arrays.index)
     metrics = metrics_lib.reduce(_evaluate_all(task, params, pooled, batch_size, devices, 1))
     if _traced(params):
         return {name: metric.compute() for name, metric in metrics.items()}
@@ -116,32 +122,58 @@ def _evaluate_all(
     check_count("batch_size", batch_size)
     mesh = mapping.client_mesh(devices)
     batching = Batching(batch_size, shuffle=False)
-    planner = Planner(data, batching, mesh.size)
-    everybody = np.arange(data.num_clients, dtype=np.int32)
-    ones = np.ones(data.num_clients)
-    cohort = Cohort(everybody, ones.astype(bool), ones.astype(np.float32))
-    plan, _ = planner.plan(cohort, planner.shape(data.num_clients, lanes), seed=0, round=0)
     traced = _traced(params)
+    eager = jax.ensure_compile_time_eval if traced else contextlib.nullcontext
     program = (_make_program if traced else _program)(task, mesh, batch_size)  # a traced task must not be kept
-    with jax.ensure_compile_time_eval() if traced else contextlib.nullcontext():
-        arrays, placed = mapping.replicate(mesh, data.arrays), mapping.shard(mesh, plan)
-    kept = program(params if traced else mapping.replicate(mesh, params), placed, arrays)
-    slots = plan.slot.reshape(-1)
-    real = slots < data.num_clients
+    params = params if traced else mapping.replicate(mesh, params)
+    streamed = residency.streams("auto", data, mesh.devices.flat[0])
+    planner = Planner(data, batching, mesh.size, streamed=streamed)
+    size = min(data.num_clients, _GROUP * mesh.size * lanes) if streamed else data.num_clients
+    shape = planner.shape(size, lanes)
+    if streamed:
+        reader = residency.Reader(data, mesh)
+        ask = lambda plan: reader.ask([plan], 1, planner.examples(shape))  # noqa: E731
+    else:
+        with eager():
+            arrays = residency.resident_arrays(mesh, data)
+        ask = lambda plan: None  # noqa: E731
 
-    def by_client(metric: Metric) -> Metric:
-        host = (lambda leaf: leaf) if traced else np.asarray
-        flat = jax.tree.map(lambda leaf: host(leaf).reshape(-1, *leaf.shape[3:]), metric)
-        empty = jax.tree.map(lambda leaf: np.zeros((data.num_clients, *leaf.shape[1:])), flat)
-        return jax.tree.map(lambda out, leaf: _put(out, slots[real], leaf[real]), empty.zero(), flat)
+    def begin(first: int) -> tuple[RoundPlan, Any]:
+        ids = np.arange(first, min(first + size, data.num_clients))
+        plan, _ = planner.plan(sampling.cohort(ids, size), shape, seed=0, round=0)
+        return plan, ask(plan)
 
-    return {name: by_client(metric) for name, metric in kept.items()}
+    out: dict[str, Metric] = {}
+    group = begin(0)
+    for first in range(0, data.num_clients, size):
+        plan, examples = group
+        given = examples.result() if streamed else arrays
+        with eager():
+            placed = mapping.shard(mesh, plan)
+        kept = program(params, placed, given)
+        if first + size < data.num_clients:
+            group = begin(first + size)  # read while this one is computed
+        slots = plan.slot.reshape(-1)
+        real = slots < size
+        for name, metric in kept.items():
+            host = (lambda leaf: leaf) if traced else np.asarray
+            flat = jax.tree.map(lambda leaf, host=host: host(leaf).reshape(-1, *leaf.shape[3:]), metric)
+            if name not in out:
+                empty = jax.tree.map(lambda leaf: np.zeros((data.num_clients, *leaf.shape[1:])), flat)
+                out[name] = jax.tree.map(np.array, empty.zero())
+            at = first + slots[real]
+            out[name] = jax.tree.map(lambda all, leaf, at=at, real=real: _put(all, at, leaf[real]), out[name], flat)
+    return out
+
+
+_GROUP = 16
+"""Clients a lane and device in one go, where the data are streamed."""
 
 
 def _put(out: Any, at: np.ndarray, values: Any) -> Any:
+    """`out` with `values` at `at`, in place on the host."""
     if is_traced(values):
         return jnp.asarray(out, values.dtype).at[at].set(values)
-    out = np.array(out)
     out[at] = values
     return out
 

@@ -23,6 +23,7 @@ from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core.errors import FedSimError, check, check_count
 from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.pytree import pytree
 from fedjax_sim.core.types import RoundPlan
 from fedjax_sim.data.plan import Batching, PlanShape
 
@@ -138,6 +139,24 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     shared = mesh.devices.flat[0].platform == "cpu"
     place = lambda leaf: _one_copy(mesh, leaf) if shared and isinstance(leaf, np.ndarray) else leaf  # noqa: E731
     return jax.device_put(jax.tree.map(place, tree), everywhere(mesh))
+
+
+@pytree
+class Dealt:
+    """Examples of which each device holds those of its own clients: [D x P, ...], in blocks of P."""
+
+    arrays: Any
+
+
+def deal_blocks(mesh: Mesh, blocks: list[Any]) -> Dealt:
+    """One pytree of host arrays a device, all of the same shapes, each on its device."""
+
+    def place(*leaves: np.ndarray) -> jax.Array:
+        placed = [jax.device_put(leaf, device) for leaf, device in zip(leaves, mesh.devices.flat, strict=True)]
+        shape = (len(leaves) * len(leaves[0]), *leaves[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, dealt(mesh), placed)
+
+    return Dealt(jax.tree.map(place, *blocks))
 
 
 def check_32_bits(tree: Any) -> None:
@@ -403,13 +422,19 @@ def map_clients(
         return CohortResult(total, weight, count, sums, messages, weights, contributes, metrics, rows)
 
     specs: Any = (*[REPLICATED] * 4, *[SHARDED] * 5)
-    return jax.shard_map(
-        device_share,
-        mesh=mesh,
-        in_specs=(REPLICATED, SHARDED, SHARDED, REPLICATED),
-        out_specs=CohortResult(*specs),
-        check_vma=False,
-    )
+
+    def run_everywhere(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
+        dealt = isinstance(arrays, Dealt)
+        share = jax.shard_map(
+            device_share,
+            mesh=mesh,
+            in_specs=(REPLICATED, SHARDED, SHARDED, SHARDED if dealt else REPLICATED),
+            out_specs=CohortResult(*specs),
+            check_vma=False,
+        )
+        return share(shared, rows, plan, arrays.arrays if dealt else arrays)
+
+    return run_everywhere
 
 
 def _add(total: Any, messages: Any, factors: Any) -> Any:

@@ -34,7 +34,7 @@ def facts(sim: Any) -> dict[str, Any]:
     return {
         "clients": sim.data.num_clients,
         "examples": sim.data.num_examples,
-        "sizes": zlib.crc32(sim.data.offsets.tobytes()),
+        "sizes": zlib.crc32(np.ascontiguousarray(sim.data.offsets)),
         "parameters": pytree.size(sim.model),
         "sampler": sim.sampler.name,
         "batching": dataclasses.asdict(sim.batching),

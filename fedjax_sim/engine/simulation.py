@@ -22,6 +22,7 @@ from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape
 from fedjax_sim.engine import debug as debug_lib
 from fedjax_sim.engine import describe, mapping, privacy, recording
+from fedjax_sim.engine import residency as residency_lib
 from fedjax_sim.engine import rows as rows_lib
 from fedjax_sim.engine.block import Plans, block, widened
 from fedjax_sim.engine.history import History, RoundMetrics
@@ -56,6 +57,10 @@ class Simulation:
         delta: of `privacy/epsilon`, which rounds report when there is noise for privacy (and the extra `privacy` is
             installed): an upper bound by Rényi accounting, which is cheap. `sim.epsilon` is tighter. None for
             K ** -1.1, at most 1e-3.
+        residency: where the examples live: "device", all of them on every device (CPU devices share one copy);
+            "stream", in memory, files or nowhere, from where each round's are read in the background; "auto": streamed
+            if they exceed half of a device's memory (on a CPU, the host's) or are no arrays in memory. The results
+            are the same, bit by bit.
 
     Raises:
         ArgumentError: parts that do not fit together.
@@ -86,6 +91,7 @@ class Simulation:
         debug: bool = False,
         evaluate: Evaluate | None = None,
         delta: float | None = None,
+        residency: residency_lib.Residency = "auto",
     ):
         for name, value, kind in (
             ("algorithm", algorithm, Algorithm),
@@ -131,9 +137,13 @@ class Simulation:
         check_count("rounds_per_dispatch", rounds_per_dispatch, advice='or "auto".')
         self.rounds_per_dispatch = 1 if sampler.observe is not None else int(rounds_per_dispatch)
 
-        longest = int(batching.count_steps(data.sizes).max(initial=0))
+        streamed = residency_lib.streams(residency, data, self.devices[0])
+        self.residency: residency_lib.Residency = "stream" if streamed else "device"
+        self._reader = residency_lib.Reader(data, self._mesh) if streamed else None
+        longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data.arrays)
         with debug_lib.explained(self, clients=True):
-            self._sent = sent(self._phases, server, row, data.arrays, batching, longest)
+            self._sent = sent(self._phases, server, row, like, batching, longest)
         states, aggregator_rows = self._aggregator_init()
         self._check_aggregation(states, self._capacity)
         self._has_rows = rows_lib.has_rows((row, aggregator_rows))
@@ -142,6 +152,7 @@ class Simulation:
             batching,
             len(self.devices),
             rows_lib.homes(data.num_clients, len(self.devices)) if self._has_rows else None,
+            streamed,
         )
         self._programs: dict[tuple[PlanShape, int], Callable[..., Any]] = {}
         self._arrays: Any = None
@@ -349,6 +360,9 @@ class Simulation:
             for i, cohort in enumerate(cohorts)
         ]
         plans = [plan for plan, _ in planned]
+        examples = None
+        if self._reader is not None:
+            examples = self._reader.ask(plans, slots, self._planner.examples(shape), (shape, slots))
         plans += [plans[0]] * (slots - count)
         return Plans(
             state.round,
@@ -358,20 +372,22 @@ class Simulation:
             shape,
             slots,
             sampler_state,
+            examples,
         )
 
     def _dispatch(
         self, state: RoundState, plans: Plans, copy: Callable[[Any], Any]
     ) -> tuple[RoundState, list[RoundMetrics]]:
         """Start a block of rounds on the devices; returns without waiting for it."""
+        arrays = self._resident_arrays() if plans.examples is None else plans.examples.result()
         if self.debug:
             for r in range(len(plans.cohorts)):
-                debug_lib.run_clients(self, state, mapping.unpack_plan(plans.words[r], plans.shape))
+                debug_lib.run_clients(self, state, mapping.unpack_plan(plans.words[r], plans.shape), arrays)
         program = self._program(plans.shape, plans.slots)
         made = copy(DeviceState(state.server, state.aggregator, state.rows))
         count = np.int32(len(plans.cohorts))
         with debug_lib.explained(self):
-            made, outputs = program(np.uint32(state.seed), made, plans.words, count, self._resident_arrays())
+            made, outputs = program(np.uint32(state.seed), made, plans.words, count, arrays)
         after = RoundState(
             round=state.round + len(plans.cohorts),
             seed=state.seed,
@@ -411,7 +427,7 @@ class Simulation:
     def _resident_arrays(self) -> Any:
         """The federation's arrays on every device, put there once."""
         if self._arrays is None:
-            self._arrays = mapping.replicate(self._mesh, self.data.arrays)
+            self._arrays = residency_lib.resident_arrays(self._mesh, self.data)
         return self._arrays
 
     # What happens between rounds

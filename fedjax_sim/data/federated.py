@@ -1,6 +1,8 @@
 """What the clients hold: arrays and, by CSR, whose rows are whose. Nothing is copied to regroup rows."""
 
 import dataclasses
+import functools
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -139,6 +141,11 @@ class FederatedData:
     def sizes(self) -> np.ndarray:
         """[K] int64, examples of each client."""
         return np.diff(self.offsets)
+
+    @functools.cached_property
+    def checksum(self) -> int:
+        """CRC-32 of the clients' sizes, computed once: what a run that goes on is held against."""
+        return zlib.crc32(np.ascontiguousarray(self.offsets))
 
     def sizes_of(self, clients: Any) -> np.ndarray:
         """[n] int64, examples of the clients [n], without a look at the others."""

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def facts(sim: Any) -> dict[str, Any]:
     return {
         "clients": sim.data.num_clients,
         "examples": sim.data.num_examples,
-        "sizes": zlib.crc32(np.ascontiguousarray(sim.data.offsets)),
+        "sizes": sim.data.checksum,
         "parameters": pytree.size(sim.model),
         "sampler": sim.sampler.name,
         "batching": dataclasses.asdict(sim.batching),

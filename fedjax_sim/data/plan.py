@@ -277,8 +277,8 @@ class Planner:
             used = (rank < stride[client]) & (within < rows[client])
             client, within, position = client[used], within[used], position[used]
         row = first[client] + position
-        plain = self.streamed or self.data.index is None
-        table[start[client] + within] = row if plain else self.data.index[row]
+        index = None if self.streamed else self.data.index
+        table[start[client] + within] = row if index is None else index[row]
 
 
 def deal(steps: np.ndarray, devices: int) -> np.ndarray:

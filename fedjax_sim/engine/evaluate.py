@@ -130,6 +130,7 @@ def _evaluate_all(
     planner = Planner(data, batching, mesh.size, streamed=streamed)
     size = min(data.num_clients, _GROUP * mesh.size * lanes) if streamed else data.num_clients
     shape = planner.shape(size, lanes)
+    arrays: Any = None
     if streamed:
         reader = residency.Reader(data, mesh)
         ask = lambda plan: reader.ask([plan], 1, planner.examples(shape))  # noqa: E731

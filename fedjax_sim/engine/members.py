@@ -80,6 +80,11 @@ class Members:
                 f"{base.sampler.name} observes rounds, so that each member of a sweep would draw its own cohorts from "
                 "what it saw: run these simulations one by one."
             )
+        if base.residency == "stream":
+            raise ArgumentError(
+                "a sweep's members share arrays that are kept on the devices, and this simulation's data are streamed: "
+                'give it residency="device" where they fit, or run these simulations one by one.'
+            )
         self.build, self.base, self.first, self.group = build, base, first, group
         self.seeds, self.shared, self.evaluate = seeds, shared or len(seeds) == 1, evaluate
         self.given = params

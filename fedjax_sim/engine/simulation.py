@@ -426,6 +426,7 @@ class Simulation:
 
     def _resident_arrays(self) -> Any:
         """The federation's arrays on every device, put there once."""
+        assert self._reader is None, "a streamed plan's order counts rows of its own block"
         if self._arrays is None:
             self._arrays = residency_lib.resident_arrays(self._mesh, self.data)
         return self._arrays

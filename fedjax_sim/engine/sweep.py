@@ -62,7 +62,8 @@ def sweep(
 
     Raises:
         ArgumentError: a grid that is empty, or that names what `build` does not take or does not use; a build that
-            needs a traced number's value, or that gives other data when it is called again; a sampler that observes.
+            needs a traced number's value, or that gives other data when it is called again; a sampler that observes;
+            data that are streamed.
 
     Example:
         >>> import numpy as np, optax, fedjax_sim as fs

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import FederatedData
 from tests.engine import toys
 
@@ -131,6 +132,12 @@ def test_residency_is_checked():
         simulate("disk", "fedavg")
 
 
+def test_a_sweep_of_streamed_data_is_refused():
+    build = lambda lr: simulate("stream")  # noqa: E731
+    with pytest.raises(ArgumentError, match="run these simulations one by one"):
+        fs.sweep(build, {"lr": [0.1, 0.2]}, 1)
+
+
 def test_auto_streams_what_exceeds_half_of_the_memory(monkeypatch):
     from fedjax_sim.engine import residency
 
@@ -148,7 +155,7 @@ def test_ten_million_clients_cost_a_round_nothing():
     task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
     data = fs.data.procedural(10_000_000, 4, generate)
     sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(6), fs.Batching(2))
-    state, history = sim.run(sim.init(), 3)
+    _, history = sim.run(sim.init(), 3)
     assert np.isfinite(history["client/loss"]).all()
     assert sim.compile_count() == 1
 

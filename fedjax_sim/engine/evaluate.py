@@ -161,7 +161,7 @@ def _evaluate_all(
             flat = jax.tree.map(lambda leaf, host=host: host(leaf).reshape(-1, *leaf.shape[3:]), metric)
             if name not in out:
                 empty = jax.tree.map(lambda leaf: np.zeros((data.num_clients, *leaf.shape[1:])), flat)
-                out[name] = jax.tree.map(np.array, empty.zero())
+                out[name] = empty.zero() if traced else jax.tree.map(np.array, empty.zero())
             at = first + slots[real]
             out[name] = jax.tree.map(lambda all, leaf, at=at, real=real: _put(all, at, leaf[real]), out[name], flat)
     return out

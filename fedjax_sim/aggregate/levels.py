@@ -65,7 +65,7 @@ def _k_level(name: str, levels: int) -> Transform:
 
     def encode(key: Any, x: jax.Array) -> _Levels:
         x = x.astype(jnp.float32)
-        low, high = jnp.min(x), jnp.max(x)
+        low, high = (jnp.min(x), jnp.max(x)) if x.size else (jnp.zeros(()), jnp.zeros(()))
         step = (high - low) / (levels - 1)
         scaled = (x - low) * _inverse(step)
         return _Levels(round_up_or_down(key, jnp.clip(scaled, 0, levels - 1)).astype(jnp.uint16), low, step)
@@ -146,7 +146,7 @@ def terngrad() -> Transform:
 
     def encode(key: Any, x: jax.Array) -> _Levels:
         x = x.astype(jnp.float32)
-        peak = jnp.max(jnp.abs(x))
+        peak = jnp.max(jnp.abs(x), initial=0.0)
         hit = round_up_or_down(key, jnp.minimum(jnp.abs(x) * _inverse(peak), 1.0))
         return _Levels(jnp.where(x < 0, -hit, hit).astype(jnp.int8), jnp.zeros(()), peak)
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet
 import pytest
 
 import fedjax_sim as fs
@@ -155,6 +156,33 @@ def place(tmp_path_factory):
         (place / "experiments" / name).mkdir(parents=True)
         (place / "experiments" / name / "config.py").write_text(text)
     return place
+
+
+# Sweeps
+
+
+def test_sweep_prints_a_table_and_writes_a_folder(place):
+    """A count makes a program of each value; the evaluation calls float, and each member is what `run` gives."""
+    command = "sweep line --grid cohort_size=2,4 --seeds 2 --run-dir swept --metric client/loss"
+    done = fedjax_sim(place, *command.split())
+    assert done.status == 0, done.err
+    assert "best: cohort_size=" in done.out
+    assert "2 settings x 2 seeds, 3 rounds" in done.out
+    assert "2 compilations" in done.out
+    assert {path.name for path in (place / "swept").iterdir()} == {
+        "config.json",
+        "sweep.parquet",
+        "error_bars.png",
+        "curves.png",
+    }
+    kept = json.loads((place / "swept" / "config.json").read_text())["sweep"]
+    assert (kept["grid"], kept["seeds"]) == ({"cohort_size": [2, 4]}, [0, 1])
+    table = pyarrow.parquet.read_table(place / "swept" / "sweep.parquet").to_pydict()
+    assert fedjax_sim(place, *["run", "line", "--cohort-size", "4", "--run-dir", "alone"]).status == 0
+    alone = [line["client/loss"] for line in lines(place / "alone")]
+    assert table["client/loss"][2] == pytest.approx(alone, rel=1e-5)
+    again = fedjax_sim(place, *command.split())
+    assert (again.status, "holds a run or a sweep already" in again.err) == (2, True)
 
 
 # The default experiment

@@ -25,8 +25,8 @@ def k_level(levels: int) -> Transform:
 
     .. math:: x_j \mapsto m + \Delta \operatorname{round}((x_j - m) / \Delta), \qquad \Delta = (M - m) / (k - 1)
 
-    Rounded at random, without bias: the expected squared error is :math:`\Delta^2 \sum_j f_j (1 - f_j) \le d
-    \Delta^2/4`
+    Rounded at random, without bias: the expected squared error is
+    :math:`\Delta^2 \sum_j f_j (1 - f_j) \le d \Delta^2/4`
     with f the fractional parts. m and M are sent (64 bits a leaf), so messages are decoded one by one; a leaf whose
     numbers are all equal comes back as it was.
 
@@ -82,8 +82,8 @@ def _k_level(name: str, levels: int) -> Transform:
 def qsgd(levels: int, code: Literal["omega", "gamma"] = "omega") -> Transform:
     r"""QSGD: s levels between zero and each leaf's L2 norm, entropy coded (Alistarh et al. 2017).
 
-    .. math:: x_j \mapsto \lVert x \rVert\, \operatorname{sgn}(x_j)\, \operatorname{round}(s |x_j| / \lVert x \rVert)
-    / s
+    .. math:: x_j \mapsto \lVert x \rVert\, \operatorname{sgn}(x_j)\,
+        \operatorname{round}(s |x_j| / \lVert x \rVert) / s
 
     Rounded at random, without bias: the expected squared error is
     :math:`(\lVert x \rVert / s)^2 \sum_j f_j (1 - f_j) \le \min(d / s^2, \sqrt d / s) \lVert x \rVert^2`. The norm is
@@ -91,8 +91,7 @@ def qsgd(levels: int, code: Literal["omega", "gamma"] = "omega") -> Transform:
 
     Bits are those of the code, computed from the integers: of each leaf's nonzero numbers the distance from the one
     before, a sign and the level, or of all numbers the level plus one and a sign if it is not zero (the paper's
-    codes of
-    few and of many), whichever is shorter, a bit that says which, 32 for the norm, and the count of nonzero numbers
+    codes of few and of many), whichever is shorter, a bit that says which, 32 for the norm, and the count of nonzero numbers
     for the first.
 
     Args:

@@ -22,8 +22,7 @@ class _Sparse:
 
 
 def top_k(fraction: float) -> Transform:
-    r"""Send the :math:`k = \lceil \text{fraction} \cdot d \rceil` numbers of the greatest magnitude, of all leaves
-    together.
+    r"""Send the :math:`k = \lceil \text{fraction} \cdot d \rceil` numbers of greatest magnitude of all leaves.
 
     The squared error is the energy of the numbers left out, at most :math:`(1 - k/d) \lVert x \rVert^2`. It is biased:
     use `error_feedback(top_k(...))` (Stich, Cordonnier and Jaggi 2018). Each number takes 32 bits, and its place
@@ -52,8 +51,8 @@ def random_k(fraction: float, scale: bool = True) -> Transform:
     r"""Send :math:`k = \lceil \text{fraction} \cdot d \rceil` numbers, drawn anew by each client, times d / k.
 
     Unbiased, with an expected squared error of :math:`(d/k - 1) \lVert x \rVert^2` (Konecny et al. 2016, "random mask";
-    Stich, Cordonnier and Jaggi 2018). Without the scale it is biased with the error :math:`(1 - k/d) \lVert x
-    \rVert^2`, which is the form for error feedback. Places follow from a seed: 32 bits a number and 32 in all.
+    Stich, Cordonnier and Jaggi 2018). Without the scale it is biased with the error
+    :math:`(1 - k/d) \lVert x \rVert^2`, which is the form for error feedback. Places follow from a seed: 32 bits a number and 32 in all.
 
     Args:
         fraction: of the numbers, over 0 to 1.

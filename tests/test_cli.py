@@ -415,7 +415,8 @@ def test_a_signal_ends_a_run_after_its_round_and_tells_how_to_go_on(place, numbe
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == status, err
     done = len(lines(place / run))
-    assert f"stopped by {number.name}. {done} rounds are saved in {run}; to go on: fedjax-sim resume {run}\n" in err
+    saved = "1 round is" if done == 1 else f"{done} rounds are"
+    assert f"stopped by {number.name}. {saved} saved in {run}; to go on: fedjax-sim resume {run}\n" in err
     assert "Traceback" not in err
     assert (place / run / "checkpoints" / str(done)).is_dir()
 
@@ -549,10 +550,9 @@ def test_ctrl_c_outside_of_the_rounds_is_told_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "\nfedjax-sim: stopped by Ctrl-C.\n"
 
 
-def test_a_run_in_use_is_not_resumed_and_nothing_is_built(digits, capsys):
+def test_a_run_in_use_is_not_resumed_and_nothing_is_built(digits):
     _, run = digits
     with fs.runs.RunFolder(run).held():
-        assert cli.main(["resume", str(run), "--rounds", "9"]) == 2
-    said = capsys.readouterr()
-    assert re.fullmatch(rf"fedjax-sim: {re.escape(str(run))} is in use by process \d+ on \S+: wait .*\n", said.err)
-    assert said.out == ""
+        done = fedjax_sim(run.parent, "resume", str(run), "--rounds", "9")
+    assert (done.status, done.out) == (2, "")
+    assert re.fullmatch(rf"fedjax-sim: {re.escape(str(run))} is in use by process \d+ on \S+: wait .*\n", done.err)

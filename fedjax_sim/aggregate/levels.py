@@ -91,8 +91,8 @@ def qsgd(levels: int, code: Literal["omega", "gamma"] = "omega") -> Transform:
 
     Bits are those of the code, computed from the integers: of each leaf's nonzero numbers the distance from the one
     before, a sign and the level, or of all numbers the level plus one and a sign if it is not zero (the paper's
-    codes of few and of many), whichever is shorter, a bit that says which, 32 for the norm, and the count of nonzero numbers
-    for the first.
+    codes of few and of many), whichever is shorter, a bit that says which, 32 for the norm, and the count of
+    nonzero numbers for the first.
 
     Args:
         levels: s, 1 to 65,535; about :math:`\sqrt d` gives some three bits a number.

@@ -52,7 +52,8 @@ def random_k(fraction: float, scale: bool = True) -> Transform:
 
     Unbiased, with an expected squared error of :math:`(d/k - 1) \lVert x \rVert^2` (Konecny et al. 2016, "random mask";
     Stich, Cordonnier and Jaggi 2018). Without the scale it is biased with the error
-    :math:`(1 - k/d) \lVert x \rVert^2`, which is the form for error feedback. Places follow from a seed: 32 bits a number and 32 in all.
+    :math:`(1 - k/d) \lVert x \rVert^2`, which is the form for error feedback. Places follow from a seed: 32 bits a
+    number and 32 in all.
 
     Args:
         fraction: of the numbers, over 0 to 1.

@@ -45,6 +45,9 @@ def chains() -> dict[str, Any]:
         "adaptive_noise": (a.adaptive_clip(1.0), a.gaussian_noise(1e-3)),
         "secure_sum": (a.clip_by_l2(1.0), rounded(16), a.secure_sum()),
         "skellam": (a.clip_by_l2(1.0), rounded(16), a.skellam_noise(1e-3), a.secure_sum()),
+        "quantize": (a.clip_by_l2(1.0), a.quantize(8)),
+        "rotated": (a.clip_by_l2(1.0), a.rotate(), a.quantize(8), a.secure_sum()),
+        "drive": (a.drive(),),
         "discrete_gaussian": (a.clip_by_l2(1.0), rounded(16), a.discrete_gaussian_noise(1e-3), a.secure_sum()),
     }
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet
 import pytest
 
 import fedjax_sim as fs
@@ -155,6 +156,33 @@ def place(tmp_path_factory):
         (place / "experiments" / name).mkdir(parents=True)
         (place / "experiments" / name / "config.py").write_text(text)
     return place
+
+
+# Sweeps
+
+
+def test_sweep_prints_a_table_and_writes_a_folder(place):
+    """A count makes a program of each value; the evaluation calls float, and each member is what `run` gives."""
+    command = "sweep line --grid cohort_size=2,4 --seeds 2 --run-dir swept --metric client/loss"
+    done = fedjax_sim(place, *command.split())
+    assert done.status == 0, done.err
+    assert "best: cohort_size=" in done.out
+    assert "2 settings x 2 seeds, 3 rounds" in done.out
+    assert "2 compilations" in done.out
+    assert {path.name for path in (place / "swept").iterdir()} == {
+        "config.json",
+        "sweep.parquet",
+        "error_bars.png",
+        "curves.png",
+    }
+    kept = json.loads((place / "swept" / "config.json").read_text())["sweep"]
+    assert (kept["grid"], kept["seeds"]) == ({"cohort_size": [2, 4]}, [0, 1])
+    table = pyarrow.parquet.read_table(place / "swept" / "sweep.parquet").to_pydict()
+    assert fedjax_sim(place, *["run", "line", "--cohort-size", "4", "--run-dir", "alone"]).status == 0
+    alone = [line["client/loss"] for line in lines(place / "alone")]
+    assert table["client/loss"][2] == pytest.approx(alone, rel=1e-5)
+    again = fedjax_sim(place, *command.split())
+    assert (again.status, "holds a run or a sweep already" in again.err) == (2, True)
 
 
 # The default experiment
@@ -387,7 +415,8 @@ def test_a_signal_ends_a_run_after_its_round_and_tells_how_to_go_on(place, numbe
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == status, err
     done = len(lines(place / run))
-    assert f"stopped by {number.name}. {done} rounds are saved in {run}; to go on: fedjax-sim resume {run}\n" in err
+    saved = "1 round is" if done == 1 else f"{done} rounds are"
+    assert f"stopped by {number.name}. {saved} saved in {run}; to go on: fedjax-sim resume {run}\n" in err
     assert "Traceback" not in err
     assert (place / run / "checkpoints" / str(done)).is_dir()
 
@@ -521,10 +550,9 @@ def test_ctrl_c_outside_of_the_rounds_is_told_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "\nfedjax-sim: stopped by Ctrl-C.\n"
 
 
-def test_a_run_in_use_is_not_resumed_and_nothing_is_built(digits, capsys):
+def test_a_run_in_use_is_not_resumed_and_nothing_is_built(digits):
     _, run = digits
     with fs.runs.RunFolder(run).held():
-        assert cli.main(["resume", str(run), "--rounds", "9"]) == 2
-    said = capsys.readouterr()
-    assert re.fullmatch(rf"fedjax-sim: {re.escape(str(run))} is in use by process \d+ on \S+: wait .*\n", said.err)
-    assert said.out == ""
+        done = fedjax_sim(run.parent, "resume", str(run), "--rounds", "9")
+    assert (done.status, done.out) == (2, "")
+    assert re.fullmatch(rf"fedjax-sim: {re.escape(str(run))} is in use by process \d+ on \S+: wait .*\n", done.err)

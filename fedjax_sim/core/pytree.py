@@ -71,3 +71,45 @@ def bits(tree: Any) -> int:
 
 def _shaped(leaf: Any) -> Any:
     return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+
+
+@pytree
+class Layout:
+    """How a tree's leaves lie in one vector; a pytree without leaves, so that a state can hold it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fedjax_sim.core.pytree import Layout
+        >>> layout = Layout.of({"a": jnp.zeros((1, 2)), "b": jnp.zeros(())})
+        >>> layout.ravel({"a": jnp.array([[1.0, 2.0]]), "b": 3.0}, padded=4).tolist()
+        [1.0, 2.0, 3.0, 0.0]
+        >>> layout.unravel(jnp.array([5.0, 6.0, 7.0, 0.0]))["b"].item()
+        7.0
+    """
+
+    structure: Any = static()
+    shapes: tuple[tuple[int, ...], ...] = static()
+
+    @classmethod
+    def of(cls, tree: Any) -> "Layout":
+        """The layout of a tree of arrays, or of their shapes."""
+        leaves, structure = jax.tree.flatten(tree)
+        return cls(structure, tuple(tuple(jnp.shape(leaf)) for leaf in leaves))
+
+    @property
+    def size(self) -> int:
+        """Numbers in all leaves."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def ravel(self, tree: Any, padded: int = 0) -> jax.Array:
+        """The leaves one after another, [size] float32, and zeros up to `padded` numbers."""
+        parts = [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+        return jnp.concatenate([*parts, jnp.zeros(max(padded - self.size, 0), jnp.float32)])
+
+    def unravel(self, vector: jax.Array) -> Any:
+        """The tree whose leaves lie in the vector; what is over at its end is dropped."""
+        leaves, at = [], 0
+        for shape in self.shapes:
+            leaves.append(vector[at : at + math.prod(shape)].reshape(shape))
+            at += math.prod(shape)
+        return jax.tree.unflatten(self.structure, leaves)

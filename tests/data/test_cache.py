@@ -261,6 +261,7 @@ def test_a_cache_of_another_version_is_converted_again(tmp_path):
 
 def test_a_copied_cache_is_checked_whole_once_and_good(tmp_path):
     keep(Source(), tmp_path)
+    settle()
     folder = folder_of(tmp_path)
     for name in FILES:
         os.utime(folder / name, ns=(1, 1))

@@ -211,7 +211,8 @@ def test_traced_numbers_keep_short_types():
     """As Python's numbers would: a float32 rate would make float32 of a bfloat16 model."""
     task = toys.task()
     short = task._replace(init=lambda key: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), task.init(key)))
-    result = fs.sweep(lambda lr: simulation(fs.fedavg(short, optax.sgd(lr))), {"lr": [0.1, 0.2]}, 1)
+    build = lambda lr: simulation(fs.scaffold(short, lr, toys.NUM_CLIENTS))  # noqa: E731
+    result = fs.sweep(build, {"lr": [0.1, 0.2]}, 1)
     assert result.members[0][0].params["w"].dtype == jnp.bfloat16
 
 

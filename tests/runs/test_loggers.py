@@ -141,7 +141,8 @@ def test_a_run_s_table_is_what_its_rounds_say_of_their_clients(tmp_path):
     _, history = sim.run(sim.init(), 5, run_dir=tmp_path, checkpoint_every=2)
     assert sorted(path.stem for path in (tmp_path / "clients").iterdir()) == ["00000000", "00000002", "00000004"]
     table = fs.runs.read(tmp_path).clients()
-    assert list(table) == ["round", "client", "name", "client/loss", "client/size"]
+    bits = ["aggregate/downlink_bits", "aggregate/uplink_bits"]
+    assert list(table) == ["round", "client", "name", *bits, "client/loss", "client/size"]
     assert table["round"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
     assert table["client"].tolist() == [0, 1, 2, 3, 5, 1, 4, 0, 11, 0, 1, 2, 3, 5, 1]
     assert table["name"].tolist() == [f"client {k}" for k in table["client"]]

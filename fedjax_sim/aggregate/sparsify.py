@@ -1,0 +1,105 @@
+"""Sparse messages: the k largest numbers, or k at random."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.aggregate.base import Transform
+from fedjax_sim.aggregate.messages import decoded_singly
+from fedjax_sim.core.errors import check, is_traced
+from fedjax_sim.core.pytree import Layout, pytree, static
+
+
+@pytree
+class _Sparse:
+    """Some numbers, their places, and the bits that the places take."""
+
+    values: Any
+    index: Any
+    places: float = static()
+
+
+def top_k(fraction: float) -> Transform:
+    r"""Send the :math:`k = \lceil \text{fraction} \cdot d \rceil` numbers of greatest magnitude of all leaves.
+
+    The squared error is the energy of the numbers left out, at most :math:`(1 - k/d) \lVert x \rVert^2`. It is biased:
+    use `error_feedback(top_k(...))` (Stich, Cordonnier and Jaggi 2018). Each number takes 32 bits, and its place
+    :math:`\lceil \log_2 d \rceil`.
+
+    Args:
+        fraction: of the numbers, over 0 to 1.
+
+    Raises:
+        ArgumentError: it stands after a quantiser or what is decoded message by message.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> aggregator = fs.aggregate.chain(fs.aggregate.error_feedback(fs.aggregate.top_k(0.01)))
+    """
+    name = f"top_k({fraction})"
+
+    def choose(key: Any, x: jax.Array, k: int) -> jax.Array:
+        return jax.lax.top_k(jnp.abs(x), k)[1]
+
+    place = lambda k, dim: float(k * max(dim - 1, 0).bit_length())  # noqa: E731
+    return _sparse(name, fraction, choose, False, place)
+
+
+def random_k(fraction: float, scale: bool = True) -> Transform:
+    r"""Send :math:`k = \lceil \text{fraction} \cdot d \rceil` numbers, drawn anew by each client, times d / k.
+
+    Unbiased, with an expected squared error of :math:`(d/k - 1) \lVert x \rVert^2` (Konecny et al. 2016, "random mask";
+    Stich, Cordonnier and Jaggi 2018). Without the scale it is biased with the error
+    :math:`(1 - k/d) \lVert x \rVert^2`, which is the form for error feedback. Places follow from a seed: 32 bits a
+    number and 32 in all.
+
+    Args:
+        fraction: of the numbers, over 0 to 1.
+        scale: multiply by d / k.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> aggregator = fs.aggregate.chain(fs.aggregate.random_k(0.1))
+    """
+    name = f"random_k({fraction})" if scale else f"random_k({fraction}, scale=False)"
+
+    def choose(key: Any, x: jax.Array, k: int) -> jax.Array:
+        return jax.lax.top_k(jax.random.bits(key, x.shape), k)[1]
+
+    return _sparse(name, fraction, choose, scale, lambda k, dim: 32.0)
+
+
+def _sparse(name: str, fraction: float, choose: Any, scale: bool, places: Any) -> Transform:
+    ok = isinstance(fraction, int | float) and not isinstance(fraction, bool) and 0 < fraction <= 1
+    check(ok and not is_traced(fraction), "fraction", fraction, "must be over 0, and 1 at most.")
+    count = lambda dim: math.ceil(fraction * dim)  # noqa: E731
+
+    def init(payload_shapes):
+        return Layout.of(payload_shapes), None
+
+    def client(key, state, row, payload, context):
+        x = state.ravel(payload)
+        index = choose(key, x, count(x.size))
+        values = x[index] * (x.size / index.size if scale else 1.0)
+        return _Sparse(values, index, places(index.size, x.size)), row, {}
+
+    def receive(key, state, message):
+        return state.unravel(jnp.zeros(state.size).at[message.index].set(message.values))
+
+    def bound(state, incoming, dim):
+        return incoming * (dim / count(dim)) if scale else incoming
+
+    def bits(message, incoming):
+        return 32.0 * message.values.size + message.places
+
+    return Transform(
+        name,
+        init=init,
+        client=client,
+        receive=receive,
+        facts=decoded_singly(name, 32.0 * fraction),
+        bound=bound,
+        bits=bits,
+    )

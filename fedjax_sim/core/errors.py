@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jax.core import Tracer
-from jax.extend.core import get_opaque_trace_state
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # in JAX 0.8
+    from jax.core import get_opaque_trace_state  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class FedSimError(Exception):

@@ -1,6 +1,7 @@
 """The sets that go by a name: what was counted in their files by other means, and rules on tables written here."""
 
 import csv
+import gzip
 import hashlib
 import lzma
 import os
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.data.sources import banking, health, sensors, shakespeare_plays
+from fedjax_sim.data.sources import banking, health, mnist, sensors, shakespeare_plays
 from fedjax_sim.data.sources.synthetic import synthetic
 
 GIVEN = {name: {"stand_in": True} for name in ("emnist", "cifar100", "shakespeare_tff", "stackoverflow")}
@@ -65,7 +66,9 @@ def test_an_entry_says_what_it_is(name):
     assert set(entry.about) == {"title", "licence", "source", "client", "partition"}
     for file in entry.files:
         assert len(file.sha256) == 64
-        assert file.package.count("==") == 1
+        assert file.url or file.package
+    for file in entry.instead or entry.files:
+        assert file.package.count("==") == 1  # each set can be had where there is a package index alone
     assert ("none" in entry.client) == (entry.partition == "none")
 
 
@@ -100,15 +103,54 @@ def test_what_a_set_says_of_itself_comes_with_its_data(cache):
 
 def test_mnist_is_bit_for_bit_the_published_one(cache):
     """The MD5s of the four uncompressed IDX files, as they are known since 1998."""
-    mnist, _ = load("mnist", cache)
+    found, _ = load("mnist", cache)
     digests = {}
-    for part, arrays in (("train", mnist.train), ("test", mnist.test)):
+    for part, arrays in (("train", found.train), ("test", found.test)):
         n = len(arrays["y"])
         digests[part] = [
             hashlib.md5(struct.pack(">IIII", 0x803, n, 28, 28) + arrays["x"].tobytes()).hexdigest()[:8],
             hashlib.md5(struct.pack(">II", 0x801, n) + arrays["y"].astype(np.uint8).tobytes()).hexdigest()[:8],
         ]
     assert digests == {"train": ["6bbc9ace", "a25bea73"], "test": ["2646ac64", "27ae3e4e"]}
+
+
+def idx(axes, values):
+    return gzip.compress(struct.pack(f">HBB{len(axes)}I", 0, 8, len(axes), *axes) + bytes(values))
+
+
+PUBLISHED = {
+    "train-images-idx3-ubyte.gz": idx([2, 28, 28], [7] * 784 + [255] * 784),
+    "train-labels-idx1-ubyte.gz": idx([2], [3, 9]),
+    "t10k-images-idx3-ubyte.gz": idx([1, 28, 28], [1] * 784),
+    "t10k-labels-idx1-ubyte.gz": idx([1], [0]),
+}
+
+
+def test_the_published_files_of_mnist_are_read(tmp_path):
+    for name, content in PUBLISHED.items():
+        (tmp_path / name).write_bytes(content)
+    train, test = mnist.mnist(tmp_path)
+    assert (train["x"].shape, train["x"].dtype, test["x"].shape) == ((2, 28, 28, 1), np.uint8, (1, 28, 28, 1))
+    assert train["x"][:, 5, 5, 0].tolist() == [7, 255]
+    assert (train["y"].tolist(), test["y"].tolist(), train["y"].dtype) == ([3, 9], [0], np.int32)
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("train-labels-idx1-ubyte.gz", idx([3], [3, 9, 1]), r"and the labels beside it \(3,\)"),
+        ("train-labels-idx1-ubyte.gz", idx([3], [3, 9]), "cannot reshape"),
+        ("train-images-idx3-ubyte.gz", idx([2, 784], [0] * 1568), r"holds \(2, 784\)"),
+        ("t10k-images-idx3-ubyte.gz", b"", "no gzipped IDX file"),
+        ("t10k-images-idx3-ubyte.gz", PUBLISHED["t10k-images-idx3-ubyte.gz"][:-9], "no gzipped IDX file"),
+        ("t10k-images-idx3-ubyte.gz", gzip.compress(b"PK"), "no gzipped IDX file"),
+    ],
+)
+def test_other_files_are_not_mnists(name, content, reason, tmp_path):
+    for each, whole in PUBLISHED.items():
+        (tmp_path / each).write_bytes(content if each == name else whole)
+    with pytest.raises(fs.FedSimError, match=reason):
+        mnist.mnist(tmp_path)
 
 
 # Shakespeare

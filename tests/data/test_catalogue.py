@@ -6,6 +6,7 @@ import hashlib
 import lzma
 import os
 import pickle
+import sqlite3
 import struct
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorflow_datasets.proto.tf_example_generated_pb2 import Example  # type: ignore[attr-defined]
 
 import fedjax_sim as fs
 from fedjax_sim.data.sources import banking, health, mnist, sensors, shakespeare_plays
@@ -540,6 +542,60 @@ def test_the_users_own_file_goes_by_the_same_name(tmp_path):
     assert {name: (a.shape[1:], a.dtype) for name, a in drawn.arrays.items()} == {
         name: (a.shape[1:], a.dtype) for name, a in found.train.arrays.items()
     }
+
+
+def tff_sqlite(path, rows):
+    """A TFF SQLite file of (split, client, {feature: values}), its examples written by protobuf itself."""
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE examples (split_name TEXT, client_id TEXT, serialized_example_proto BLOB)")
+        database.execute("CREATE TABLE client_metadata (client_id TEXT, split_name TEXT, num_examples INTEGER)")
+        for split, client, features in rows:
+            example = Example()
+            for name, values in features.items():
+                kind = {bytes: "bytes_list", int: "int64_list", float: "float_list"}[type(values[0])]
+                getattr(example.features.feature[name], kind).value.extend(values)
+            database.execute("INSERT INTO examples VALUES (?, ?, ?)", (split, client, example.SerializeToString()))
+        database.execute(
+            "INSERT INTO client_metadata SELECT client_id, split_name, COUNT(*) FROM examples GROUP BY 1, 2"
+        )
+    database.close()
+    return path
+
+
+POST = {name: [b"text"] for name in ("creation_date", "tags", "title", "tokens", "type")} | {"score": [3]}
+FILES = {
+    "emnist": ("all_train", "all_test", {"pixels": [0.5] * 784, "label": [61]}),
+    "cifar100": ("train", "test", {"image": [255, 0, 7] * 1024, "label": [99], "coarse_label": [19]}),
+    "shakespeare_tff": ("train", "test", {"snippets": [b"To be"]}),
+    "stackoverflow": ("train", "test", POST),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_stand_in_has_the_columns_of_the_users_own_file(name, tmp_path):
+    train, test, features = FILES[name]
+    path = tff_sqlite(tmp_path / "own.sqlite", [(train, "a", features), (train, "b", features), (test, "a", features)])
+    own = fs.data.load(name, path=path, cache_dir=tmp_path / "cache")
+    drawn = fs.data.load(name, stand_in=True, num_clients=2)
+    assert (own.train.sizes.tolist(), own.test.sizes.tolist()) == ([1, 1], [1])
+    assert own.about["source"] == drawn.about["source"]
+    kinds = [
+        {column: (values.dtype, values.shape[1:]) for column, values in found.train.client(0).items()}
+        for found in (own, drawn)
+    ]
+    assert kinds[1].items() <= kinds[0].items()
+    assert name == "stackoverflow" or kinds[1] == kinds[0]
+    if name == "cifar100":
+        assert own.train.client(0)["x"][0, 0, 0].tolist() == [255, 0, 7]
+
+
+def test_cifar100_in_hdf5_has_the_same_columns(tmp_path):
+    own = {"image": np.full((2, 32, 32, 3), 9, np.uint8), "label": np.array([99, 0]), "coarse_label": np.array([1, 2])}
+    for part in ("train", "test"):
+        h5(tmp_path / f"fed_cifar100_{part}.h5", {"c": own})
+    client = fs.data.load("cifar100", path=tmp_path, cache_dir=tmp_path / "cache").train.client(0)
+    assert {column: values.dtype for column, values in client.items()} == {"x": np.uint8, "y": np.int32}
+    assert client["y"].tolist() == [99, 0]
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -220,7 +220,10 @@ def federate(
     made = partition(None if y is None else np.asarray(y), num_rows, rng.generator(seed, Purpose.PARTITION))
     law = getattr(partition, "__qualname__", type(partition).__name__).split(".")[0]
     said = "natural: by_column" if law == "by_column" else f"synthetic: {law}"
-    return FederatedData(arrays, made.offsets, made.index, about={**(about or {}), "partition": said})
+    about = dict(about or {})
+    if about.get("partition") == "none":  # "client" says that there was none
+        about.pop("client", None)
+    return FederatedData(arrays, made.offsets, made.index, about={**about, "partition": said})
 
 
 def from_clients(clients: Sequence[Any], client_ids: Sequence[str] | None = None) -> FederatedData:

@@ -233,7 +233,7 @@ def test_unknown_data():
 
 
 def test_what_is_said_about_the_data_stays_with_them():
-    about = {"title": "Ten", "licence": "CC0", "partition": "none"}
+    about = {"title": "Ten", "licence": "CC0", "client": "none: partition it", "partition": "none"}
     data = fs.data.federate({"y": np.arange(10) % 2}, fs.partition.iid(5), about=about)
     assert data.about == {"title": "Ten", "licence": "CC0", "partition": "synthetic: iid"}
     assert about["partition"] == "none"

@@ -268,5 +268,7 @@ def _read(
         if missing:
             raise ArgumentError(f"{path}: {split} has the columns {sorted(data.arrays)}, not {missing[0]!r}.")
         arrays = {name: data.arrays[source] for name, source in columns.items()} if columns else data.arrays
+        if "y" in arrays and arrays["y"].dtype != np.int32:  # CIFAR-100's HDF5 has 64 bits
+            arrays["y"] = arrays["y"].astype(np.int32)
         made.append(FederatedData(arrays, data.offsets, data.index, data.client_ids, data.about))
     return made[0], made[1]

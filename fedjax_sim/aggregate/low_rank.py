@@ -27,8 +27,7 @@ def power_sgd(rank: int, feedback: bool = True) -> Transform:
     leading singular vectors; a column of Q that is zero is drawn anew, lest it stay zero. A matrix of rank r or less
     comes back exactly. Leaves of more than two axes are matrices [rest, last axis]; vectors, and matrices whose factors
     would be no smaller, are sent as they are. Here each client's update has its own factors, 32 r (n + m) bits,
-    which the server
-    multiplies and adds up, where the paper's workers share P in a second exchange.
+    which the server multiplies and adds up, where the paper's workers share P in a second exchange.
 
     Args:
         rank: r.

@@ -147,6 +147,7 @@ def test_the_published_files_of_mnist_are_read(tmp_path):
         ("t10k-images-idx3-ubyte.gz", PUBLISHED["t10k-images-idx3-ubyte.gz"][:-9], "no gzipped IDX file"),
         ("t10k-images-idx3-ubyte.gz", gzip.compress(b"PK"), "no gzipped IDX file"),
     ],
+    ids=["three labels", "too few labels", "flat pictures", "empty", "cut off", "another file"],
 )
 def test_other_files_are_not_mnists(name, content, reason, tmp_path):
     for each, whole in PUBLISHED.items():

@@ -11,6 +11,7 @@ from fedjax_sim import runs as runs
 from fedjax_sim import server as server
 from fedjax_sim.algorithms import Algorithm as Algorithm
 from fedjax_sim.algorithms import Phase as Phase
+from fedjax_sim.algorithms import compress_downlink as compress_downlink
 from fedjax_sim.algorithms import fedavg as fedavg
 from fedjax_sim.algorithms import fedprox as fedprox
 from fedjax_sim.algorithms import fedsgd as fedsgd

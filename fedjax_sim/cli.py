@@ -310,7 +310,7 @@ def data(words: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from fedjax_sim.data import archives, cache_folder, catalogue, load
+    from fedjax_sim.data import cache_folder, catalogue, load
 
     parser = argparse.ArgumentParser(prog="fedjax-sim data", description=data.__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
@@ -331,17 +331,16 @@ def data(words: list[str]) -> None:
         raise ArgumentError(f"NAME={given.NAME!r}: unknown data set; there are {', '.join(sets)}.")
     entry = sets[given.NAME]
     if given.action == "info":
-        places = sorted({file.url or f"package {file.package}" for file in entry.files})
         options = [f"{name}={value!r}" for name, value in entry.options.items()]
         rows = {**entry.about, "size": entry.size, "options": ", ".join(options) or "none"}
-        if places:
-            rows |= {"comes from": ", ".join(places), "is kept in": str(cache_folder() / "raw" / given.NAME)}
+        if entry.files:
+            rows |= {"comes from": "\n".join(entry.places), "is kept in": str(cache_folder() / "raw" / given.NAME)}
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, text in rows.items():
             table.add_row(name, Text(text))
         return _draw(table)
     if entry.files:
-        return _say(str(archives.fetch(given.NAME, entry.files, cache_dir=given.cache_dir)))
+        return _say(str(entry.fetch(given.NAME, given.cache_dir)))
     load(given.NAME, cache_dir=given.cache_dir)
     _say(f"{given.NAME} needs no files that are not here.")
 

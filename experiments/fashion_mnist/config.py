@@ -81,7 +81,7 @@ def build(config: Config) -> fs.Simulation:
     """The simulation of a config, with its evaluation."""
     fashion = fs.data.load("fashion_mnist")
     partition = fs.partition.dirichlet(config.alpha, config.num_clients)
-    clients = fs.data.federate(fashion.train, partition, seed=config.seed)
+    clients = fs.data.federate(fashion.train, partition, seed=config.seed, about=fashion.about)
     model = SmallCNN() if config.model == "cnn" else fs.models.MLP(num_classes=10)
     task = fs.classification(model, fashion.train, preprocess=scale)
     server = fs.server.fedyogi if config.algorithm == "fedyogi" else optax.sgd

@@ -54,7 +54,7 @@ PRESETS = {
 def build(config: Config) -> fs.Simulation:
     digits = fs.data.load("digits")
     partition = fs.partition.dirichlet(config.alpha, config.num_clients)
-    clients = fs.data.federate(digits.train, partition, seed=config.seed)
+    clients = fs.data.federate(digits.train, partition, seed=config.seed, about=digits.about)
     task = fs.classification(fs.models.CNN(num_classes=10), digits.train)
 
     def evaluate(params) -> dict[str, float]:

@@ -24,11 +24,10 @@ def power_sgd(rank: int, feedback: bool = True) -> Transform:
     .. math:: P = M Q_{\text{last}}, \qquad \hat P = \operatorname{orthonormalise}(P), \qquad Q = M^\top \hat P
 
     The client keeps Q as a row and starts the next iteration from it, so that over rounds the factors follow the
-    leading
-    singular vectors; a column of Q that is zero is drawn anew, lest it stay zero. A matrix of rank r or less comes back
-    exactly. Leaves of more than two axes are matrices [rest, last axis]; vectors, and matrices whose factors would be
-    no smaller, are sent as they are. Here each client's update has its own factors, 32 r (n + m) bits, which the server
-    multiplies and adds up, where the paper's workers share P in a second exchange.
+    leading singular vectors; a column of Q that is zero is drawn anew, lest it stay zero. A matrix of rank r or less
+    comes back exactly. Leaves of more than two axes are matrices [rest, last axis]; vectors, and matrices whose factors
+    would be no smaller, are sent as they are. Here each client's update has its own factors, 32 r (n + m) bits,
+    which the server multiplies and adds up, where the paper's workers share P in a second exchange.
 
     Args:
         rank: r.

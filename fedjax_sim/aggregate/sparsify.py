@@ -10,6 +10,7 @@ from fedjax_sim.aggregate.base import Transform
 from fedjax_sim.aggregate.messages import decoded_singly
 from fedjax_sim.core.errors import check, is_traced
 from fedjax_sim.core.pytree import Layout, pytree, static
+from fedjax_sim.core.types import Key
 
 
 @pytree
@@ -65,10 +66,46 @@ def random_k(fraction: float, scale: bool = True) -> Transform:
     """
     name = f"random_k({fraction})" if scale else f"random_k({fraction}, scale=False)"
 
-    def choose(key: Any, x: jax.Array, k: int) -> jax.Array:
-        return jax.lax.top_k(jax.random.bits(key, x.shape), k)[1]
-
+    choose = lambda key, x, k: random_places(key, x.size, k)  # noqa: E731
     return _sparse(name, fraction, choose, scale, lambda k, dim: 32.0)
+
+
+def random_places(key: Key, size: int, count: int) -> jax.Array:
+    """Distinct places, each of `size` with the same chance, in time proportional to `count`: no shuffle of all.
+
+    The first `count` images of a random permutation: a Feistel network of eight rounds, each a hash under a random
+    word, permutes the numbers of 2m bits, and what falls outside is permuted on until it falls inside.
+
+    Example:
+        >>> import jax
+        >>> from fedjax_sim.aggregate.sparsify import random_places
+        >>> print(sorted(random_places(jax.random.key(0), size=5, count=5).tolist()))
+        [0, 1, 2, 3, 4]
+    """
+    half = max(-(-(size - 1).bit_length() // 2), 1)
+    mask = jnp.uint32(2**half - 1)
+    rounds = jax.random.bits(key, (8,))
+
+    def permute(n: jax.Array) -> jax.Array:
+        left, right = n >> half, n & mask
+        for word in rounds:
+            left, right = right, left ^ (_hash(right + word) & mask)
+        return (left << half) | right
+
+    outside = lambda n: n >= size  # noqa: E731
+    places = jax.lax.while_loop(
+        lambda n: jnp.any(outside(n)),
+        lambda n: jnp.where(outside(n), permute(n), n),
+        permute(jnp.arange(count, dtype=jnp.uint32)),
+    )
+    return places.astype(jnp.int32)
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3 (Appleby): each bit of 32 depends on all."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def _sparse(name: str, fraction: float, choose: Any, scale: bool, places: Any) -> Transform:

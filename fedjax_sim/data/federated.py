@@ -49,11 +49,11 @@ class FederatedData:
         arrays: pytree of arrays, [N, ...] each, in the dtype they are stored in; usually a dict.
         offsets: [K + 1] whole numbers, not decreasing, starting at 0.
         index: [n] row numbers grouped by client, or None when the rows lie in that order already.
-        client_ids: [K] names, or None.
+        client_ids: [K] different names, or None.
         about: where the data come from, for reports: title, licence, source, client key, partition.
 
     Raises:
-        ArgumentError: arrays of different lengths, offsets that do not fit, rows that do not exist.
+        ArgumentError: arrays of different lengths, offsets that do not fit, rows that do not exist, a name twice.
 
     Example:
         >>> import numpy as np, fedjax_sim as fs
@@ -126,6 +126,7 @@ class FederatedData:
                 len(self.client_ids),
                 f"must be the number of clients, {self.num_clients}.",
             )
+            _check_unique(self.client_ids)
 
     @property
     def num_clients(self) -> int:
@@ -248,7 +249,10 @@ def federate(
     made = partition(None if y is None else np.asarray(y), num_rows, rng.generator(seed, Purpose.PARTITION))
     law = getattr(partition, "__qualname__", type(partition).__name__).split(".")[0]
     said = "natural: by_column" if law == "by_column" else f"synthetic: {law}"
-    return FederatedData(arrays, made.offsets, made.index, about={**(about or {}), "partition": said})
+    about = dict(about or {})
+    if about.get("partition") == "none":  # "client" says that there was none
+        about.pop("client", None)
+    return FederatedData(arrays, made.offsets, made.index, about={**about, "partition": said})
 
 
 def from_clients(clients: Sequence[Any], client_ids: Sequence[str] | None = None) -> FederatedData:
@@ -259,7 +263,7 @@ def from_clients(clients: Sequence[Any], client_ids: Sequence[str] | None = None
         client_ids: their names, or None.
 
     Raises:
-        ArgumentError: clients whose entries, shapes or dtypes differ, naming both clients.
+        ArgumentError: a name twice; clients whose entries, shapes or dtypes differ, naming both clients.
 
     Example:
         >>> import numpy as np, fedjax_sim as fs
@@ -375,6 +379,14 @@ def _take_clients(data: FederatedData, clients: np.ndarray) -> FederatedData:
     offsets = np.concatenate([[0], np.cumsum(data.sizes[clients])])
     names = np.asarray([data.name(int(k)) for k in clients])
     return FederatedData(data.arrays, offsets, index, names, data.about)
+
+
+def _check_unique(client_ids: Any) -> None:
+    names = np.asarray(client_ids).tolist()
+    if len(set(names)) < len(names):
+        seen: set[Any] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))
+        raise ArgumentError(f"client_ids: {twice!r} comes twice; clients must have different names.")
 
 
 def _common_length(arrays: Any) -> int:

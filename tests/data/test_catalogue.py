@@ -1,10 +1,12 @@
 """The sets that go by a name: what was counted in their files by other means, and rules on tables written here."""
 
 import csv
+import gzip
 import hashlib
 import lzma
 import os
 import pickle
+import sqlite3
 import struct
 import warnings
 from pathlib import Path
@@ -14,9 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorflow_datasets.proto.tf_example_generated_pb2 import Example  # type: ignore[attr-defined]
 
 import fedjax_sim as fs
-from fedjax_sim.data.sources import banking, health, sensors, shakespeare_plays
+from fedjax_sim.data.sources import banking, health, mnist, sensors, shakespeare_plays
 from fedjax_sim.data.sources.synthetic import synthetic
 
 GIVEN = {name: {"stand_in": True} for name in ("emnist", "cifar100", "shakespeare_tff", "stackoverflow")}
@@ -65,7 +68,9 @@ def test_an_entry_says_what_it_is(name):
     assert set(entry.about) == {"title", "licence", "source", "client", "partition"}
     for file in entry.files:
         assert len(file.sha256) == 64
-        assert file.package.count("==") == 1
+        assert file.url or file.package
+    for file in entry.instead or entry.files:
+        assert file.package.count("==") == 1  # each set can be had where there is a package index alone
     assert ("none" in entry.client) == (entry.partition == "none")
 
 
@@ -100,15 +105,55 @@ def test_what_a_set_says_of_itself_comes_with_its_data(cache):
 
 def test_mnist_is_bit_for_bit_the_published_one(cache):
     """The MD5s of the four uncompressed IDX files, as they are known since 1998."""
-    mnist, _ = load("mnist", cache)
+    found, _ = load("mnist", cache)
     digests = {}
-    for part, arrays in (("train", mnist.train), ("test", mnist.test)):
+    for part, arrays in (("train", found.train), ("test", found.test)):
         n = len(arrays["y"])
         digests[part] = [
             hashlib.md5(struct.pack(">IIII", 0x803, n, 28, 28) + arrays["x"].tobytes()).hexdigest()[:8],
             hashlib.md5(struct.pack(">II", 0x801, n) + arrays["y"].astype(np.uint8).tobytes()).hexdigest()[:8],
         ]
     assert digests == {"train": ["6bbc9ace", "a25bea73"], "test": ["2646ac64", "27ae3e4e"]}
+
+
+def idx(axes, values):
+    return gzip.compress(struct.pack(f">HBB{len(axes)}I", 0, 8, len(axes), *axes) + bytes(values))
+
+
+PUBLISHED = {
+    "train-images-idx3-ubyte.gz": idx([2, 28, 28], [7] * 784 + [255] * 784),
+    "train-labels-idx1-ubyte.gz": idx([2], [3, 9]),
+    "t10k-images-idx3-ubyte.gz": idx([1, 28, 28], [1] * 784),
+    "t10k-labels-idx1-ubyte.gz": idx([1], [0]),
+}
+
+
+def test_the_published_files_of_mnist_are_read(tmp_path):
+    for name, content in PUBLISHED.items():
+        (tmp_path / name).write_bytes(content)
+    train, test = mnist.mnist(tmp_path)
+    assert (train["x"].shape, train["x"].dtype, test["x"].shape) == ((2, 28, 28, 1), np.uint8, (1, 28, 28, 1))
+    assert train["x"][:, 5, 5, 0].tolist() == [7, 255]
+    assert (train["y"].tolist(), test["y"].tolist(), train["y"].dtype) == ([3, 9], [0], np.int32)
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("train-labels-idx1-ubyte.gz", idx([3], [3, 9, 1]), r"and the labels beside it \(3,\)"),
+        ("train-labels-idx1-ubyte.gz", idx([3], [3, 9]), "cannot reshape"),
+        ("train-images-idx3-ubyte.gz", idx([2, 784], [0] * 1568), r"holds \(2, 784\)"),
+        ("t10k-images-idx3-ubyte.gz", b"", "no gzipped IDX file"),
+        ("t10k-images-idx3-ubyte.gz", PUBLISHED["t10k-images-idx3-ubyte.gz"][:-9], "no gzipped IDX file"),
+        ("t10k-images-idx3-ubyte.gz", gzip.compress(b"PK"), "no gzipped IDX file"),
+    ],
+    ids=["three labels", "too few labels", "flat pictures", "empty", "cut off", "another file"],
+)
+def test_other_files_are_not_mnists(name, content, reason, tmp_path):
+    for each, whole in PUBLISHED.items():
+        (tmp_path / each).write_bytes(content if each == name else whole)
+    with pytest.raises(fs.FedSimError, match=reason):
+        mnist.mnist(tmp_path)
 
 
 # Shakespeare
@@ -498,6 +543,60 @@ def test_the_users_own_file_goes_by_the_same_name(tmp_path):
     assert {name: (a.shape[1:], a.dtype) for name, a in drawn.arrays.items()} == {
         name: (a.shape[1:], a.dtype) for name, a in found.train.arrays.items()
     }
+
+
+def tff_sqlite(path, rows):
+    """A TFF SQLite file of (split, client, {feature: values}), its examples written by protobuf itself."""
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE examples (split_name TEXT, client_id TEXT, serialized_example_proto BLOB)")
+        database.execute("CREATE TABLE client_metadata (client_id TEXT, split_name TEXT, num_examples INTEGER)")
+        for split, client, features in rows:
+            example = Example()
+            for name, values in features.items():
+                kind = {bytes: "bytes_list", int: "int64_list", float: "float_list"}[type(values[0])]
+                getattr(example.features.feature[name], kind).value.extend(values)
+            database.execute("INSERT INTO examples VALUES (?, ?, ?)", (split, client, example.SerializeToString()))
+        database.execute(
+            "INSERT INTO client_metadata SELECT client_id, split_name, COUNT(*) FROM examples GROUP BY 1, 2"
+        )
+    database.close()
+    return path
+
+
+POST = {name: [b"text"] for name in ("creation_date", "tags", "title", "tokens", "type")} | {"score": [3]}
+FILES = {
+    "emnist": ("all_train", "all_test", {"pixels": [0.5] * 784, "label": [61]}),
+    "cifar100": ("train", "test", {"image": [255, 0, 7] * 1024, "label": [99], "coarse_label": [19]}),
+    "shakespeare_tff": ("train", "test", {"snippets": [b"To be"]}),
+    "stackoverflow": ("train", "test", POST),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_stand_in_has_the_columns_of_the_users_own_file(name, tmp_path):
+    train, test, features = FILES[name]
+    path = tff_sqlite(tmp_path / "own.sqlite", [(train, "a", features), (train, "b", features), (test, "a", features)])
+    own = fs.data.load(name, path=path, cache_dir=tmp_path / "cache")
+    drawn = fs.data.load(name, stand_in=True, num_clients=2)
+    assert (own.train.sizes.tolist(), own.test.sizes.tolist()) == ([1, 1], [1])
+    assert own.about["source"] == drawn.about["source"]
+    kinds = [
+        {column: (values.dtype, values.shape[1:]) for column, values in found.train.client(0).items()}
+        for found in (own, drawn)
+    ]
+    assert kinds[1].items() <= kinds[0].items()
+    assert name == "stackoverflow" or kinds[1] == kinds[0]
+    if name == "cifar100":
+        assert own.train.client(0)["x"][0, 0, 0].tolist() == [255, 0, 7]
+
+
+def test_cifar100_in_hdf5_has_the_same_columns(tmp_path):
+    own = {"image": np.full((2, 32, 32, 3), 9, np.uint8), "label": np.array([99, 0]), "coarse_label": np.array([1, 2])}
+    for part in ("train", "test"):
+        h5(tmp_path / f"fed_cifar100_{part}.h5", {"c": own})
+    client = fs.data.load("cifar100", path=tmp_path, cache_dir=tmp_path / "cache").train.client(0)
+    assert {column: values.dtype for column, values in client.items()} == {"x": np.uint8, "y": np.int32}
+    assert client["y"].tolist() == [99, 0]
 
 
 @pytest.mark.parametrize("name", COUNTS)

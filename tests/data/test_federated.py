@@ -78,6 +78,8 @@ def test_names():
         ({"index": np.ones(6, bool)}, "index.dtype"),
         ({"index": [[0, 1, 2, 3, 4, 5]]}, "index.shape"),
         ({"client_ids": ["a", "b"]}, r"len\(client_ids\)=2"),
+        ({"offsets": [0, 1, 2, 6], "client_ids": ["a", "b", "a"]}, r"client_ids: 'a' comes twice"),
+        ({"offsets": [0, 1, 6], "client_ids": np.array(["b", "b"])}, r"client_ids: 'b' comes twice"),
         ({"arrays": {}}, "arrays="),
         ({"arrays": {"x": np.zeros(6), "y": np.zeros(5)}}, r"6, .*y.*5}"),
         ({"arrays": {"x": np.zeros(6), "y": np.zeros(())}}, r"arrays\['y'\]"),
@@ -118,6 +120,11 @@ def test_from_clients_keeps_every_client():
 def test_from_clients_names_the_odd_one(odd, names, who):
     with pytest.raises(fs.FedSimError, match=f"{who}: .* differ from the first client's"):
         from_clients([{"x": np.zeros((2, 3))}, odd], names)
+
+
+def test_from_clients_wants_different_names():
+    with pytest.raises(fs.FedSimError, match="'ann' comes twice; clients must have different names"):
+        from_clients([{"x": np.zeros(2)}] * 2, ["ann", "ann"])
 
 
 @pytest.mark.parametrize("clients", [[], [{"x": np.zeros(2), "y": np.zeros(3)}]])
@@ -226,7 +233,7 @@ def test_unknown_data():
 
 
 def test_what_is_said_about_the_data_stays_with_them():
-    about = {"title": "Ten", "licence": "CC0", "partition": "none"}
+    about = {"title": "Ten", "licence": "CC0", "client": "none: partition it", "partition": "none"}
     data = fs.data.federate({"y": np.arange(10) % 2}, fs.partition.iid(5), about=about)
     assert data.about == {"title": "Ten", "licence": "CC0", "partition": "synthetic: iid"}
     assert about["partition"] == "none"

@@ -29,6 +29,9 @@ def same(a, b):
 
 
 ARRAYS = [
+    np.array([b"a", b"bc"]),
+    np.array(["a", "né"]),
+    np.array([True, False]),
     np.arange(6).reshape(2, 3),
     np.asfortranarray(np.ones((3, 2), np.float32)),
     np.array([b"a", None, "x"], object),
@@ -74,10 +77,10 @@ def test_an_npy_file_of_an_object_comes_through(tmp_path):
 
 
 class Calls:
-    """Pickles as a call."""
+    """Pickles as a call, and perhaps a state for what it gives."""
 
-    def __init__(self, function, *arguments):
-        self.call = (function, arguments)
+    def __init__(self, function, *arguments, state=None):
+        self.call = (function, arguments) if state is None else (function, arguments, state)
 
     def __reduce__(self):
         return self.call
@@ -109,6 +112,17 @@ def attacks(witness):
     # State that is given to a class or a function instead of to an array
     yield "changes <class 'numpy.ndarray'>", b"cnumpy\nndarray\n(N}VT\nI1\nstb."
     yield "changes <class 'pandas", b"cpandas.core.frame\nDataFrame\n(N}V__len__\ncnumpy\ndtype\nstb."
+    # Dtypes that lie: NumPy would take the eight bytes for the address of an object, and crash or worse
+    for kind, state in (
+        ("O8", (3, "|", None, None, None, -1, -1, 0)),
+        ("i8", (3, "<", None, None, None, -1, -1, 63)),
+        ("i8", (3, "<", None, None, None, 1 << 20, -1, 0)),
+        ("S8", (3, "|", None, ("a",), {"a": (np.dtype(object), 0)}, 8, 1, 0)),
+        ("S8", (3, "|", (np.dtype(object), (1,)), None, None, 8, 1, 0)),
+    ):
+        yield "what it is not", pickle.dumps(Calls(np.ndarray, (1,), Calls(np.dtype, kind, False, True, state=state)))
+    yield "asks for the dtype [('a', 'O')]", pickle.dumps(Calls(np.dtype, [("a", "O")]))
+    yield "asks for the dtype 'V8'", pickle.dumps(Calls(np.dtype, "V8"))
     yield "changes <function _frombuffer", b"cnumpy.core.numeric\n_frombuffer\n}V__defaults__\n(I1\ntsb."
 
 

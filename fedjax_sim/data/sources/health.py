@@ -26,6 +26,7 @@ DIALYSIS_FILES = (
         "Dialysis.pickle",
         "1c9c99822aec8cb471093da80bdc09c68b3aa29d9c9db39a08b840747eb41a62",
         287717,
+        url="https://raw.githubusercontent.com/ErikinBC/SurvSet/main/SurvSet/resources/pickles/Dialysis.pickle",
         package="survset==0.2.11",
         member="SurvSet/resources/pickles/Dialysis.pickle",
     ),

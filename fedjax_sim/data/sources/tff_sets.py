@@ -15,6 +15,7 @@ from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sources.tff import tff_hdf5, tff_sqlite
+from fedjax_sim.data.strings import row_numbers
 
 Pair = tuple[FederatedData, FederatedData]
 
@@ -146,16 +147,9 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Any:
-        if isinstance(rows, slice):
-            rows = np.arange(*rows.indices(len(self)))
-        rows = np.asarray(rows)
-        if rows.dtype == bool:
-            rows = np.flatnonzero(rows)
-        if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        numbers = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
+        numbers = row_numbers(rows, len(self), "rows")
         drawn = self._draw(numbers.ravel()).astype(self.dtype, copy=False)
-        return drawn.reshape(rows.shape + self.shape[1:]) if rows.ndim else drawn[0]
+        return drawn.reshape(numbers.shape + self.shape[1:]) if numbers.ndim else drawn[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
@@ -268,5 +262,7 @@ def _read(
         if missing:
             raise ArgumentError(f"{path}: {split} has the columns {sorted(data.arrays)}, not {missing[0]!r}.")
         arrays = {name: data.arrays[source] for name, source in columns.items()} if columns else data.arrays
+        if "y" in arrays and arrays["y"].dtype != np.int32:  # CIFAR-100's HDF5 has 64 bits
+            arrays["y"] = arrays["y"].astype(np.int32)
         made.append(FederatedData(arrays, data.offsets, data.index, data.client_ids, data.about))
     return made[0], made[1]

@@ -1,5 +1,6 @@
 """Parquet, CSV and Hugging Face's folders, written by pyarrow, and its live data sets."""
 
+import gzip
 import io
 import json
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.data.sources import limits
 
 COLUMNS = {
     "who": pa.array(["bob", "anne", "bob"]),
@@ -32,6 +34,9 @@ def write(path, columns=COLUMNS):
     rows = pa.table(columns)
     if path.suffix == ".csv":
         pa.csv.write_csv(rows, path)
+    elif path.suffix == ".gz":
+        pa.csv.write_csv(rows, out := pa.BufferOutputStream())
+        path.write_bytes(gzip.compress(out.getvalue()))
     else:
         pa.parquet.write_table(rows, path, row_group_size=2)
     return path
@@ -98,6 +103,23 @@ def test_a_csv_files_clients_are_texts_as_written(tmp_path):
     assert [data.client(k)["t"].tolist() for k in range(2)] == [["hé".encode(), b"x"], [b""]]
     path.rename(tmp_path / "rows.tsv").write_text("who\ty\n1\t5\n")
     assert table(tmp_path / "rows.tsv").client(0)["y"].tolist() == [5]
+
+
+def test_a_compressed_csv_file_is_read_and_a_bomb_is_not(tmp_path):
+    columns = {name: COLUMNS[name] for name in ("who", "y", "text")}
+    plain, packed = (table(write(tmp_path / name, columns)) for name in ("rows.csv", "rows.csv.gz"))
+    assert packed.client(1)["text"].tolist() == plain.client(1)["text"].tolist() == ["né".encode(), b"z"]
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(b"who,y\n" + b"a,1\n" * (1 << 22)))
+    assert (tmp_path / "rows.csv.gz").stat().st_size < 1 << 16
+    fails(table, tmp_path / "rows.csv.gz", "grows to more than 200 times its size")
+
+
+def test_a_parquet_file_of_more_than_the_memory_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.parquet", {"who": pa.array([0] * 1000), "y": pa.array([1.0] * 1000)})
+    monkeypatch.setattr(limits, "memory", lambda: 15_999)
+    fails(table, path, r"says to take 0\.0 GB of memory, .*; take some of its rows or columns")
+    monkeypatch.setattr(limits, "memory", lambda: 16_000)
+    assert table(path).num_examples == 1000
 
 
 def test_entries_choose_columns(tmp_path):
@@ -260,14 +282,14 @@ FUZZ = {name: COLUMNS[name] for name in ("who", "x", "y", "text")}
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-@pytest.mark.parametrize("kind", ["rows.parquet", "rows.csv", "stream", "state"])
+@pytest.mark.parametrize("kind", ["rows.parquet", "rows.csv", "rows.csv.gz", "stream", "state"])
 def test_a_damaged_file_is_an_error_or_reads_in_the_declared_lengths(kind, data):
     with tempfile.TemporaryDirectory() as root:
         if kind in ("stream", "state"):
             where, read = saved(Path(root) / "set", FUZZ, [2, 0, 1]), hugging_face
             path = where / ("data-00000-of-00001.arrow" if kind == "stream" else "state.json")
         else:
-            columns = {name: FUZZ[name] for name in ("who", "y", "text")} if kind.endswith("csv") else FUZZ
+            columns = {name: FUZZ[name] for name in ("who", "y", "text")} if "csv" in kind else FUZZ
             where, read = write(Path(root) / kind, columns), table
             path = where
         content = bytearray(path.read_bytes())
@@ -284,6 +306,6 @@ def test_a_damaged_file_is_an_error_or_reads_in_the_declared_lengths(kind, data)
         else:
             lengths = {len(array) for array in found.arrays.values()}
             assert len(lengths) == 1
-            if kind == "rows.parquet":
+            if kind in ("rows.parquet", "rows.csv.gz"):
                 assert not cut
                 assert lengths == {3}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.data.sources import limits
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
 Y = np.array([0, 1, 0, 1, 1, 0], np.int32)
@@ -123,6 +124,14 @@ def test_other_members_and_other_compressions_are_refused(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("x.npy", npy((12,), X.tobytes()))
     fails(path, "compressed in a way that numpy does not use")
+
+
+def test_a_file_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
+    path = saved(tmp_path, np.savez_compressed, x=X, offsets=[0, 2, 6])
+    monkeypatch.setattr(limits, "memory", lambda: 2 * (X.nbytes + 128) - 1)
+    fails(path, r"says to take 0\.0 GB of memory, .*; store it by np\.savez")
+    plain = saved(tmp_path, x=X, offsets=[0, 2, 6])  # is mapped
+    assert fs.data.sources.npz(plain).sizes.tolist() == [2, 4]
 
 
 def test_checksums_of_mapped_arrays_are_compared_when_asked_for(tmp_path):

@@ -1,6 +1,7 @@
 """TensorFlow Datasets: small sets that a builder here prepares as array records, read without TensorFlow."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import shutil
@@ -41,7 +42,7 @@ RECORDS = [
 ]
 
 
-def prepare(root, features=EXAMPLES, rows=ROWS):
+def prepare(root, features=EXAMPLES, rows=ROWS, file_format="array_record"):
     class Small(tensorflow_data.core.GeneratorBasedBuilder, skip_registration=True):
         """A set of a few rows."""
 
@@ -59,7 +60,7 @@ def prepare(root, features=EXAMPLES, rows=ROWS):
             raise NotImplementedError
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        Small(data_dir=root, file_format="array_record").download_and_prepare()
+        Small(data_dir=root, file_format=file_format).download_and_prepare()
     return Path(root) / "small" / "1.0.0"
 
 
@@ -177,6 +178,20 @@ def test_raw_files_are_looked_for_in_manual_dir(tmp_path, monkeypatch):
     assert data.client(1)["y"].tolist() == [5, 7]
     again = tfds("raw", data_dir=tmp_path / "prepared")
     assert again.sizes.tolist() == [1, 2]
+
+
+WRITABLE = ["array_record", *(["tfrecord"] if importlib.util.find_spec("tensorflow") else [])]
+
+
+@pytest.mark.parametrize("file_format", WRITABLE)
+def test_every_format_that_can_be_written_here_is_read(file_format, tmp_path):
+    folder = prepare(tmp_path / "rows", file_format=file_format)
+    assert list(folder.glob(f"*.{file_format}-*"))
+    data = tfds(folder)
+    assert data.client(0)["x"].tolist() == [[1, 1.5], [3, 3.5], [4, 4.5]]
+    assert data.client(1)["words"].tolist() == [b"", "néné".encode()]
+    whole = tfds(prepare(tmp_path / "clients", CLIENTS, RECORDS, file_format), group_by="client_id")
+    assert (list(whole.client_ids), whole.client(0)["y"].tolist()) == (["zoe", "abe"], [7, 8])
 
 
 def test_tfrecord_without_tensorflow_says_what_to_install(examples, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.sources.example_proto import decode
+from fedjax_sim.data.sources.example_proto import aligned, decode
 
 ROOT = Path(__file__).parents[3]
 FUZZ = settings(
@@ -169,6 +169,54 @@ def test_damaged_examples_are_an_error_or_an_example(data):
         assert "bytes are no tf.train.Example" in str(error)  # noqa: PT017 # either way is right
     else:
         assert all(isinstance(value, list | np.ndarray) for value in features.values())
+
+
+def test_examples_of_one_layout_are_read_at_once():
+    blobs = [example(x=floats(0.5, k, -3), y=integers(k, 7), none=integers()) for k in range(4)]
+    columns = aligned(blobs)
+    assert columns["x"].tolist() == [[0.5, k, -3] for k in range(4)]
+    assert columns["y"].tolist() == [[k, 7] for k in range(4)]
+    assert (columns["x"].dtype, columns["y"].dtype, columns["none"].shape) == (np.float32, np.int64, (4, 0))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        example(y=integers(200, 7), x=floats(1, 2)),  # two bytes for a number, which shifts what follows
+        example(y=integers(200), x=floats(1, 2)),  # as long as the first
+        example(y=integers(1, 7), z=floats(1, 2)),
+        example(x=floats(1, 2), y=integers(1, 7)),
+        example(y=integers(1, 7), x=texts(bytes(6))),
+        b"",
+    ],
+)
+def test_examples_of_other_layouts_are_read_one_by_one(other):
+    assert aligned([example(y=integers(1, 7), x=floats(1, 2)), other]) is None
+
+
+@pytest.mark.parametrize("blob", [b"", b"\x0a", example(y=texts(b"a")), field(1, field(1, b"")), example(a=b"")])
+def test_what_is_no_layout_of_numbers_is_left_to_the_other_reader(blob):
+    assert aligned([blob, blob]) in (None, {})
+
+
+@settings(deadline=None, max_examples=400, derandomize=True)
+@given(st.data())
+def test_what_is_read_at_once_is_what_is_read_one_by_one(data):
+    numbers = st.integers(0, 140)
+    first = example(y=integers(data.draw(numbers), 7), x=floats(1, 2))
+    blobs = [bytearray(example(y=integers(data.draw(numbers), 7), x=floats(1, k))) for k in range(3)]
+    for _ in range(data.draw(st.integers(0, 3))):
+        blob = blobs[data.draw(st.integers(0, 2))]
+        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255) | st.sampled_from(first))
+    blobs = [bytes(blob) for blob in blobs]
+    columns = aligned(blobs)
+    if columns is None:
+        return
+    each = [decode(blob) for blob in blobs]
+    assert all(found.keys() == columns.keys() for found in each)
+    for name, column in columns.items():
+        assert column.dtype == each[0][name].dtype
+        np.testing.assert_array_equal(column, np.stack([found[name] for found in each]))
 
 
 @pytest.mark.parametrize("cut", range(1, 12))

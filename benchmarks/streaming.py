@@ -75,18 +75,17 @@ def pictures(name: str, folder: Path) -> tuple[Any, Any]:
 
     work = works.load(name)
     np.save(folder / "x.npy", work.x)
-    sims = []
-    for x, residency in ((fs.data.on_disk(folder / "x.npy"), "stream"), (work.x, "device")):
-        sims.append(
-            fs.Simulation(
-                fs.fedavg(make_task(name, work), optax.sgd(work.learning_rate)),
-                fs.FederatedData({"x": x, "y": work.y}, work.offsets),
-                fs.sampler.uniform(len(work.cohorts[0])),
-                fs.Batching(work.batch_size),
-                residency=residency,
-            )
+
+    def simulation(x: Any, residency: Any) -> fs.Simulation:
+        return fs.Simulation(
+            fs.fedavg(make_task(name, work), optax.sgd(work.learning_rate)),
+            fs.FederatedData({"x": x, "y": work.y}, work.offsets),
+            fs.sampler.uniform(len(work.cohorts[0])),
+            fs.Batching(work.batch_size),
+            residency=residency,
         )
-    return sims[0], sims[1]
+
+    return simulation(fs.data.on_disk(folder / "x.npy"), "stream"), simulation(work.x, "device")
 
 
 def compare(first: Any, second: Any, args: argparse.Namespace) -> dict[str, Any]:

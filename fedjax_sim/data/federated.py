@@ -146,7 +146,7 @@ class FederatedData:
     @functools.cached_property
     def checksum(self) -> int:
         """CRC-32 of the clients' sizes, computed once: what a run that goes on is held against."""
-        return zlib.crc32(np.ascontiguousarray(self.offsets))
+        return zlib.crc32(np.ascontiguousarray(self.offsets).data)
 
     def sizes_of(self, clients: Any) -> np.ndarray:
         """[n] int64, examples of the clients [n], without a look at the others."""

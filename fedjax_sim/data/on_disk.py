@@ -24,6 +24,13 @@ class DiskArray:
 
     Raises:
         ArgumentError: a file too short for the shape.
+
+    Example:
+        >>> import tempfile, numpy as np, fedjax_sim as fs
+        >>> path = tempfile.mkdtemp() + "/x.bin"
+        >>> np.arange(6, dtype=np.uint8).tofile(path)
+        >>> fs.data.DiskArray(path, np.uint8, (3, 2))[[2, 0]].tolist()
+        [[4, 5], [0, 1]]
     """
 
     def __init__(self, path: str | os.PathLike[str], dtype: Any, shape: tuple[int, ...], offset: int = 0):
@@ -70,10 +77,8 @@ class DiskArray:
         file = os.open(self.path, os.O_RDONLY)
         try:
             for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
-                at, view = (
-                    self.offset + int(rows[begin]) * self._row,
-                    memoryview(out)[begin * self._row : end * self._row],
-                )
+                at = self.offset + int(rows[begin]) * self._row
+                view = out.data[begin * self._row : end * self._row]
                 while len(view):
                     count = os.preadv(file, [view], at)
                     if not count:

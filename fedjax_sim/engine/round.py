@@ -15,7 +15,7 @@ from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import bits, pytree, squared_norm, where
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.core.types import Aggregate, ClientRows, ClientUpdate, RoundPlan
+from fedjax_sim.core.types import Aggregate, ClientRows, ClientUpdate, Params, RoundPlan
 from fedjax_sim.data.plan import Batching
 from fedjax_sim.engine.mapping import ClientResult, Lane, client_batches, map_clients
 
@@ -282,3 +282,16 @@ def sent(
         inputs = zip(leaves, program.invars[: len(leaves)], strict=True)
         found.append(Sent(shape, float(sum(bits(leaf) for leaf, variable in inputs if id(variable) in read))))
     return found
+
+
+def check_params(like: Params, params: Params) -> None:
+    """Given parameters have the structure and shapes of the task's."""
+    expected, given = jax.tree.structure(like), jax.tree.structure(params)
+    if expected != given:
+        raise ArgumentError(f"params have structure {given}: the task's have {expected}.")
+    leaves = jax.tree_util.tree_leaves_with_path(like)
+    for (path, a), b in zip(leaves, jax.tree.leaves(params), strict=True):
+        if a.shape != jnp.shape(b):
+            raise ArgumentError(
+                f"params{jax.tree_util.keystr(path)} has shape {jnp.shape(b)}: the task's has {a.shape}."
+            )

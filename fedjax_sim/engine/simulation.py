@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_sim.aggregate.checks import check_build, check_cohort, check_sampler
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
-from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check, check_count
+from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count
 from fedjax_sim.core.pytree import strong
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Params, RoundState
@@ -27,7 +27,7 @@ from fedjax_sim.engine import rows as rows_lib
 from fedjax_sim.engine.block import Plans, block, widened
 from fedjax_sim.engine.history import History, RoundMetrics
 from fedjax_sim.engine.recording import Callback, Recording
-from fedjax_sim.engine.round import DeviceState, make_round, sent
+from fedjax_sim.engine.round import DeviceState, check_params, make_round, sent
 from fedjax_sim.engine.run import Evaluate, Schedule, run_rounds
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.privacy.accounting import check_delta
@@ -494,16 +494,3 @@ def _copy(tree: Any) -> Any:
 
 def _replace(state: RoundState, **changes: Any) -> RoundState:
     return dataclasses.replace(state, **changes)
-
-
-def check_params(like: Params, params: Params) -> None:
-    """Given parameters have the structure and shapes of the task's."""
-    expected, given = jax.tree.structure(like), jax.tree.structure(params)
-    if expected != given:
-        raise ArgumentError(f"params have structure {given}: the task's have {expected}.")
-    leaves = jax.tree_util.tree_leaves_with_path(like)
-    for (path, a), b in zip(leaves, jax.tree.leaves(params), strict=True):
-        if a.shape != jnp.shape(b):
-            raise ArgumentError(
-                f"params{jax.tree_util.keystr(path)} has shape {jnp.shape(b)}: the task's has {a.shape}."
-            )

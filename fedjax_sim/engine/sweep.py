@@ -12,8 +12,9 @@ from fedjax_sim.core.errors import check, check_count
 from fedjax_sim.core.types import Params
 from fedjax_sim.engine.grid import Setting, check_accepts, groups_of, settings_of
 from fedjax_sim.engine.members import Members
+from fedjax_sim.engine.round import check_params
 from fedjax_sim.engine.run import Evaluate, evaluated
-from fedjax_sim.engine.simulation import Simulation, check_params
+from fedjax_sim.engine.simulation import Simulation
 from fedjax_sim.engine.sweep_result import Member, SweepResult
 
 AHEAD = 2  # dispatches that may wait for the devices

@@ -131,6 +131,7 @@ class Planner:
         self.streamed = streamed
         self.longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
         self._shapes: dict[tuple[int, int], PlanShape] = {}
+        self._examples: dict[PlanShape, int] = {}
 
     def shape(self, capacity: int, lanes: int) -> PlanShape:
         """Sizes that no cohort of that capacity can exceed; found once for each, as it costs O(population)."""
@@ -151,7 +152,15 @@ class Planner:
         return PlanShape(self.devices, max(1, -(-capacity // lanes)), lanes, max(rows, 1), capacity)
 
     def examples(self, shape: PlanShape) -> int:
-        """Examples that no device's clients of a round exceed together, each counted once: rows to stream."""
+        """Examples that no device's clients of a round exceed together, each counted once: rows to stream.
+
+        Found once for each shape, as it costs O(population).
+        """
+        if shape not in self._examples:
+            self._examples[shape] = self._count_examples(shape)
+        return self._examples[shape]
+
+    def _count_examples(self, shape: PlanShape) -> int:
         top = min(shape.capacity, self.data.num_clients)
         if self.devices > 1 and self.homes is not None:
             return max(1, *(self._most(self.batching.count_examples, top, d) for d in range(self.devices)))

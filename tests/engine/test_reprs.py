@@ -109,7 +109,7 @@ def test_names_of_arrays_are_escaped():
 def test_a_simulation_is_one_line(sim):
     assert repr(sim) == (
         "Simulation(clients: 2, examples: 2, parameters: 1, sampler: uniform(2), batch_size: 4, devices: 8 cpu, "
-        "lanes: 1, seed: 7)"
+        "residency: device, lanes: 1, seed: 7)"
     )
 
 

@@ -17,6 +17,12 @@ class ProceduralData(FederatedData):
     """A federation whose examples come from a function; made by `procedural`.
 
     Its `arrays` are shapes. It is always streamed: rounds ask for their cohort's examples and no others.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> data = fs.data.procedural(1000, sizes=2, generate=lambda client, example: {"x": 10 * client + example})
+        >>> data.client(7)["x"].tolist(), data.arrays["x"].shape, data.resident
+        ([70, 71], (2000,), False)
     """
 
     generate: Generate

@@ -172,8 +172,8 @@ _GROUP = 16
 
 
 def _put(out: Any, at: np.ndarray, values: Any) -> Any:
-    """`out` with `values` at `at`, in place on the host."""
-    if is_traced(values):
+    """`out` with `values` at `at`; in place, where `out` is the host's."""
+    if is_traced(values) or isinstance(out, jax.Array):
         return jnp.asarray(out, values.dtype).at[at].set(values)
     out[at] = values
     return out

@@ -45,5 +45,6 @@ from fedjax_sim.engine import evaluate as evaluate
 from fedjax_sim.engine import evaluate_clients as evaluate_clients
 from fedjax_sim.engine import sweep as sweep
 from fedjax_sim.engine import use_cpu_cores as use_cpu_cores
+from fedjax_sim.engine import use_processes as use_processes
 from fedjax_sim.population import sampler as sampler
 from fedjax_sim.runs import plots as plots

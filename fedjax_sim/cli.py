@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fedjax_sim.core.errors import ArgumentError, FedSimError, RunInterrupted, check_count
 
@@ -26,6 +26,8 @@ USAGE = """usage: fedjax-sim COMMAND
                            folder; `sweep EXPERIMENT --help` shows the rest
   list                     the experiments and their presets
   resume DIR [--rounds N]  go on with an interrupted run; with N rounds in all, extend it
+                           run and resume take --coordinator HOST:PORT --num-processes N --process-id I, to train in
+                           several processes; in a cluster that JAX knows they find each other
   show DIR                 what a run reached; draws its plots again
   report DIR [DIR ...]     an HTML page of one run, or of several beside each other
   data list                the data sets that go by a name
@@ -62,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 143 if isinstance(stop, RunInterrupted) and "SIGTERM" in str(stop) else 130
     except FedSimError as error:
         _complain("\n".join([f"fedjax-sim: {error}", *getattr(error, "__notes__", [])]))
+        _processes().leave(error, 2)
         return 2
     finally:
         with _reader():
@@ -79,49 +82,22 @@ def _command(words: list[str]) -> int:
     return 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Options of `run` that belong to no experiment."""
-
-    preset: str = "default"
-    """The set of values to start from."""
-    run_dir: Path | None = None
-    """The run's folder; runs/EXPERIMENT-DATE-TIME if left out."""
-
-
 def run(words: list[str]) -> None:
     """Train an experiment from its first round on."""
-    experiment, preset, config, options = _configured("run", words, Options())
+    from fedjax_sim.runs.options import RunOptions
+
+    _join(words)
+    experiment, preset, config, options = _configured("run", words, RunOptions())
     folder = options.run_dir or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if (folder / "config.json").exists():
+    if _processes().first() and (folder / "config.json").exists():
         raise ArgumentError(f"run_dir={str(folder)!r} holds a run already: fedjax-sim resume {_quoted(folder)}")
     _train(experiment, preset, config, folder, fresh=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class SweepOptions(Options):
-    """Options of `sweep` that belong to no experiment."""
-
-    run_dir: Path | None = None
-    """The sweep's folder; runs/EXPERIMENT-sweep-DATE-TIME if left out."""
-    grid: tuple[str, ...] = ()
-    """NAME=VALUE,VALUE,... of a field; several of them make all combinations."""
-    seeds: int = 1
-    """Seeds of each setting, from the experiment's own on."""
-    static: tuple[str, ...] = ()
-    """Fields that each value of makes a program of its own; whole numbers, words and truth values do anyway."""
-    share_cohorts: bool = False
-    """All seeds have the cohorts of the first."""
-    metric: str | None = None
-    """What the best setting is best at; the first accuracy that is evaluated if left out."""
-    mode: Literal["min", "max"] | None = None
-    """Whether the least or the greatest is best; by the metric's name if left out."""
-    last: int = 1
-    """Rounds at the end to average the metric over."""
-
-
 def sweep(words: list[str]) -> None:
     """Train a grid of settings, and seeds, in one program."""
+    from fedjax_sim.runs.options import SweepOptions
+
     experiment, preset, config, options = _configured("sweep", words, SweepOptions())
     from fedjax_sim.runs.sweep_words import grid_of_words, score_table, write_config
 
@@ -206,8 +182,7 @@ def resume(words: list[str]) -> None:
     """Go on with a run from its newest checkpoint."""
     import fedjax_sim as fs
 
-    fs.use_cpu_cores()
-    given = _parsed("resume", words, ("DIR", None), ("--rounds", "N rounds in all, to extend the run"))
+    given = _parsed("resume", _join(words), ("DIR", None), ("--rounds", "N rounds in all, to extend the run"))
     folder = Path(given.DIR)
     kept = fs.runs.read(folder).config
     source = kept.get("experiment")
@@ -217,8 +192,11 @@ def resume(words: list[str]) -> None:
             f"state = sim.restore({str(folder)!r})."
         )
     total = kept["rounds"] if given.rounds is None else _whole_number("rounds", given.rounds)
-    with fs.runs.RunFolder(folder).held():  # of a run that goes on, checkpoints come and go
-        done = _rounds_saved(folder)
+    done = 0
+    if _processes().first():
+        with fs.runs.RunFolder(folder).held():  # of a run that goes on, checkpoints come and go
+            done = _rounds_saved(folder)
+    done = _processes().told(done)
     if total < done:
         raise ArgumentError(f"rounds={total}: {folder} has {done} rounds already; N counts all of a run's rounds.")
     if total == done:
@@ -245,7 +223,7 @@ def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool)
     if not isinstance(sim, fs.Simulation):
         raise ArgumentError(f"{experiment.path}: build(config) gave {sim!r}: it must give an fs.Simulation.")
     _say(f"{sim!r}\nin {folder}")
-    state = sim.init() if fresh or not _rounds_saved(folder) else sim.restore(folder)
+    state = sim.init() if fresh or not _processes().told(_rounds_saved(folder)) else sim.restore(folder)
     rounds = config.rounds - state.round
     sim.run(
         state,
@@ -254,6 +232,8 @@ def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool)
         checkpoint_every=getattr(config, "checkpoint_every", 10),
         run_dir=run_dir,
     )
+    if not _processes().first():
+        return
     _print_run(fs.runs.read(folder))
     _say(f"{rounds} rounds, {time.perf_counter() - begin:.1f} s. A page of it: fedjax-sim report {_quoted(folder)}")
 
@@ -388,6 +368,33 @@ def _parsed(command: str, words: list[str], *arguments: tuple[str, str | None]) 
         else:
             parser.add_argument(name, nargs=about, help="the folder of a run")
     return parser.parse_args(words)
+
+
+def _join(words: list[str]) -> list[str]:
+    """Join the processes that the words name, or the cluster's, before an experiment's code can start JAX.
+
+    The first process speaks for all. Returns the other words.
+    """
+    import fedjax_sim as fs
+
+    parser = argparse.ArgumentParser(prog="fedjax-sim", add_help=False, allow_abbrev=False)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    given, others = parser.parse_known_args(words)
+    fs.use_cpu_cores()
+    named = any(value is not None for value in vars(given).values())
+    if not named and _processes().started():  # by the program that calls `main`
+        return others
+    if fs.use_processes(given.coordinator, given.num_processes, given.process_id):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return others
+
+
+def _processes() -> Any:
+    from fedjax_sim.engine import processes
+
+    return processes
 
 
 def _preset(words: list[str]) -> str:

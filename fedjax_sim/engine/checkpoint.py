@@ -41,15 +41,26 @@ class Checkpoints:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_not_from_orbax)
         self._speak = _hushed()
+        alone, here = jax.process_count() == 1, jax.process_index()  # of several processes, each does this for itself
+        several = {"primary_host": here, "active_processes": {here}, "barrier_sync_key_prefix": str(here)}
+        processes = ocp.options.MultiprocessingOptions(**({} if alone else several))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else self.KEPT,
-            create=not read_only,
+            create=alone and not read_only,
             cleanup_tmp_directories=not read_only,
+            multiprocessing_options=processes,
         )
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+            "record": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+        }
         with _explained(f"the checkpoints in {self.folder} cannot be opened"):
+            if not alone and not read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)
             for tries_left in (4, 3, 2, 1, 0) if read_only else (0,):
                 try:
-                    self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+                    path = self.folder.absolute()
+                    self._manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
                     break
                 except FileNotFoundError:  # a run that goes on has just removed its oldest
                     if not tries_left:

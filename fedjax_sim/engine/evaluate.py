@@ -125,7 +125,7 @@ def _evaluate_all(
     traced = _traced(params)
     eager = jax.ensure_compile_time_eval if traced else contextlib.nullcontext
     program = (_make_program if traced else _program)(task, mesh, batch_size)  # a traced task must not be kept
-    params = params if traced else mapping.replicate(mesh, params)
+    params = params if traced else mapping.replicate(mesh, mapping.local(params))
     streamed = residency.streams("auto", data, mesh.devices.flat[0])
     planner = Planner(data, batching, mesh.size, streamed=streamed)
     size = min(data.num_clients, _GROUP * mesh.size * lanes) if streamed else data.num_clients

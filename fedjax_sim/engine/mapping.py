@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import metrics as metrics_lib
-from fedjax_sim.core.errors import FedSimError, check, check_count
+from fedjax_sim.core.errors import FedSimError, check, check_count, is_traced
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree
 from fedjax_sim.core.types import RoundPlan
@@ -94,12 +94,12 @@ def default_devices(devices: Sequence[Device]) -> Iterator[None]:
         _default.reset(token)
 
 
-def client_mesh(devices: Sequence[Device] | None = None) -> Mesh:
-    """A mesh of one axis, `clients`, over the given devices, by default all local ones."""
+def client_mesh(devices: Sequence[Device] | None = None, of_all: bool = False) -> Mesh:
+    """A mesh of one axis, `clients`, over the given devices, by default this process's, or `of_all` processes."""
     devices = _default.get() if devices is None else devices
     if devices is None:
-        devices = jax.local_devices()
-        _warn_of_idle_cores(devices)
+        devices = jax.devices() if of_all else jax.local_devices()
+        _warn_of_idle_cores(jax.local_devices())
     check(len(devices) > 0, "devices", devices, "must hold at least one device.")
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -129,6 +129,34 @@ def dealt(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
+def put(tree: Any, shardings: Any) -> Any:
+    """Host arrays where the shardings, a prefix of the tree, say. Each process gives the whole and keeps its part."""
+
+    def place(leaf: Any, sharding: NamedSharding) -> Any:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)
+        host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    def place_all(sharding: NamedSharding, part: Any) -> Any:
+        if sharding.is_fully_addressable:
+            return jax.device_put(part, sharding)
+        return jax.tree.map(lambda leaf: place(leaf, sharding), part)
+
+    return jax.tree.map(place_all, shardings, tree)
+
+
+def local(tree: Any) -> Any:
+    """What every device of all processes holds, as arrays of this process alone."""
+
+    def mine(leaf: Any) -> Any:
+        shared = isinstance(leaf, jax.Array) and not is_traced(leaf) and not leaf.is_fully_addressable
+        return leaf.addressable_data(0) if shared else leaf
+
+    return jax.tree.map(mine, tree)
+
+
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """The tree on every device. CPU devices share one copy of a host array: the caller's own, where XLA can use it.
 
@@ -138,7 +166,11 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     check_32_bits(tree)
     shared = mesh.devices.flat[0].platform == "cpu"
     place = lambda leaf: _one_copy(mesh, leaf) if shared and isinstance(leaf, np.ndarray) else leaf  # noqa: E731
-    return jax.device_put(jax.tree.map(place, tree), everywhere(mesh))
+    placed = jax.tree.map(place, tree)
+    if not mesh.is_multi_process:
+        return jax.device_put(placed, everywhere(mesh))
+    there = lambda leaf: isinstance(leaf, jax.Array) and leaf.sharding == everywhere(mesh)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf if there(leaf) else put(leaf, everywhere(mesh)), placed)
 
 
 @pytree
@@ -149,11 +181,11 @@ class Dealt:
 
 
 def deal_blocks(mesh: Mesh, blocks: list[Any]) -> Dealt:
-    """One pytree of host arrays a device, all of the same shapes, each on its device."""
+    """One pytree of host arrays for each of this process's devices, all of the same shapes, each on its device."""
 
     def place(*leaves: np.ndarray) -> jax.Array:
-        placed = [jax.device_put(leaf, device) for leaf, device in zip(leaves, mesh.devices.flat, strict=True)]
-        shape = (len(leaves) * len(leaves[0]), *leaves[0].shape[1:])
+        placed = [jax.device_put(leaf, device) for leaf, device in zip(leaves, mesh.local_devices, strict=True)]
+        shape = (mesh.size * len(leaves[0]), *leaves[0].shape[1:])
         return jax.make_array_from_single_device_arrays(shape, dealt(mesh), placed)
 
     return Dealt(jax.tree.map(place, *blocks))
@@ -200,7 +232,7 @@ def _one_copy(mesh: Mesh, array: np.ndarray) -> jax.Array:
 
 def shard(mesh: Mesh, tree: Any) -> Any:
     """The tree's leading axis dealt over the devices, in blocks."""
-    return jax.device_put(tree, dealt(mesh))
+    return put(tree, dealt(mesh))
 
 
 def pack_plans(plans: list[RoundPlan]) -> np.ndarray:
@@ -211,7 +243,7 @@ def pack_plans(plans: list[RoundPlan]) -> np.ndarray:
 
 def place_plans(mesh: Mesh, words: np.ndarray) -> jax.Array:
     """Packed plans, [..., D, W], each device's part on it."""
-    return jax.device_put(words, NamedSharding(mesh, PartitionSpec(*[None] * (words.ndim - 2), AXIS)))
+    return put(words, dealt(mesh, words.ndim - 2))
 
 
 def unpack_plan(words: Any, shape: PlanShape) -> RoundPlan:

@@ -80,6 +80,8 @@ class Members:
                 f"{base.sampler.name} observes rounds, so that each member of a sweep would draw its own cohorts from "
                 "what it saw: run these simulations one by one."
             )
+        if base.shared:
+            raise ArgumentError("a sweep trains in one process: give its simulations devices=jax.local_devices().")
         if base.residency == "stream":
             raise ArgumentError(
                 "a sweep's members share arrays that are kept on the devices, and this simulation's data are streamed: "

@@ -15,6 +15,7 @@ import numpy as np
 from fedjax_sim.core import pytree
 from fedjax_sim.core.errors import RunFolderError
 from fedjax_sim.core.types import RoundState
+from fedjax_sim.engine import processes
 from fedjax_sim.engine.checkpoint import Checkpoints, digests, fill
 from fedjax_sim.engine.history import RoundMetrics
 from fedjax_sim.engine.rows import trim
@@ -47,25 +48,33 @@ def facts(sim: Any) -> dict[str, Any]:
 
 def save(sim: Any, folder: Path, state: RoundState) -> None:
     """One checkpoint, on the disk when this returns."""
-    with RunFolder(folder).held():
-        checkpoints = Checkpoints(folder / CHECKPOINTS)
-        with contextlib.closing(checkpoints):
-            if state.round in checkpoints.rounds():
-                _check_same(folder, _portable(sim, state), checkpoints.read(state.round)[1])
-            else:
-                checkpoints.save(_portable(sim, state), _layout(sim))
-            checkpoints.wait()
+    state = _portable(sim, state)
+    if not sim.shared or processes.first():
+        with RunFolder(folder).held():
+            checkpoints = Checkpoints(folder / CHECKPOINTS)
+            with contextlib.closing(checkpoints):
+                if state.round in checkpoints.rounds():
+                    _check_same(folder, state, checkpoints.read(state.round)[1])
+                else:
+                    checkpoints.save(state, _layout(sim))
+                checkpoints.wait()
+    if sim.shared:
+        processes.wait("saved")
 
 
 class Recording:
     """Records rounds; with a folder, the run's own files come first and the user's callbacks after them.
 
+    Of several processes the first writes and calls back. The others follow: they give their rows to checkpoints, and
+    heed signals.
+
     Attributes:
-        stopped_by: the signal that asked the run to stop after its round, or None.
+        stopped_by: the signal that asked this process to stop after its round, or None.
     """
 
     def __init__(self, sim: Any, callbacks: Iterable[Callback], run_dir: Any = None):
-        self.sim, self.callbacks = sim, list(callbacks)
+        self._follows = sim.shared and not processes.first()
+        self.sim, self.callbacks = sim, [] if self._follows else list(callbacks)
         self.folder = run_dir if isinstance(run_dir, RunFolder) or run_dir is None else RunFolder(run_dir)
         self.stopped_by: signal.Signals | None = None
         self._checkpoints: Checkpoints | None = None
@@ -77,19 +86,24 @@ class Recording:
         """Open all that the recording needs for that many rounds from `state`; close it, whatever happens."""
         with contextlib.ExitStack() as stack:
             config: dict[str, Any] = {"simulation": facts(self.sim)}
-            if self.folder is not None:
+            whole = None if self.folder is None else _portable(self.sim, state)
+            if self.folder is not None and not self._follows:
                 stack.enter_context(self.folder.held())
-                self._open_folder(self.folder, state, rounds, stack)
+                self._open_folder(self.folder, whole, rounds, stack)  # type: ignore[arg-type]
                 config = read(self.folder.path).config
             for callback in self.callbacks:
                 if hasattr(callback, "open"):
                     callback.open(self.folder and self.folder.path, config, state.round)  # type: ignore[union-attr]
                     stack.enter_context(_closing(callback))
             if self.folder is not None:
+                if self.sim.shared:
+                    self._saved = state.round if processes.told(self._saved is not None) else None
                 if self._saved is None:
-                    self.checkpoint(state)
-                self._progress = stack.enter_context(Progress(self.folder.path.name, state.round, rounds))
+                    self._save(whole)  # type: ignore[arg-type]
+                if not self._follows:
+                    self._progress = stack.enter_context(Progress(self.folder.path.name, state.round, rounds))
                 stack.enter_context(self._heeding_signals())
+            del whole
             yield self
 
     def _open_folder(self, folder: RunFolder, state: RoundState, rounds: int, stack: contextlib.ExitStack) -> None:
@@ -102,7 +116,7 @@ class Recording:
                 break
             damaged.append(found)
         if good is not None:
-            _check_same(path, _portable(self.sim, state), good[2])
+            _check_same(path, state, good[2])
         elif damaged:
             raise RunFolderError(f"{path} holds no checkpoint that can be read: {damaged[0]}. Choose another folder.")
         devices = self.sim.devices
@@ -148,6 +162,12 @@ class Recording:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is to stop, as this process or another was told."""
+        stop = self.stopped_by is not None
+        return processes.any_of(stop) if self.sim.shared and self.folder is not None else stop
+
     def say(self, message: str) -> None:
         """What is going on now."""
         if self._progress is not None:
@@ -162,12 +182,15 @@ class Recording:
 
     def checkpoint(self, state: RoundState) -> None:
         """Save a state whose rounds were all recorded."""
-        if self._checkpoints is None or self._saved == state.round:
-            return
-        for callback in self.callbacks:
-            if hasattr(callback, "flush"):
-                callback.flush()  # type: ignore[union-attr]
-        self._checkpoints.save(_portable(self.sim, state), _layout(self.sim))
+        if self.folder is not None and self._saved != state.round:
+            self._save(_portable(self.sim, state))
+
+    def _save(self, state: RoundState) -> None:
+        if self._checkpoints is not None:
+            for callback in self.callbacks:
+                if hasattr(callback, "flush"):
+                    callback.flush()  # type: ignore[union-attr]
+            self._checkpoints.save(state, _layout(self.sim))
         self._saved = state.round
 
     def wait(self) -> None:
@@ -222,8 +245,9 @@ def _closing(what: Any) -> Iterator[Any]:
 
 
 def _portable(sim: Any, state: RoundState) -> RoundState:
-    """The state as it would be on any number of devices."""
-    return dataclasses.replace(state, rows=trim(state.rows, sim.data.num_clients))
+    """The state as it would be on any number of devices; of several processes, in the first."""
+    rows = processes.gathered(state.rows) if sim.shared else state.rows
+    return dataclasses.replace(state, rows=trim(rows, sim.data.num_clients))
 
 
 def _layout(sim: Any) -> dict[str, Any]:

@@ -66,11 +66,13 @@ class Reader:
 
     Args:
         data: the federation.
-        mesh: the devices.
+        mesh: the devices; of those of several processes, each reads for its own.
     """
 
     def __init__(self, data: FederatedData, mesh: jax.sharding.Mesh):
         self.data, self.mesh = data, mesh
+        here = jax.process_index()
+        self._mine = [d for d, device in enumerate(mesh.devices.flat) if device.process_index == here]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fedjax_sim-reader")
         self._rows: dict[Any, int] = {}
 
@@ -108,9 +110,9 @@ class Reader:
             dtype = jax.dtypes.canonicalize_dtype(like.dtype)
             return mapping.aligned_empty((slots * room, *like.shape[1:]), dtype)
 
-        blocks = [jax.tree.map(empty, self.data.arrays) for _ in self.mesh.devices.flat]
+        blocks = [jax.tree.map(empty, self.data.arrays) for _ in self._mine]
         for i, (round, devices) in enumerate(zip(rounds, wanted, strict=True)):
-            for block, (clients, counts) in zip(blocks, devices, strict=True):
+            for block, (clients, counts) in zip(blocks, [devices[d] for d in self._mine], strict=True):
                 if len(clients):
                     part = slice(i * room, i * room + int(counts.sum()))
                     examples = self._examples(round, clients, counts)

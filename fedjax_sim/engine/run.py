@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from fedjax_sim.core.errors import NonFiniteUpdateError, RunInterrupted, check
 from fedjax_sim.core.types import Params, RoundState
+from fedjax_sim.engine import mapping, processes
 from fedjax_sim.engine.history import History, RoundMetrics
 from fedjax_sim.engine.recording import Recording
 
@@ -69,7 +70,7 @@ def run_rounds(
         after = sim._observed(after, metrics)
         if evaluate is not None and schedule.evaluates(after.round):
             record.say("evaluating")
-            metrics[-1].evaluation = evaluated(evaluate, sim._copy_if_donated(sim.params(after)))
+            metrics[-1].evaluation = evaluated(evaluate, mapping.local(sim._copy_if_donated(sim.params(after))))
         keep(metrics)
         good, recorded = after, True
         pending.extend(later)
@@ -85,23 +86,24 @@ def run_rounds(
             copy = _unchanged
             count = schedule.count(state.round)
             plans = plan(state, count) if count and sim.sampler.observe is None else None
-            stop = record.stopped_by is not None
-            held = 1 if ahead and not stop and not schedule.due(state.round) else 0
+            held = 1 if ahead and not schedule.due(state.round) and not record.stopping else 0
             while len(pending) > held:
                 settle()
             state = state if held else good
             if schedule.checkpoints(state.round):
                 record.checkpoint(state)
-            if record.stopped_by is not None and not pending and count:
+            if not held and count and record.stopping:
                 raise RunInterrupted
             if plans is None and count:
                 plans = plan(state, count)
         record.finish(state)
     except BaseException as error:
+        # What only one of several processes meets, it cannot save with the others.
+        told = not sim.shared or isinstance(error, processes.ALIKE)
         try:
-            while pending:
+            while pending and told:
                 settle()
-            if recorded:
+            if recorded and told:
                 record.checkpoint(good)
                 record.wait()
         except Exception as another:

@@ -45,7 +45,7 @@ class Simulation:
         seed: 32-bit seed; all randomness comes from (seed, purpose, round, client id).
         lanes: clients that a device trains side by side, or "auto": by parameter count and platform
             (`fedjax_sim.engine.mapping.auto_lanes`). It changes results only within float tolerance.
-        devices: JAX devices; None for all local ones.
+        devices: JAX devices; None for all local ones, or those of all processes (`fs.use_processes`).
         rounds_per_dispatch: rounds in one compiled dispatch of `run`, or "auto": 1 on a CPU, where a dispatch
             costs little beside a round, 8 elsewhere; always 1 for samplers that observe rounds.
         on_nonfinite: an update with NaN, infinity or a squared norm beyond float32: "raise" an error that names
@@ -61,6 +61,9 @@ class Simulation:
             "stream", in memory, files or nowhere, from where each round's are read in the background; "auto": streamed
             if they exceed half of a device's memory (on a CPU, the host's) or are no arrays in memory. The results
             are the same, bit by bit.
+
+    Attributes:
+        shared: several processes train it together.
 
     Raises:
         ArgumentError: parts that do not fit together.
@@ -121,8 +124,11 @@ class Simulation:
         privacy.check_participation(self)
         self._noisy, self._keeps_ledger = privacy.noisy(self), privacy.keeps_ledger(self)
 
-        self._mesh = mapping.client_mesh(devices)
+        self._mesh = mapping.client_mesh(devices, of_all=True)
         self.devices = tuple(self._mesh.devices.flat)
+        self.shared = self._mesh.is_multi_process
+        if self.shared:
+            check(not debug, "debug", debug, "debug in one process: clients run one by one, outside the devices' map.")
         self.model = jax.eval_shape(algorithm.task.init, jax.random.key(0))
         server, row = jax.eval_shape(algorithm.init, self.model)
         self._capacity = int(sampler.capacity(data.num_clients))
@@ -137,7 +143,7 @@ class Simulation:
         check_count("rounds_per_dispatch", rounds_per_dispatch, advice='or "auto".')
         self.rounds_per_dispatch = 1 if sampler.observe is not None else int(rounds_per_dispatch)
 
-        streamed = residency_lib.streams(residency, data, self.devices[0])
+        streamed = residency_lib.streams(residency, data, self._mesh.local_devices[0])
         self.residency: residency_lib.Residency = "stream" if streamed else "device"
         self._reader = residency_lib.Reader(data, self._mesh) if streamed else None
         longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
@@ -176,8 +182,7 @@ class Simulation:
         if params is None:
             params = jax.jit(self.algorithm.task.init)(rng.key(self.seed, Purpose.INIT))
         check_params(self.model, params)
-        out = self._placement(jax.eval_shape(self._make, params))
-        made = jax.jit(self._make, out_shardings=out)(mapping.replicate(self._mesh, params))
+        made = jax.jit(self._make, out_shardings=self._placement)(mapping.replicate(self._mesh, params))
         return RoundState(
             round=0,
             seed=self.seed,
@@ -235,7 +240,7 @@ class Simulation:
         """A state from the host, where rounds leave it."""
         rows = rows_lib.pad(state.rows, self.data.num_clients, len(self.devices))
         host = DeviceState(state.server, state.aggregator, rows)
-        made = jax.device_put(host, self._placement(host))
+        made = mapping.put(host, self._placement)
         return _replace(state, server=made.server, aggregator=made.aggregator, rows=made.rows)
 
     def _make(self, params: Params) -> DeviceState:
@@ -258,13 +263,11 @@ class Simulation:
         for phase, state, phase_sent in zip(self._phases, states, self._sent, strict=True):
             check_build(phase.aggregator, state, phase_sent.payload, capacity, self._expected)
 
-    def _placement(self, like: DeviceState) -> DeviceState:
+    @property
+    def _placement(self) -> Any:
+        """Where a state's parts are; a prefix of it."""
         everywhere, dealt = mapping.everywhere(self._mesh), mapping.dealt(self._mesh)
-        return DeviceState(
-            jax.tree.map(lambda _: everywhere, like.server),
-            jax.tree.map(lambda _: everywhere, like.aggregator),
-            jax.tree.map(lambda _: dealt, like.rows),
-        )
+        return DeviceState(everywhere, everywhere, ClientRows(dealt, dealt))  # type: ignore[arg-type]
 
     # Rounds
 
@@ -408,7 +411,8 @@ class Simulation:
         """The compiled program of a block of up to `slots` rounds."""
         if (shape, slots) not in self._programs:
             run = block(self._one_round(shape), shape, slots)
-            self._programs[shape, slots] = jax.jit(run, donate_argnums=(1,) if self._donates else ())
+            out = (self._placement, mapping.everywhere(self._mesh)) if self.shared else None
+            self._programs[shape, slots] = jax.jit(run, donate_argnums=(1,) if self._donates else (), out_shardings=out)
         return self._programs[shape, slots]
 
     def _one_round(self, shape: PlanShape, members: str | None = None) -> Callable[..., Any]:

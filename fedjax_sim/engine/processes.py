@@ -95,8 +95,10 @@ def leave(error: BaseException | None, status: int = 1) -> None:
 
 def started() -> bool:
     """Whether JAX has computed something, so that it can no longer join others."""
+    count: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     try:
-        jax.config.update("jax_num_cpu_devices", jax.config.jax_num_cpu_devices)
+        jax.config.update("jax_num_cpu_devices", count + 1)  # which JAX refuses once it has started
+        jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
         return True
     return False

@@ -71,10 +71,10 @@ def use_cpu_cores(n: int | None = None) -> int:
     try:
         jax.config.update("jax_num_cpu_devices", n)
     except RuntimeError as error:
-        if len(jax.devices("cpu")) == n:
+        if len(jax.local_devices(backend="cpu")) == n:
             return n
         raise FedSimError(
-            f"n={n}: JAX has started already with {len(jax.devices('cpu'))} CPU device(s). Call "
+            f"n={n}: JAX has started already with {len(jax.local_devices(backend='cpu'))} CPU device(s). Call "
             "fs.use_cpu_cores() first, before any JAX computation."
         ) from error
     os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import html
-from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.types import Cohort
 from fedjax_sim.data.plan import PlanStats
@@ -126,6 +126,33 @@ _HOST_NAMES = {
     "plan/efficiency": lambda stats, fetched: stats.efficiency,
     "plan/balance": lambda stats, fetched: stats.balance,
 }
+
+
+def check_finite(rounds: list[RoundMetrics], name: Callable[[int], str], exact: bool = False) -> None:
+    """Raise for the first round with an update that is not finite.
+
+    Args:
+        rounds: in order.
+        name: of a client.
+        exact: the rounds add in fixed point, and leave out what is beyond its range as well.
+
+    Raises:
+        NonFiniteUpdateError: names the clients.
+    """
+    for metrics in rounds:
+        clients = metrics.nonfinite_clients()
+        if clients:
+            names = ", ".join(name(k) for k in clients[:10])
+            more = f" and {len(clients) - 10} more" if len(clients) > 10 else ""
+            beyond = ", or a number of 2^24 or more once weighted, which exact sums cannot hold" if exact else ""
+            raise NonFiniteUpdateError(
+                f"round {metrics.round}: the update of client {names}{more} is not finite (NaN, infinity, or a "
+                f"norm beyond float32{beyond}). Lower the client's learning rate, clip its gradients, or pass "
+                'Simulation(on_nonfinite="drop") to leave such clients out and record them. The state after '
+                "the last good round is this error's .state.",
+                metrics.round,
+                clients,
+            )
 
 
 class History(Mapping[str, np.ndarray]):

@@ -26,6 +26,7 @@ from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree
 from fedjax_sim.core.types import RoundPlan
 from fedjax_sim.data.plan import Batching, PlanShape
+from fedjax_sim.engine import sums as sums_lib
 
 Device = Any
 """A JAX device."""
@@ -357,6 +358,7 @@ def map_clients(
     linear: bool = True,
     modular: bool = False,
     members: str | None = None,
+    exact: int | None = None,
 ) -> Callable[[Any, Any, RoundPlan, Any], CohortResult]:
     """A function of a whole cohort from a function of one client.
 
@@ -367,6 +369,7 @@ def map_clients(
         longest: steps of the longest client, for `ClientBatches.longest`.
         linear: sum the messages; else keep them all.
         modular: sum in the messages' own type, which wraps for integers; else in float32 at least.
+        exact: the most clients of a cohort, to sum exactly; None to sum in floating point.
         members: the name of a vmap's axis over which plans differ. Loops then run as long as the longest member's, as
             bounds that differ would turn every step into a choice between old and new.
 
@@ -374,6 +377,9 @@ def map_clients(
         `(shared, rows, plan, arrays) -> CohortResult`, to be called under `jax.jit`. `rows` are tables whose leading
         axis is dealt over the devices in blocks; the client k of a block is its row k - (first of the block).
     """
+
+    plainly = sums_lib.floating() if exact is None else sums_lib.exact(exact)
+    for_messages = sums_lib.floating(own_type=True) if modular else plainly
 
     def longest_member(bound: Any) -> Any:
         return bound if members is None else jax.lax.pmax(bound, members)
@@ -411,7 +417,6 @@ def map_clients(
             return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], single), place
 
         like = jax.eval_shape(lambda: run(jnp.zeros((), jnp.int32), rows)[0])
-        zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)  # noqa: E731
         buffer = lambda tree: jax.tree.map(lambda a: jnp.zeros((chunks, *a.shape), a.dtype), tree)  # noqa: E731
         kept = (
             () if linear else buffer(like.message),
@@ -419,16 +424,16 @@ def map_clients(
             buffer(like.contributes),
             metrics_lib.zero(buffer(like.metrics)),
         )
-        wide = lambda dtype: dtype if modular else jnp.promote_types(dtype, jnp.float32)  # noqa: E731
-        total = zeros(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], wide(a.dtype)), like.message))
-        sums = zeros(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), like.sums))
+        one = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)  # noqa: E731
+        total = for_messages.zero(one(like.message)) if linear else ()
+        sums = plainly.zero(one(like.sums))
 
         def body(chunk: Any, carry: Any) -> Any:
             total, sums, kept, rows = carry
             result, place = run(chunk, rows)
             factor = result.weight if result.factor is None else result.factor
-            total = _add(total, result.message, factor) if linear else total
-            sums = _add(sums, result.sums, jnp.ones_like(result.weight))
+            total = for_messages.add(total, result.message, factor) if linear else total
+            sums = plainly.add(sums, result.sums, jnp.ones_like(result.weight))
             new = (
                 result.message if linear is False else (),
                 result.weight,
@@ -443,11 +448,14 @@ def map_clients(
             )
             return total, sums, kept, rows
 
-        total = total if linear else ()
         total, sums, kept, rows = jax.lax.fori_loop(0, longest_member(plan.chunks), body, (total, sums, kept, rows))
         messages, weights, contributes, metrics = kept
-        mine = (total, jnp.sum(weights), jnp.sum(contributes.astype(jnp.float32)), sums)
+        weight = jnp.sum(weights)
+        if exact is not None:
+            weight = plainly.add(plainly.zero(weight), weights.reshape(-1), jnp.ones(weights.size))
+        mine = (total, weight, jnp.sum(contributes.astype(jnp.float32)), sums)
         total, weight, count, sums = jax.lax.psum(mine, AXIS)
+        total, weight, sums = for_messages.result(total), plainly.result(weight), plainly.result(sums)
         messages, weights, contributes, metrics = jax.tree.map(
             lambda leaf: leaf[None], (messages, weights, contributes, metrics)
         )
@@ -467,15 +475,3 @@ def map_clients(
         return share(shared, rows, plan, arrays.arrays if dealt else arrays)
 
     return run_everywhere
-
-
-def _add(total: Any, messages: Any, factors: Any) -> Any:
-    """total + sum of factors x messages over lanes. A product, as XLA's CPU sums over a leading axis are slow."""
-
-    def leaf(total: Any, messages: Any) -> Any:
-        scale, messages = factors.astype(total.dtype), messages.astype(total.dtype)
-        if messages.shape[0] == 1:
-            return total + scale[0] * messages[0]
-        return total + jnp.tensordot(scale, messages, 1)
-
-    return jax.tree.map(leaf, total, messages)

@@ -43,6 +43,7 @@ def facts(sim: Any) -> dict[str, Any]:
         "lanes": sim.lanes,
         "rounds_per_dispatch": sim.rounds_per_dispatch,
         **({"delta": sim.delta} if sim._noisy else {}),
+        **({"exact": True} if sim.exact else {}),
     }
 
 

@@ -17,7 +17,8 @@ from fedjax_sim.core.pytree import bits, pytree, squared_norm, where
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Aggregate, ClientRows, ClientUpdate, Params, RoundPlan
 from fedjax_sim.data.plan import Batching
-from fedjax_sim.engine.mapping import ClientResult, Lane, client_batches, map_clients
+from fedjax_sim.engine.mapping import ClientResult, Lane, client_batches, everywhere, map_clients
+from fedjax_sim.engine.sums import fits
 
 
 @pytree
@@ -57,10 +58,11 @@ def make_round(
     expected: float,
     sent: list["Sent"],
     members: str | None = None,
+    exact: bool = False,
 ) -> Callable[[Any, DeviceState, RoundPlan, Any], tuple[DeviceState, RoundOutput]]:
     """The function of one round, `(seed, state, plan, arrays) -> (state, output)`, to be compiled.
 
-    `members` is as in `map_clients`.
+    `members` is as in `map_clients`. An `exact` round's result depends neither on devices nor on the cohort's order.
     """
 
     def one_round(seed: Any, state: DeviceState, plan: RoundPlan, arrays: Any):
@@ -74,19 +76,27 @@ def make_round(
         slots = plan.slot.reshape(-1)
         this_round = plan.round[0]
 
+        def in_order(tree: Any) -> Any:
+            """From places in the cohort to the order of client ids, whole on every device."""
+            last = jnp.full(capacity, jnp.iinfo(jnp.int32).max).at[slots].set(plan.client_id.reshape(-1), mode="drop")
+            order = jnp.argsort(last)
+            whole = jax.lax.with_sharding_constraint((tree, order), everywhere(mesh))
+            return jax.tree.map(lambda leaf: leaf[whole[1]], whole[0])
+
         for i, phase in enumerate(phases):
             aggregator: Aggregator = phase.aggregator  # type: ignore[assignment]
             keys = {p: jax.random.fold_in(rng.key(seed, p, this_round), i) for p in _PURPOSES}
             shared = (server, aggregator_states[i], keys, this_round)
             phase_rows = None if aggregator_rows is None else aggregator_rows[i]
             train = map_clients(
-                _client(phase, aggregator, expected, sent[i].downlink),
+                _client(phase, aggregator, expected, sent[i].downlink, exact),
                 mesh,
                 batching,
                 longest,
                 aggregator.reducer.linear,
                 aggregator.facts.weighted,
                 members,
+                capacity if exact else None,
             )
             result = train(shared, (client_rows, phase_rows), plan, arrays)
             client_rows, phase_rows = result.rows
@@ -95,8 +105,10 @@ def make_round(
 
             total = result.total
             if aggregator.reducer.collect is not None:
-                collected = (result.messages, result.weights, result.contributes)
-                total = aggregator.reducer.collect(*_by_lane(collected))
+                collected = _by_lane((result.messages, result.weights, result.contributes))
+                if exact:
+                    collected = in_order(_scattered(collected, slots, _empty(collected, capacity)))
+                total = aggregator.reducer.collect(*collected)
             bound, step = aggregator.bound_and_step(aggregator_states[i], sent[i].payload)
             aggregate, new_state, server_metrics = aggregator.server(
                 keys[Purpose.DECODE],
@@ -121,7 +133,8 @@ def make_round(
             aggregator_states[i] = where(go, new_state, aggregator_states[i])
 
             lanes = _by_lane({n: m for n, m in result.metrics.items() if n != _BAD})
-            merged = _with(merged, metrics_lib.reduce(lanes))
+            placed = _by_slot(lanes, slots, capacity)
+            merged = _with(merged, metrics_lib.reduce(in_order(placed) if exact else lanes))
             server_metrics = {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
             twice = sorted(set(server_metrics) & set(lanes))
             if twice:
@@ -129,7 +142,7 @@ def make_round(
                     f"{aggregator.name} reports {twice} from its clients' side and from its server's: rename one."
                 )
             merged |= server_metrics
-            per_client = _with(per_client, _by_slot(lanes, slots, capacity))
+            per_client = _with(per_client, placed)
             (bad,) = jax.tree.leaves(result.metrics[_BAD])
             finite = finite.at[slots].min(bad.reshape(-1) == 0, mode="drop")
             count, weight = result.count, result.weight
@@ -152,7 +165,7 @@ _PURPOSES = (Purpose.CLIENT, Purpose.ENCODE, Purpose.DECODE, Purpose.SERVER)
 _BAD = "nonfinite"
 
 
-def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: float):
+def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: float, exact: bool = False):
     """One client's whole part of a phase: train, encode, receive."""
     facts = aggregator.facts
 
@@ -182,6 +195,12 @@ def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: flo
         )
         encoded = aggregator.encode(own(Purpose.ENCODE), states, aggregator_row, payload, context)
         message = aggregator.receive(own(Purpose.DECODE), states, encoded.message)
+        factor = trained if facts.weighted else weight
+        if exact and not facts.weighted:  # what is beyond the range of the sum counts as what is not finite
+            inside = fits((message, encoded.sums), jnp.maximum(weight, 1.0))
+            finite, contributes = finite & inside, contributes & inside
+            message = jax.tree.map(lambda leaf: jnp.where(inside, leaf, jnp.zeros_like(leaf)), message)
+            weight = factor = jnp.where(inside, weight, 0.0)
         received = downlink if phase.downlink is None else phase.downlink(server)
         seen = {**encoded.metrics, "downlink_bits": metrics_lib.Sum(jnp.asarray(received, jnp.float32))}
 
@@ -197,7 +216,7 @@ def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: flo
             metrics,
             where(contributes, new_rows, rows),
             jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), encoded.sums),
-            trained if facts.weighted else weight,
+            factor,
         )
 
     return one_client
@@ -239,8 +258,15 @@ def _by_lane(tree: Any) -> Any:
 
 def _by_slot(metrics: dict[str, Metric], slots: Any, capacity: int) -> dict[str, Metric]:
     """From lane order to places in the cohort; empty lanes point past the end."""
-    empty = metrics_lib.zero(jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), metrics))
-    return jax.tree.map(lambda out, leaf: out.at[slots].set(leaf, mode="drop"), empty, metrics)
+    return _scattered(metrics, slots, metrics_lib.zero(_empty(metrics, capacity)))
+
+
+def _empty(tree: Any, capacity: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), tree)
+
+
+def _scattered(tree: Any, slots: Any, empty: Any) -> Any:
+    return jax.tree.map(lambda out, leaf: out.at[slots].set(leaf, mode="drop"), empty, tree)
 
 
 class Sent(NamedTuple):

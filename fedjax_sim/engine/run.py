@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fedjax_sim.core.errors import NonFiniteUpdateError, RunInterrupted, check
 from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.engine import mapping, processes
-from fedjax_sim.engine.history import History, RoundMetrics
+from fedjax_sim.engine.history import History, RoundMetrics, check_finite
 from fedjax_sim.engine.recording import Recording
 
 Evaluate = Callable[[Params], dict[str, float]]
@@ -59,7 +59,7 @@ def run_rounds(
         pending.clear()
         if sim.on_nonfinite == "raise":
             try:
-                sim._raise_nonfinite(metrics)
+                check_finite(metrics, sim.data.name, sim.exact)
             except NonFiniteUpdateError as error:
                 before, again = sim._replay(good, error.round)
                 keep(again)

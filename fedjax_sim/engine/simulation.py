@@ -25,7 +25,7 @@ from fedjax_sim.engine import describe, mapping, privacy, recording
 from fedjax_sim.engine import residency as residency_lib
 from fedjax_sim.engine import rows as rows_lib
 from fedjax_sim.engine.block import Plans, block, widened
-from fedjax_sim.engine.history import History, RoundMetrics
+from fedjax_sim.engine.history import History, RoundMetrics, check_finite
 from fedjax_sim.engine.recording import Callback, Recording
 from fedjax_sim.engine.round import DeviceState, check_params, make_round, sent
 from fedjax_sim.engine.run import Evaluate, Schedule, run_rounds
@@ -61,6 +61,8 @@ class Simulation:
             "stream", in memory, files or nowhere, from where each round's are read in the background; "auto": streamed
             if they exceed half of a device's memory (on a CPU, the host's) or are no arrays in memory. The results
             are the same, bit by bit.
+        exact: add in fixed point (`fedjax_sim.engine.sums`): for the same `lanes` devices, processes and the cohort's
+            order change no bit of a sum. Clients' weighted numbers must stay below 2^24; the unit is 2^-48.
 
     Attributes:
         shared: several processes train it together.
@@ -95,6 +97,7 @@ class Simulation:
         evaluate: Evaluate | None = None,
         delta: float | None = None,
         residency: residency_lib.Residency = "auto",
+        exact: bool = False,
     ):
         for name, value, kind in (
             ("algorithm", algorithm, Algorithm),
@@ -112,7 +115,7 @@ class Simulation:
         )
         self.algorithm, self.data, self.sampler, self.batching = algorithm, data, sampler, batching
         self.seed, self.on_nonfinite, self.debug = int(seed), on_nonfinite, debug
-        self.evaluate = evaluate
+        self.evaluate, self.exact = evaluate, exact
         self.delta = privacy.default_delta(data.num_clients) if delta is None else delta
         check_delta(self.delta)
 
@@ -276,7 +279,7 @@ class Simulation:
         after, rounds = self._dispatch(state, self._plan(state, 1, slots=1), self._copy_if_donated)
         if self.on_nonfinite == "raise":
             try:
-                self._raise_nonfinite(rounds)
+                check_finite(rounds, self.data.name, self.exact)
             except NonFiniteUpdateError as error:
                 error.state = state
                 raise
@@ -426,6 +429,7 @@ class Simulation:
             self._expected,
             self._sent,
             members,
+            self.exact,
         )
 
     def _resident_arrays(self) -> Any:
@@ -454,21 +458,6 @@ class Simulation:
             return state
         seen = self.sampler.observe(state.sampler, rounds[-1].cohort, rounds[-1].per_client())
         return _replace(state, sampler=seen)
-
-    def _raise_nonfinite(self, rounds: list[RoundMetrics]) -> None:
-        for metrics in rounds:
-            clients = metrics.nonfinite_clients()
-            if clients:
-                names = ", ".join(self.data.name(k) for k in clients[:10])
-                more = f" and {len(clients) - 10} more" if len(clients) > 10 else ""
-                raise NonFiniteUpdateError(
-                    f"round {metrics.round}: the update of client {names}{more} is not finite (NaN, infinity, or a "
-                    "norm beyond float32). Lower the client's learning rate, clip its gradients, or pass "
-                    'Simulation(on_nonfinite="drop") to leave such clients out and record them. The state after '
-                    "the last good round is this error's .state.",
-                    metrics.round,
-                    clients,
-                )
 
     def _replay(self, good: RoundState, failed: int) -> tuple[RoundState, list[RoundMetrics]]:
         """The state just before a failed round of a block: its good rounds once more, one by one."""

@@ -175,6 +175,7 @@ EVERY = {
     "quantize": (A.clip_by_l2(1.0), A.quantize(8)),
     "rotate": (A.rotate(),),
     "rotated": (A.clip_by_l2(1.0), A.rotate(), A.quantize(8)),
+    "error_feedback": (A.error_feedback(A.top_k(0.3)),),
 }
 
 
@@ -190,6 +191,18 @@ def test_zeros_stay_zeros_and_odd_sizes_keep_their_shapes(name):
     assert 0 < float(bits) <= 32 * 64 + 64 * 6
     flat, _ = decode(jax.random.key(0), {leaf: jnp.full(shape, 0.03) for leaf, shape in shapes.items()})
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(flat))
+
+
+@pytest.mark.parametrize("total", [16, 17])
+@pytest.mark.parametrize("name", ["drive", "eden", "rotate", "rotated"])
+def test_leaves_of_2_to_the_k_numbers_in_all_are_not_padded_and_one_more_doubles_them(name, total):
+    """These concatenate the leaves: what counts is the sum of their sizes."""
+    x = {"a": jnp.full((3, 3), 0.01), "b": jnp.full((total - 9,), -0.02)}
+    got, bits = jax.jit(decoder(*EVERY[name]))(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, x)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(got))
+    each, scale = {"drive": (1, 64), "eden": (3, 64), "rotate": (32, 0), "rotated": (8, 0)}[name]
+    assert float(bits) == each * {16: 16, 17: 32}[total] + scale
 
 
 def test_a_constant_leaf_comes_back_as_it_was():

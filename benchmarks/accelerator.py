@@ -2,9 +2,9 @@
 
     python benchmarks/accelerator.py [--works W1,W2,W3] [--lanes 1,2,4,8,16,32,64,128,256,512] [--rounds 20]
 
-For each work and number of lanes: a warm-up, then `--rounds` rounds timed one by one, whole, with sampling and planning.
-Kernels are counted in the compiled program: instructions of the local steps' loop that the platform launches one by
-one (fusions, products, reductions, copies ...). It runs on a CPU too, where it says little. JSON to the standard output.
+For each work and number of lanes: a warm-up, then `--rounds` rounds timed one by one, whole, with sampling and
+planning. Kernels are counted in the compiled program: instructions of the local steps' loop that the platform
+launches one by one (fusions, products, reductions, copies ...). It runs on a CPU too, where it says little. JSON.
 """
 
 import argparse

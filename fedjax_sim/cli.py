@@ -145,6 +145,7 @@ def _configured(command: str, words: list[str], defaults: Any) -> tuple[Any, str
     import fedjax_sim as fs
 
     fs.use_cpu_cores()  # before the experiment's own code can start JAX
+    _keep_programs()
     named = bool(words) and not words[0].startswith("-")
     name, words = (words[0], words[1:]) if named else ("quickstart", words)
     experiment = _experiments().load_experiment(name)
@@ -383,12 +384,20 @@ def _join(words: list[str]) -> list[str]:
     parser.add_argument("--process-id", type=int)
     given, others = parser.parse_known_args(words)
     fs.use_cpu_cores()
+    _keep_programs()
     named = any(value is not None for value in vars(given).values())
     if not named and _processes().started():  # by the program that calls `main`
         return others
     if fs.use_processes(given.coordinator, given.num_processes, given.process_id):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return others
+
+
+def _keep_programs() -> None:
+    from fedjax_sim.data import cache_folder
+    from fedjax_sim.engine import programs
+
+    programs.keep_programs(cache_folder())
 
 
 def _processes() -> Any:

@@ -99,6 +99,63 @@ def curves(histories: Columns | Mapping[str, Columns | Sequence[Columns]], names
     return figure
 
 
+UPLINK, DOWNLINK = "aggregate/uplink_bits", "aggregate/downlink_bits"
+"""Columns of what a round's clients sent and received together, in bits."""
+
+
+def traffic(histories: Columns | Mapping[str, Columns | Sequence[Columns]], score: str | None = None) -> Any:
+    """What clients have sent and received so far, in megabytes over rounds; and a score over the megabytes sent.
+
+    Args:
+        histories: as in `curves`, with `aggregate/uplink_bits` and `aggregate/downlink_bits` among the columns.
+        score: a column; by default the first accuracy of `main_names` that was evaluated, else the first of them.
+
+    Returns:
+        A `matplotlib.figure.Figure` of three panels; of two where there is no score.
+
+    Raises:
+        ArgumentError: a history without these columns.
+
+    Example:
+        >>> from fedjax_sim.runs import plots
+        >>> bits = {"aggregate/uplink_bits": [8e6, 8e6], "aggregate/downlink_bits": [8e6, 8e6]}
+        >>> figure = plots.traffic({"round": [0, 1], "test/accuracy": [0.5, 0.7], **bits})
+        >>> [axes.get_title(loc="left") for axes in figure.axes]
+        ['sent so far, MB', 'received so far, MB', 'test/accuracy']
+    """
+    groups = _groups(histories)
+    runs = [run for group in groups.values() for run in group]
+    for name in (UPLINK, DOWNLINK):
+        check(all(name in run for run in runs), "histories", name, "a history lacks that column.")
+    if score is None:
+        names = [name for run in runs for name in evaluated_names(run)] or main_names(runs)
+        score = next((name for name in names if "accuracy" in name), names[0] if names else None)
+    sums = {label: [_sent(run, score) for run in group] for label, group in groups.items()}
+    titles = {"sent": "sent so far, MB", "received": "received so far, MB", **({"score": score} if score else {})}
+    figure = new_figure(4.2 * len(titles), 3.4)
+    for axes, (name, title) in zip(figure.subplots(1, len(titles), squeeze=False).flat, titles.items(), strict=True):
+        for i, (label, group) in enumerate(sums.items()):
+            x, y, spread = _joined(group, name)
+            if name == "score":
+                rounds, megabytes, _ = _joined(group, "sent")
+                x = megabytes[np.isin(rounds, x)]
+            _line(axes, x, y, spread, label, i)
+        dress(axes, str(title))
+        axes.set_xlabel("MB sent" if name == "score" else "round", color=INK)
+        axes.set_ylim(bottom=None if name == "score" else 0)
+    if list(groups) != [""]:
+        handles = [_legend_line(label, len(group), i) for i, (label, group) in enumerate(groups.items())]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK)
+    return figure
+
+
+def _sent(run: Columns, score: str | None) -> Columns:
+    """Megabytes of all rounds so far, and the score."""
+    so_far = lambda name: np.cumsum(np.asarray(run[name], float)) / 8e6  # noqa: E731
+    values = run[score] if score in run else np.full(len(run["round"]), np.nan)
+    return {"round": run["round"], "sent": so_far(UPLINK), "received": so_far(DOWNLINK), "score": values}
+
+
 def families(names: Iterable[str]) -> dict[str, list[str]]:
     """Names by panel: what is called `NAME_p10`, `NAME_p50` and so on are quantiles of one thing, from low to high.
 
@@ -159,7 +216,7 @@ def is_scalar(column: Any) -> bool:
 
 
 def pictures(run: "Run") -> dict[str, Any]:
-    """The figures that a run has data for, by name: "curves", "partition", "clients".
+    """The figures that a run has data for, by name: "curves", "traffic", "partition", "clients".
 
     The last shows each client's latest accuracy in training, or loss.
 
@@ -174,6 +231,8 @@ def pictures(run: "Run") -> dict[str, Any]:
     drawable = [name for name in main_names([run.metrics]) if len(_points(run.metrics, name)[0])]
     if drawable:
         found["curves"] = curves(run.metrics, drawable)
+    if all(name in run.metrics and is_scalar(run.metrics[name]) for name in (UPLINK, DOWNLINK)):
+        found["traffic"] = traffic(run.metrics)
     if run.partition is not None:
         found["partition"] = partition(run.partition)
     table = run.clients()
@@ -210,7 +269,7 @@ def save_all(run: "Run") -> list[Path]:
     """Write the `pictures` of a run to the folder `plots/` in its own.
 
     Returns:
-        The files written: of curves.png, partition.png and clients.png those that the run has data for.
+        The files written: of curves.png, traffic.png, partition.png and clients.png those that the run has data for.
 
     Raises:
         RunFolderError: the folder cannot be written.

@@ -287,13 +287,17 @@ def _pictures_section(runs: Sequence["Run"], names: list[str]) -> str:
                 shared.setdefault((kind, plots.png(figure)), []).append(name)
     if not shared:
         return ""
-    said = {"clients": "Each client's latest training metric", "partition": "Who holds which examples"}
+    said = {
+        "clients": "Each client's latest training metric",
+        "partition": "Who holds which examples",
+        "traffic": "What clients have sent and received, and what for",
+    }
     figures = []
     for (kind, data), owners in sorted(shared.items(), key=lambda item: item[0][0]):
         whose = ", ".join(owners) if len(owners) < len(runs) else f"all {len(runs)} runs" if len(runs) > 1 else ""
         caption = said[kind] + (f": {whose}" if whose else "")
         alone = sum(each == kind for each, _ in shared) == 1
-        wide = ' class="wide"' if kind == "partition" and alone else ""
+        wide = ' class="wide"' if kind == "traffic" or (kind == "partition" and alone) else ""
         figures.append(f"<figure{wide}><figcaption>{escape(caption)}</figcaption>{_image(data, caption)}</figure>\n")
     return f'<section>\n<h2>Clients</h2>\n<div class="pictures">\n{"".join(figures)}</div>\n</section>'
 

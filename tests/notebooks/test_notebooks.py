@@ -39,7 +39,12 @@ def problems(text):
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["01_first_run", "02_server_optimizers", "03_partitions"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_first_run",
+        "02_server_optimizers",
+        "03_partitions",
+        "04_private_and_compressed",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

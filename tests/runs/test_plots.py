@@ -1,5 +1,6 @@
 """Figures: what they draw is read back from their axes, and compared with values worked out by hand or in a loop."""
 
+import json
 import subprocess
 import sys
 
@@ -262,6 +263,38 @@ def test_save_all_writes_what_the_run_has_data_for(tmp_path):
     bare = samples.write(tmp_path / "bare", lines=['{"round": 0, "client/loss": null}'], clients=None, partition=sizes)
     assert [path.name for path in plots.save_all(fs.runs.read(bare))] == ["partition.png"]
     assert plots.save_all(fs.runs.read(samples.write(tmp_path / "no", [], clients=None, partition=None))) == []
+
+
+def test_traffic_is_what_was_sent_so_far_and_what_it_bought():
+    """Megabytes by hand: 8 megabits are one."""
+    run = {
+        "round": [3, 4, 5],
+        plots.UPLINK: [8e6, 16e6, 0.0],
+        plots.DOWNLINK: [4e6, 4e6, 4e6],
+        "client/loss": [3.0, 2.0, 1.0],
+        "test/accuracy": [NAN, 0.5, 0.75],
+    }
+    figure = plots.traffic(run)
+    assert titles(figure) == ["sent so far, MB", "received so far, MB", "test/accuracy"]
+    sent, received, bought = (lines(axes)[0] for axes in figure.axes)
+    assert sent == ([3, 4, 5], [1.0, 3.0, 3.0])
+    assert received == ([3, 4, 5], [0.5, 1.0, 1.5])
+    assert bought == ([3.0, 3.0], [0.5, 0.75])
+    assert figure.axes[2].get_xlabel() == "MB sent"
+    half = {**run, plots.UPLINK: [4e6, 8e6, 0.0], "test/accuracy": [NAN, 0.7, 0.9]}
+    two = plots.traffic({"seeds": [run, half], "half": half}, "test/accuracy")
+    assert lines(two.axes[0]) == [([3, 4, 5], [0.75, 2.25, 2.25]), ([3, 4, 5], [0.5, 1.5, 1.5])]
+    assert [text.get_text() for text in two.legends[0].get_texts()][1] == "half"
+    with pytest.raises(fs.FedSimError, match="a history lacks that column"):
+        plots.traffic({"round": [0], "client/loss": [1.0]})
+
+
+def test_a_run_with_bits_has_a_picture_of_them(tmp_path):
+    rounds = [{"round": r, "client/loss": 1.0, plots.UPLINK: 8e6, plots.DOWNLINK: 8e6} for r in range(2)]
+    rows = [json.dumps(each) for each in rounds]
+    run = fs.runs.read(samples.write(tmp_path / "run", lines=rows, clients=None, partition=None))
+    assert list(plots.pictures(run)) == ["curves", "traffic"]
+    assert "What clients have sent and received" in (fs.runs.report.write([run], tmp_path / "page.html")).read_text()
 
 
 def test_clients_without_an_accuracy_are_drawn_by_their_loss(tmp_path):

@@ -11,6 +11,9 @@ from fedjax_sim.client.flax_tasks import classification as classification
 from fedjax_sim.client.flax_tasks import flax_task as flax_task
 from fedjax_sim.client.local import ClientBatches as ClientBatches
 from fedjax_sim.client.local import local_steps as local_steps
+from fedjax_sim.client.memory import compute_in as compute_in
+from fedjax_sim.client.memory import micro_batches as micro_batches
+from fedjax_sim.client.memory import remat as remat
 from fedjax_sim.client.task import Gradient as Gradient
 from fedjax_sim.client.task import Loss as Loss
 from fedjax_sim.client.task import Task as Task

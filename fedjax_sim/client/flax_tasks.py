@@ -90,7 +90,7 @@ def label_loss(logits: Any, y: Any) -> Loss:
         raise ArgumentError(
             f"logits {logits.shape} for labels {y.shape}: must be the labels' shape and one axis of classes."
         )
-    real = y >= 0
+    real, logits = y >= 0, logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(real, y, 0))
     right = (jnp.argmax(logits, axis=-1) == y).astype(jnp.float32)
     if y.ndim == 1:

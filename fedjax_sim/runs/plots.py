@@ -152,7 +152,7 @@ def traffic(histories: Columns | Mapping[str, Columns | Sequence[Columns]], scor
 def _sent(run: Columns, score: str | None) -> Columns:
     """Megabytes of all rounds so far, and the score."""
     so_far = lambda name: np.cumsum(np.asarray(run[name], float)) / 8e6  # noqa: E731
-    values = run[score] if score in run else np.full(len(run["round"]), np.nan)
+    values = run[score] if score is not None and score in run else np.full(len(run["round"]), np.nan)
     return {"round": run["round"], "sent": so_far(UPLINK), "received": so_far(DOWNLINK), "score": values}
 
 

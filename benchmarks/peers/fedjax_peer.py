@@ -1,6 +1,6 @@
 """fedjax: its for_each_client and its optimizers, with padded batches. --backend jit, or pmap over one device a core.
 
-Its stock `federated_averaging` differs in the batches alone: `shuffle_repeat_batch` fills the last one by wrapping round.
+Its stock `federated_averaging` differs in its batches alone, of which it fills the last by wrapping round.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A plain PyTorch loop written by hand: one model, whose parameters are set anew for each client. --threads 0: all cores."""
+"""A plain PyTorch loop written by hand: one model, set anew for each client. --threads 0: all cores."""
 
 import shared
 import torch

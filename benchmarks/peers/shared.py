@@ -71,22 +71,19 @@ def arguments(**options: Any) -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace) -> Work:
-    """Read the work that the arguments name."""
-    with np.load(args.path) as file:
-        if str(file["name"]) != args.work:
-            raise SystemExit(f"{args.path} holds {file['name']}, not {args.work}: write it with data.py.")
+    """Read the work that the arguments name, with as many rounds as they say."""
+    work = read(args.path, args.work)
+    return work._replace(cohorts=work.cohorts[: args.rounds])
+
+
+def read(path: str, name: str) -> Work:
+    """Read a work from its file."""
+    with np.load(path) as file:
+        if str(file["name"]) != name:
+            raise SystemExit(f"{path} holds {file['name']}, not {name}: write it with data.py.")
         layers = [{"w": file[f"w{i}"], "b": file[f"b{i}"]} for i in range(int(file["layers"]))]
-        cohorts = file["cohorts"][: args.rounds]
-        return Work(
-            args.work,
-            file["x"],
-            file["y"],
-            file["offsets"],
-            cohorts,
-            layers,
-            int(file["batch_size"]),
-            float(file["learning_rate"]),
-        )
+        arrays = [file[key] for key in ("x", "y", "offsets", "cohorts")]
+        return Work(name, *arrays, layers, int(file["batch_size"]), float(file["learning_rate"]))
 
 
 class Clock:

@@ -40,6 +40,7 @@ CONFIGURATIONS = {
     "pfl-threads": Configuration("pfl, a thread a core", "framework", "pfl", "pfl_peer.py"),
     "pfl-2": Configuration("pfl, 2 processes", "framework", "pfl", "pfl_peer.py", ("--threads", "1"), 2, threads=1),
     "flwr": Configuration("flwr, an actor a core", "framework", "flwr", "flwr_peer.py"),
+    "tff": Configuration("TensorFlow Federated", "framework", "tff", "tff_peer.py"),
     "jax-step": Configuration("plain JAX, a jitted step", "by hand", None, "plain_jax.py", ("--how", "step")),
     "jax-scan": Configuration("plain JAX, a scan a client", "by hand", None, "plain_jax.py", ("--how", "scan")),
     "jax-vmap": Configuration("plain JAX, vmap over the cohort", "by hand", None, "plain_jax.py", ("--how", "vmap")),

@@ -53,7 +53,7 @@ def environment(configuration: Configuration, folder: Path) -> str:
     if not stamp.exists() or stamp.read_text() != requirements.read_text():
         say(f"installing {requirements.name}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        pip = [home / "bin" / "pip", "install", "--quiet", "--requirement", requirements]
+        pip = [home / "bin" / "pip", "install", "--quiet", "--no-deps", "--requirement", requirements]
         subprocess.run(pip, check=True, stdout=sys.stderr)
         stamp.write_text(requirements.read_text())
     return str(home / "bin" / "python")

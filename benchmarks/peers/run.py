@@ -74,11 +74,12 @@ def compare(work: str, names: list[str], pythons: dict[str, str], args: argparse
                 run, error = one(CONFIGURATIONS[name], pythons[name], arguments, args.timeout)
                 if run is None:
                     failed[name] = error
-                else:
-                    if repetition == 0:
-                        run["final_loss"] = evaluate.loss(work, file, final)
-                    runs[name].append(run)
-                say(f"{work} {name} {error or statistics.median(run['rounds_s'][1:])}")
+                    say(f"{work} {name} {error}")
+                    continue
+                if repetition == 0:
+                    run["final_loss"] = evaluate.loss(work, file, final)
+                runs[name].append(run)
+                say(f"{work} {name} {statistics.median(run['rounds_s'][1:])}")
     return {name: {"error": failed[name]} if name in failed else summary(runs[name]) for name in names}
 
 

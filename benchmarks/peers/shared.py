@@ -82,8 +82,9 @@ def read(path: str, name: str) -> Work:
         if str(file["name"]) != name:
             raise SystemExit(f"{path} holds {file['name']}, not {name}: write it with data.py.")
         layers = [{"w": file[f"w{i}"], "b": file[f"b{i}"]} for i in range(int(file["layers"]))]
-        arrays = [file[key] for key in ("x", "y", "offsets", "cohorts")]
-        return Work(name, *arrays, layers, int(file["batch_size"]), float(file["learning_rate"]))
+        arrays = {key: file[key] for key in ("x", "y", "offsets", "cohorts")}
+        scalars = {"batch_size": int(file["batch_size"]), "learning_rate": float(file["learning_rate"])}
+        return Work(name=name, params=layers, **arrays, **scalars)
 
 
 class Clock:
@@ -108,7 +109,9 @@ def report(args: argparse.Namespace, work: Work, clock: Clock, params: list[dict
         packages: names of distributions, whose versions are printed.
     """
     if args.final:
-        arrays = {f"{k}{i}": np.asarray(v, np.float32) for i, layer in enumerate(params) for k, v in layer.items()}
+        arrays: dict[str, Any] = {
+            f"{k}{i}": np.asarray(v, np.float32) for i, layer in enumerate(params) for k, v in layer.items()
+        }
         np.savez(args.final, **arrays)
     line = {
         "work": work.name,

@@ -1,6 +1,6 @@
 """The table and the chart of a comparison, from what run.py printed (several files are joined, work by work).
 
-    python benchmarks/peers/table.py peers.json [more.json] --page docs/benchmarks.md --chart docs/peers.svg
+python benchmarks/peers/table.py peers.json [more.json] --page docs/benchmarks.md --chart docs/peers.svg
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from configurations import CONFIGURATIONS  # noqa: E402
+from configurations import CONFIGURATIONS
 
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 
@@ -79,7 +79,9 @@ def ratios(summaries: dict[str, Any]) -> list[str]:
             memory = ours["peak_mb"]["median"] / done[best]["peak_mb"]["median"]
             what = "best framework" if kind == "framework" else "best loop by hand"
             title = CONFIGURATIONS[best].title
-            sentences.append(f"The {what}, {title}, takes {ratio:.2f} times our time; we take {memory:.2f} times its memory.")
+            sentences.append(
+                f"The {what}, {title}, takes {ratio:.2f} times our time; ours takes {memory:.2f} times its memory."
+            )
     return sentences
 
 

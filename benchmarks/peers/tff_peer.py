@@ -4,10 +4,10 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import numpy as np  # noqa: E402
-import shared  # noqa: E402
-import tensorflow as tf  # noqa: E402
-import tensorflow_federated as tff  # noqa: E402
+import numpy as np
+import shared
+import tensorflow as tf
+import tensorflow_federated as tff
 
 
 def keras_model(work: shared.Work) -> tf.keras.Sequential:

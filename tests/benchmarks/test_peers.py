@@ -1,7 +1,13 @@
+import sys
+from pathlib import Path
+
 import numpy as np
 
-from benchmarks.peers import data, evaluate, table
-from benchmarks.peers.data import works
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "peers"))
+import data
+import evaluate
+import shared
+import table
 
 
 def summary(median, loss=2.5):
@@ -19,9 +25,9 @@ def summary(median, loss=2.5):
 
 
 def test_the_file_holds_the_works_cohorts_data_and_parameters(tmp_path):
-    work = works.load("W3")
+    work = data.works.load("W3")
     data.write("W3", tmp_path / "W3.npz")
-    read = evaluate.shared.read(str(tmp_path / "W3.npz"), "W3")
+    read = shared.read(str(tmp_path / "W3.npz"), "W3")
     for name in ("x", "y", "offsets", "cohorts", "batch_size", "learning_rate"):
         np.testing.assert_array_equal(getattr(read, name), getattr(work, name), err_msg=name)
     for layer, expected in zip(read.params, work.params, strict=True):

@@ -5,6 +5,7 @@ python benchmarks/peers/data.py W1 W1.npz
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,9 @@ def write(name: str, path: str | Path) -> None:
     layers = {f"{key}{i}": value for i, layer in enumerate(work.params) for key, value in layer.items()}
     scalars = {"batch_size": work.batch_size, "learning_rate": work.learning_rate, "layers": len(work.params)}
     arrays = {"x": work.x, "y": work.y, "offsets": work.offsets, "cohorts": work.cohorts}
+    rest: dict[str, Any] = {**arrays, **layers, **{key: np.asarray(value) for key, value in scalars.items()}}
     part = Path(path).with_suffix(".part.npz")
-    np.savez(part, name=np.str_(name), **arrays, **layers, **{k: np.asarray(v) for k, v in scalars.items()})
+    np.savez(part, name=np.str_(name), **rest)
     part.replace(path)
 
 

@@ -10,13 +10,14 @@ import fedjax_sim as fs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import federated_tax
+import works
 
 
 def main() -> None:
     args = shared.arguments()
     fs.use_cpu_cores()
     work = shared.load(args)
-    task = federated_tax.make_task(work.name, work)
+    task = federated_tax.make_task(work.name, works.Work(*work[1:]))
     sim = fs.Simulation(
         fs.fedavg(task, optax.sgd(work.learning_rate)),
         fs.FederatedData({"x": work.x, "y": work.y}, work.offsets),

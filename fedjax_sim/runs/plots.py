@@ -104,14 +104,14 @@ UPLINK, DOWNLINK = "aggregate/uplink_bits", "aggregate/downlink_bits"
 
 
 def traffic(histories: Columns | Mapping[str, Columns | Sequence[Columns]], score: str | None = None) -> Any:
-    """What clients have sent and received so far, in megabytes over rounds; and a score over the megabytes sent.
+    """What clients sent, above, and received, below: megabytes a round, of all rounds so far, and for which score.
 
     Args:
         histories: as in `curves`, with `aggregate/uplink_bits` and `aggregate/downlink_bits` among the columns.
         score: a column; by default the first accuracy of `main_names` that was evaluated, else the first of them.
 
     Returns:
-        A `matplotlib.figure.Figure` of three panels; of two where there is no score.
+        A `matplotlib.figure.Figure` of six panels; of four where there is no score.
 
     Raises:
         ArgumentError: a history without these columns.
@@ -120,8 +120,8 @@ def traffic(histories: Columns | Mapping[str, Columns | Sequence[Columns]], scor
         >>> from fedjax_sim.runs import plots
         >>> bits = {"aggregate/uplink_bits": [8e6, 8e6], "aggregate/downlink_bits": [8e6, 8e6]}
         >>> figure = plots.traffic({"round": [0, 1], "test/accuracy": [0.5, 0.7], **bits})
-        >>> [axes.get_title(loc="left") for axes in figure.axes]
-        ['sent so far, MB', 'received so far, MB', 'test/accuracy']
+        >>> [axes.get_title(loc="left") for axes in figure.axes[:3]]
+        ['sent a round, MB', 'sent so far, MB', 'test/accuracy']
     """
     groups = _groups(histories)
     runs = [run for group in groups.values() for run in group]
@@ -130,30 +130,32 @@ def traffic(histories: Columns | Mapping[str, Columns | Sequence[Columns]], scor
     if score is None:
         names = [name for run in runs for name in evaluated_names(run)] or main_names(runs)
         score = next((name for name in names if "accuracy" in name), names[0] if names else None)
-    sums = {label: [_sent(run, score) for run in group] for label, group in groups.items()}
-    titles = {"sent": "sent so far, MB", "received": "received so far, MB", **({"score": score} if score else {})}
-    figure = new_figure(4.2 * len(titles), 3.4)
-    for axes, (name, title) in zip(figure.subplots(1, len(titles), squeeze=False).flat, titles.items(), strict=True):
-        for i, (label, group) in enumerate(sums.items()):
-            x, y, spread = _joined(group, name)
-            if name == "score":
-                rounds, megabytes, _ = _joined(group, "sent")
-                x = megabytes[np.isin(rounds, x)]
-            _line(axes, x, y, spread, label, i)
-        dress(axes, str(title))
-        axes.set_xlabel("MB sent" if name == "score" else "round", color=INK)
-        axes.set_ylim(bottom=None if name == "score" else 0)
+    figure = new_figure(12.6 if score else 8.4, 6.0)
+    grid = figure.subplots(2, 3 if score else 2)
+    for row, column, what in zip(grid, (UPLINK, DOWNLINK), ("sent", "received"), strict=True):
+        for i, (label, group) in enumerate(groups.items()):
+            sums = [_megabytes(run, column, score) for run in group]
+            _line(row[0], *_joined(sums, "each"), label, i)
+            rounds, so_far, spread = _joined(sums, "so far")
+            _line(row[1], rounds, so_far, spread, label, i)
+            if score:
+                at, values, spread = _joined(sums, "score")
+                _line(row[2], so_far[np.isin(rounds, at)], values, spread, label, i)
+        for axes, title in zip(row, (f"{what} a round, MB", f"{what} so far, MB", str(score)), strict=False):
+            dress(axes, title)
+            axes.set_xlabel("round" if title != score else f"MB {what}", color=INK)
+            axes.set_ylim(bottom=0 if title != score else None)
     if list(groups) != [""]:
         handles = [_legend_line(label, len(group), i) for i, (label, group) in enumerate(groups.items())]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK)
     return figure
 
 
-def _sent(run: Columns, score: str | None) -> Columns:
-    """Megabytes of all rounds so far, and the score."""
-    so_far = lambda name: np.cumsum(np.asarray(run[name], float)) / 8e6  # noqa: E731
-    values = run[score] if score is not None and score in run else np.full(len(run["round"]), np.nan)
-    return {"round": run["round"], "sent": so_far(UPLINK), "received": so_far(DOWNLINK), "score": values}
+def _megabytes(run: Columns, column: str, score: str | None) -> Columns:
+    """Megabytes of each round, of all so far, and the score."""
+    each = np.asarray(run[column], float) / 8e6
+    values = run[score] if score is not None and score in run else np.full(len(each), np.nan)
+    return {"round": run["round"], "each": each, "so far": np.cumsum(each), "score": values}
 
 
 def families(names: Iterable[str]) -> dict[str, list[str]]:

@@ -205,6 +205,23 @@ def test_leaves_of_2_to_the_k_numbers_in_all_are_not_padded_and_one_more_doubles
     assert float(bits) == each * {16: 16, 17: 32}[total] + scale
 
 
+@pytest.mark.parametrize("total, place", [(16, 4), (17, 5)])
+def test_a_place_counts_through_all_leaves(total, place):
+    """The k largest of all numbers, wherever they lie, and places of log2 of all of them."""
+    draw = np.random.default_rng(total)
+    x = {"a": draw.normal(size=(3, 3)).astype(np.float32), "b": draw.normal(size=total - 9).astype(np.float32)}
+    k = math.ceil(0.3 * total)
+    numbers = np.concatenate([x["a"].ravel(), x["b"]])
+    largest = np.where(np.abs(numbers) >= np.sort(np.abs(numbers))[-k], numbers, 0)
+    for name, bits in (("top_k", k * (32 + place)), ("error_feedback", k * (32 + place)), ("random_k", 32 * k + 32)):
+        got, sent = jax.jit(decoder(*EVERY[name]))(jax.random.key(0), x)
+        assert float(sent) == bits
+        back = np.concatenate([np.ravel(got["a"]), np.ravel(got["b"])])
+        assert np.count_nonzero(back) == k
+        if name != "random_k":
+            np.testing.assert_array_equal(back, largest)
+
+
 def test_a_constant_leaf_comes_back_as_it_was():
     for transform in (A.k_level(4), A.binary()):
         got = draws((transform,), np.full(5, 0.7), 3)

@@ -69,6 +69,9 @@ def test_noise_falls_as_epsilon_grows():
 
     assert noise(1.0) > noise(3.0) > noise(8.0) > 0
     assert not experiment.build(SMALL).algorithm.aggregator.facts.noisy
+    assert experiment.build(dataclasses.replace(SMALL, noise_multiplier=0.7)).algorithm.aggregator.facts.noisy
+    with pytest.raises(fs.FedSimError, match="give one of them"):
+        experiment.build(dataclasses.replace(SMALL, noise_multiplier=0.7, epsilon=3.0))
 
 
 def test_the_model_on_the_way_down_can_be_compressed():

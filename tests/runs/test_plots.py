@@ -275,16 +275,25 @@ def test_traffic_is_what_was_sent_so_far_and_what_it_bought():
         "test/accuracy": [NAN, 0.5, 0.75],
     }
     figure = plots.traffic(run)
-    assert titles(figure) == ["sent so far, MB", "received so far, MB", "test/accuracy"]
-    sent, received, bought = (lines(axes)[0] for axes in figure.axes)
-    assert sent == ([3, 4, 5], [1.0, 3.0, 3.0])
-    assert received == ([3, 4, 5], [0.5, 1.0, 1.5])
-    assert bought == ([3.0, 3.0], [0.5, 0.75])
-    assert figure.axes[2].get_xlabel() == "MB sent"
+    panels = {}
+    for what, row in (("sent", figure.axes[:3]), ("received", figure.axes[3:])):
+        assert titles(figure)[3 * (what == "received") :][:3] == [
+            f"{what} a round, MB",
+            f"{what} so far, MB",
+            "test/accuracy",
+        ]
+        assert [axes.get_xlabel() for axes in row] == ["round", "round", f"MB {what}"]
+        panels[what] = [lines(axes)[0] for axes in row]
+    rounds = [3, 4, 5]
+    assert panels["sent"] == [(rounds, [1.0, 2.0, 0.0]), (rounds, [1.0, 3.0, 3.0]), ([3.0, 3.0], [0.5, 0.75])]
+    assert panels["received"] == [(rounds, [0.5] * 3), (rounds, [0.5, 1.0, 1.5]), ([1.0, 1.5], [0.5, 0.75])]
     half = {**run, plots.UPLINK: [4e6, 8e6, 0.0], "test/accuracy": [NAN, 0.7, 0.9]}
     two = plots.traffic({"seeds": [run, half], "half": half}, "test/accuracy")
-    assert lines(two.axes[0]) == [([3, 4, 5], [0.75, 2.25, 2.25]), ([3, 4, 5], [0.5, 1.5, 1.5])]
+    assert lines(two.axes[1]) == [(rounds, [0.75, 2.25, 2.25]), (rounds, [0.5, 1.5, 1.5])]
+    assert lines(two.axes[2]) == [([2.25, 2.25], [0.6, 0.825]), ([1.5, 1.5], [0.7, 0.9])]
     assert [text.get_text() for text in two.legends[0].get_texts()][1] == "half"
+    bare = {name: run[name] for name in ("round", plots.UPLINK, plots.DOWNLINK)}
+    assert titles(plots.traffic(bare)) == [f"{w} {x}, MB" for w in ("sent", "received") for x in ("a round", "so far")]
     with pytest.raises(fs.FedSimError, match="a history lacks that column"):
         plots.traffic({"round": [0], "client/loss": [1.0]})
 

@@ -91,7 +91,7 @@ class Checkpoints:
         arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax saves none of size zero
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         self._writing = f"the checkpoint of round {state.round}"
-        with _explained(f"{self._writing} in {self.folder} could not be written"):
+        with self._written():
             self._manager.save(state.round, args=items, force=True)  # type: ignore[union-attr]
 
     def wait(self) -> None:
@@ -101,7 +101,7 @@ class Checkpoints:
             RunFolderError: it could not be written.
         """
         if self._manager:
-            with _explained(f"{self._writing} in {self.folder} could not be written"):
+            with self._written():
                 self._manager.wait_until_finished()
 
     def read(self, round: int) -> tuple[dict[str, np.ndarray], Record]:
@@ -141,10 +141,18 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for what is being written, and let go of the folder."""
         if self._manager:
-            with contextlib.ExitStack() as stack:
-                stack.callback(self._speak)
-                stack.enter_context(_explained(f"{self._writing} in {self.folder} could not be written"))
+            with self._written():
                 self._manager.close()
+            self._speak()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            with _explained(f"{self._writing} in {self.folder} could not be written"):
+                yield
+        except RunFolderError:
+            self._speak = lambda: None  # the save's other writes may end at any time
+            raise
 
 
 def host_leaves(state: RoundState) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ def main() -> None:
         worker(args.work, args.rounds, **json.loads(args.worker))
         return
     begun = {kind: begin(args, cores) for kind, cores in KINDS.items()}
-    losses = {kind: [float(told(each)) for each in workers][0] for kind, workers in begun.items()}
+    losses = {kind: max([float(told(each)) for each in workers]) for kind, workers in begun.items()}
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(args.pairs + 1):
         for kind, workers in begun.items():

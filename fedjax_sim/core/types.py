@@ -158,7 +158,7 @@ class RoundState:
         server: the algorithm's server state.
         aggregator: the transforms' server state, one entry a phase.
         sampler: the sampler's state (host).
-        rows: `ClientRows`.
+        rows: `ClientRows`; of rows on the host, `fedjax_sim.engine.host_rows.HostRows`.
         ledger: what accountants need of the past rounds (host), or None.
 
     Example:
@@ -177,5 +177,5 @@ class RoundState:
     server: Any
     aggregator: Any
     sampler: Any
-    rows: ClientRows
+    rows: Any
     ledger: Any = None

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.types import Cohort
+from fedjax_sim.core.types import Cohort, RoundPlan
 from fedjax_sim.data.plan import PlanShape, PlanStats
 from fedjax_sim.engine import mapping
 from fedjax_sim.engine.round import DeviceState, RoundOutput
@@ -23,6 +23,7 @@ class Plans(NamedTuple):
     shape: PlanShape
     slots: int
     sampler_state: Any
+    rounds: list[RoundPlan]
     examples: Any = None
 
 

@@ -13,10 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.errors import RunFolderError
-from fedjax_sim.core.types import RoundState
+from fedjax_sim.core.types import ClientRows, RoundState
+from fedjax_sim.engine.host_rows import HostRows
+from fedjax_sim.engine.row_archive import RowArchive
 
 Record = dict[str, Any]
-"""What a checkpoint says of itself: `round`, `seed`, `ledger`, `digests`, `empty`, `layout`, `simulation`."""
+"""What a checkpoint says of itself: `round`, `seed`, `ledger`, `digests`, `empty`, `layout`, `simulation`, `slots`."""
+
+_PARTS = ("server", "aggregator", "sampler", "rows")
+_HOST_ROWS = "['rows']"
 
 
 class Checkpoints:
@@ -34,6 +39,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, read_only: bool = False):
         self.folder, self._manager, self._writing = Path(folder), None, "a checkpoint"
+        self._rows, self._knows = RowArchive(self.folder.with_name("rows.bin")), False
         if read_only and not self.folder.is_dir():
             return
         from orbax import checkpoint as ocp
@@ -79,7 +85,10 @@ class Checkpoints:
         self.wait()
         from orbax import checkpoint as ocp
 
+        self._writing = f"the checkpoint of round {state.round}"
         leaves = host_leaves(state)
+        if isinstance(state.rows, HostRows):
+            facts = {**facts, "slots": self._save_rows(state)}
         record = {
             "round": state.round,
             "seed": state.seed,
@@ -90,9 +99,30 @@ class Checkpoints:
         }
         arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax saves none of size zero
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-        self._writing = f"the checkpoint of round {state.round}"
         with self._written():
             self._manager.save(state.round, args=items, force=True)  # type: ignore[union-attr]
+
+    def _save_rows(self, state: RoundState) -> list[int]:
+        """Write rows of the host's beside the checkpoints: their slots."""
+        kept = self.rounds()
+        if not self._knows:
+            for round in kept:
+                with contextlib.suppress(RunFolderError):  # a damaged one is never read
+                    self._rows.know(round, self._record(round).get("slots", []))
+            self._knows = True
+        self._rows.forget(kept)
+        with self._written():
+            return self._rows.save(state.round, state.rows)
+
+    def same(self, state: RoundState, record: Record) -> None:
+        """A state is the one of that record: its rows need not be written again."""
+        if isinstance(state.rows, HostRows):
+            self._rows.same(state.rows, record["slots"])
+
+    def rows(self, first: ClientRows, num_clients: int, leaves: dict[str, np.ndarray], record: Record) -> HostRows:
+        """Rows on the host that were saved with a checkpoint."""
+        clients, crcs = (leaves[f"{_HOST_ROWS}['{name}']"] for name in ("clients", "crc"))
+        return self._rows.load(first, num_clients, clients, record["slots"], crcs)
 
     def wait(self) -> None:
         """Until what was saved is on the disk.
@@ -112,16 +142,25 @@ class Checkpoints:
         """
         from orbax import checkpoint as ocp
 
+        record = self._record(round)
         with _explained(f"the checkpoint of round {round} in {self.folder} is damaged"):
-            items = ocp.args.Composite(record=ocp.args.JsonRestore())
-            record = self._manager.restore(round, args=items)["record"]  # type: ignore[union-attr]
             items = ocp.args.Composite(state=ocp.args.StandardRestore())
             leaves = self._manager.restore(round, args=items)["state"]  # type: ignore[union-attr]
             leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
             leaves |= {name: np.zeros(shape, jnp.dtype(dtype)) for name, (dtype, shape) in record["empty"].items()}
             if _digests(leaves) != record["digests"]:
                 raise ValueError("it does not hold what was saved")
+            if "slots" in record:
+                size = sum(leaf.nbytes for name, leaf in leaves.items() if name.startswith(f"{_HOST_ROWS}['first']"))
+                self._rows.check(size, record["slots"], leaves[f"{_HOST_ROWS}['crc']"])
         return leaves, record
+
+    def _record(self, round: int) -> Record:
+        from orbax import checkpoint as ocp
+
+        with _explained(f"the checkpoint of round {round} in {self.folder} is damaged"):
+            items = ocp.args.Composite(record=ocp.args.JsonRestore())
+            return self._manager.restore(round, args=items)["record"]  # type: ignore[union-attr]
 
     def newest(self) -> Iterator[tuple[int, dict[str, np.ndarray], Record] | RunFolderError]:
         """From the newest on: a whole checkpoint's round, leaves and record, or what is wrong with it."""
@@ -156,8 +195,12 @@ class Checkpoints:
 
 
 def host_leaves(state: RoundState) -> dict[str, np.ndarray]:
-    """Copies on the host of a state's leaves, by path."""
-    tree = {part: getattr(state, part) for part in ("server", "aggregator", "sampler", "rows")}
+    """Copies on the host of a state's leaves, by path; of rows on the host, which clients have any, and CRCs."""
+    tree = {part: getattr(state, part) for part in _PARTS}
+    if isinstance(state.rows, HostRows):
+        used = state.rows.used()
+        crcs = np.array([row.crc() for row in used.values()], np.uint32)
+        tree["rows"] = {"first": state.rows.first, "clients": np.array(list(used), np.int64), "crc": crcs}
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = [jax.tree_util.keystr(path) for path, _ in paths]
     fetched = jax.device_get([_plain(leaf) for _, leaf in paths])
@@ -167,10 +210,15 @@ def host_leaves(state: RoundState) -> dict[str, np.ndarray]:
 def fill(like: RoundState, leaves: dict[str, np.ndarray], record: Record) -> RoundState:
     """The state of a checkpoint, on the host, in the structure of `like`, whose leaves may be shapes.
 
+    Of rows on the host it holds the first one alone.
+
     Raises:
         RunFolderError: the checkpoint holds something else.
     """
-    tree = {part: getattr(like, part) for part in ("server", "aggregator", "sampler", "rows")}
+    tree = {part: getattr(like, part) for part in _PARTS}
+    if "slots" in record:
+        saved = {name: leaves[f"{_HOST_ROWS}['{name}']"] for name in ("clients", "crc")}
+        tree["rows"] = {"first": like.rows, **saved}
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     expected = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
     if expected.keys() != leaves.keys():
@@ -181,6 +229,8 @@ def fill(like: RoundState, leaves: dict[str, np.ndarray], record: Record) -> Rou
         )
     filled = [_like(name, leaf, leaves[name]) for name, leaf in expected.items()]
     parts = jax.tree_util.tree_unflatten(structure, filled)
+    if "slots" in record:
+        parts["rows"] = parts["rows"]["first"]
     return RoundState(round=int(record["round"]), seed=int(record["seed"]), ledger=record["ledger"], **parts)
 
 

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ClientError, FedSimError
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.engine.mapping import Dealt, Lane, client_batches
+from fedjax_sim.engine.cohort import Lane, client_batches
+from fedjax_sim.engine.mapping import Dealt
 from fedjax_sim.engine.round import checked_update
+from fedjax_sim.engine.rows import client_row
 
 
 @contextlib.contextmanager
@@ -41,7 +43,6 @@ def run_clients(sim: Any, state: Any, plan: Any, arrays: Any) -> None:
         ClientError: the function failed; names the client and its batch's shapes, from the original error.
     """
     phase = sim._phases[0]
-    row_table = jax.device_get(state.rows.client)
     plan, server = jax.device_get(plan), jax.device_get(state.server)
     share = jax.device_get(arrays.arrays if isinstance(arrays, Dealt) else arrays)
     share = jax.tree.map(jnp.asarray, share)
@@ -59,7 +60,7 @@ def run_clients(sim: Any, state: Any, plan: Any, arrays: Any) -> None:
         )
         client = int(lane.client_id)
         key = jax.random.fold_in(rng.key(state.seed, Purpose.CLIENT, int(plan.round[d])), 0)
-        row = jax.tree.map(lambda table: jnp.asarray(table[client]), row_table)
+        row = jax.tree.map(jnp.asarray, client_row(state.rows, client))
         try:
             with jax.disable_jit():
                 checked_update(phase.client(jax.random.fold_in(key, client), server, row, batches), row)

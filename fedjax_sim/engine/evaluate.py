@@ -20,7 +20,7 @@ from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner
 from fedjax_sim.data.procedural import ProceduralData
 from fedjax_sim.engine import mapping, residency
-from fedjax_sim.engine.mapping import ClientResult, Lane
+from fedjax_sim.engine.cohort import ClientResult, CohortMap, Lane
 from fedjax_sim.population import sampling
 
 
@@ -191,7 +191,7 @@ def _make_program(task: Task, mesh: jax.sharding.Mesh, batch_size: int):
         _, metrics = local_steps(lambda nothing, batch, key: (nothing, measure(params, batch, key)), (), batches, key)
         return ClientResult((), jnp.ones(()), lane.steps > 0, metrics, row)
 
-    run = mapping.map_clients(one_client, mesh, Batching(batch_size, shuffle=False), 0)
+    run = CohortMap(one_client, mesh, Batching(batch_size, shuffle=False), 0)
     return jax.jit(lambda params, plan, arrays: run(params, None, plan, arrays).metrics)
 
 

@@ -1,9 +1,4 @@
-"""Devices: the mesh, where arrays live, and the map of a client function over chunks of lanes on all of them.
-
-The only module that names devices. A device loops over the chunks of its queue; a chunk is a vmap over L lanes; a lane
-is one client, whose loop over steps runs to the chunk's longest client. All bounds are traced, so that one program
-serves every cohort. The only collectives are the sums at the end.
-"""
+"""Devices: the mesh, and where arrays live. The only module that names devices."""
 
 import contextlib
 import contextvars
@@ -11,22 +6,18 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_sim.client import ClientBatches
-from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core.errors import FedSimError, check, check_count, is_traced
-from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree
 from fedjax_sim.core.types import RoundPlan
-from fedjax_sim.data.plan import Batching, PlanShape
-from fedjax_sim.engine import sums as sums_lib
+from fedjax_sim.data.plan import PlanShape
 
 Device = Any
 """A JAX device."""
@@ -274,204 +265,3 @@ def auto_lanes(num_params: int, platform: str, clients_per_device: int, members:
     """
     budget, most = (50_000 if members == 1 else 100_000, 16) if platform == "cpu" else (2**28, 256)
     return int(max(1, min(most, budget // max(num_params * members, 1), clients_per_device)))
-
-
-class Lane(NamedTuple):
-    """One client's place in the plan: scalars."""
-
-    start: Any
-    size: Any
-    steps: Any
-    client_id: Any
-    weight: Any
-    version: Any
-    neighbour: Any
-
-
-def client_batches(
-    lane: Lane, order: Any, arrays: Any, batching: Batching, *, bound: Any, longest: int, alone: bool
-) -> ClientBatches:
-    """What the client of a lane sees of its data."""
-    stride = lane.size
-    if batching.drop_remainder:
-        stride = lane.size // batching.batch_size * batching.batch_size
-    return ClientBatches(
-        num_steps=lane.steps,
-        num_examples=lane.size.astype(jnp.float32),
-        client_id=lane.client_id,
-        info={"weight": lane.weight, "version": lane.version},
-        bound=bound,
-        arrays=arrays,
-        order=order,
-        start=lane.start,
-        stride=stride,
-        batch_size=batching.batch_size,
-        longest=longest,
-        alone=alone,
-    )
-
-
-class ClientResult(NamedTuple):
-    """What the engine keeps of one client.
-
-    Attributes:
-        message: pytree; summed with `weight`, or kept, for reducers that are not linear.
-        weight: [] float32; 0 for a client that contributes nothing.
-        contributes: [] bool.
-        metrics: dict of metrics, kept for each client.
-        row: its new private row.
-        sums: pytree of float32, summed as it is.
-        factor: what the message is multiplied by in the sum; None for the weight.
-    """
-
-    message: Any
-    weight: Any
-    contributes: Any
-    metrics: dict[str, Metric]
-    row: Any
-    sums: Any = ()
-    factor: Any = None
-
-
-class CohortResult(NamedTuple):
-    """A cohort's sums, and what is kept of each client in lane order, [D, T, L, ...]."""
-
-    total: Any
-    weight: Any
-    count: Any
-    sums: Any
-    messages: Any
-    weights: Any
-    contributes: Any
-    metrics: dict[str, Metric]
-    rows: Any
-
-
-OneClient = Callable[[Any, Any, Lane, ClientBatches], ClientResult]
-
-
-def map_clients(
-    one_client: OneClient,
-    mesh: Mesh,
-    batching: Batching,
-    longest: int,
-    linear: bool = True,
-    modular: bool = False,
-    members: str | None = None,
-    exact: int | None = None,
-) -> Callable[[Any, Any, RoundPlan, Any], CohortResult]:
-    """A function of a whole cohort from a function of one client.
-
-    Args:
-        one_client: `(shared, row, lane, batches) -> ClientResult`.
-        mesh: the devices.
-        batching: how examples become batches.
-        longest: steps of the longest client, for `ClientBatches.longest`.
-        linear: sum the messages; else keep them all.
-        modular: sum in the messages' own type, which wraps for integers; else in float32 at least.
-        exact: the most clients of a cohort, to sum exactly; None to sum in floating point.
-        members: the name of a vmap's axis over which plans differ. Loops then run as long as the longest member's, as
-            bounds that differ would turn every step into a choice between old and new.
-
-    Returns:
-        `(shared, rows, plan, arrays) -> CohortResult`, to be called under `jax.jit`. `rows` are tables whose leading
-        axis is dealt over the devices in blocks; the client k of a block is its row k - (first of the block).
-    """
-
-    plainly = sums_lib.floating() if exact is None else sums_lib.exact(exact)
-    for_messages = sums_lib.floating(own_type=True) if modular else plainly
-
-    def longest_member(bound: Any) -> Any:
-        return bound if members is None else jax.lax.pmax(bound, members)
-
-    def device_share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
-        plan = jax.tree.map(lambda leaf: leaf[0], plan)
-        chunks, lanes = plan.start.shape
-        alone = lanes == 1 and members is None
-        leaves = jax.tree.leaves(rows)
-        per_device = leaves[0].shape[0] if leaves else 0
-        first = jax.lax.axis_index(AXIS) * per_device
-
-        def run(chunk: Any, rows: Any) -> tuple[ClientResult, Any]:
-            at = lambda name: jax.lax.dynamic_index_in_dim(getattr(plan, name), chunk, 0, False)  # noqa: E731
-            queue = Lane(**{name: at(name) for name in Lane._fields})
-            bound = longest_member(jnp.max(queue.steps))
-
-            def client(lane: Lane, row: Any) -> ClientResult:
-                batches = client_batches(
-                    lane,
-                    plan.order,
-                    arrays,
-                    batching,
-                    bound=lane.steps if alone else bound,
-                    longest=longest,
-                    alone=alone,
-                )
-                return one_client(shared, row, lane, batches)
-
-            place = jnp.where(queue.steps > 0, queue.client_id - first, per_device)
-            mine = jax.tree.map(lambda table: table.at[place].get(mode="clip"), rows)
-            if lanes > 1:
-                return jax.vmap(client)(queue, mine), place
-            single = client(*jax.tree.map(lambda leaf: leaf[0], (queue, mine)))
-            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], single), place
-
-        like = jax.eval_shape(lambda: run(jnp.zeros((), jnp.int32), rows)[0])
-        buffer = lambda tree: jax.tree.map(lambda a: jnp.zeros((chunks, *a.shape), a.dtype), tree)  # noqa: E731
-        kept = (
-            () if linear else buffer(like.message),
-            buffer(like.weight),
-            buffer(like.contributes),
-            metrics_lib.zero(buffer(like.metrics)),
-        )
-        one = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)  # noqa: E731
-        total = for_messages.zero(one(like.message)) if linear else ()
-        sums = plainly.zero(one(like.sums))
-
-        def body(chunk: Any, carry: Any) -> Any:
-            total, sums, kept, rows = carry
-            result, place = run(chunk, rows)
-            factor = result.weight if result.factor is None else result.factor
-            total = for_messages.add(total, result.message, factor) if linear else total
-            sums = plainly.add(sums, result.sums, jnp.ones_like(result.weight))
-            new = (
-                result.message if linear is False else (),
-                result.weight,
-                result.contributes,
-                result.metrics,
-            )
-            kept = jax.tree.map(lambda buffer, leaf: buffer.at[chunk].set(leaf), kept, new)
-            rows = jax.tree.map(
-                lambda table, row: table.at[place].set(row.astype(table.dtype), mode="drop"),
-                rows,
-                result.row,
-            )
-            return total, sums, kept, rows
-
-        total, sums, kept, rows = jax.lax.fori_loop(0, longest_member(plan.chunks), body, (total, sums, kept, rows))
-        messages, weights, contributes, metrics = kept
-        weight = jnp.sum(weights)
-        if exact is not None:
-            weight = plainly.add(plainly.zero(weight), weights.reshape(-1), jnp.ones(weights.size))
-        mine = (total, weight, jnp.sum(contributes.astype(jnp.float32)), sums)
-        total, weight, count, sums = jax.lax.psum(mine, AXIS)
-        total, weight, sums = for_messages.result(total), plainly.result(weight), plainly.result(sums)
-        messages, weights, contributes, metrics = jax.tree.map(
-            lambda leaf: leaf[None], (messages, weights, contributes, metrics)
-        )
-        return CohortResult(total, weight, count, sums, messages, weights, contributes, metrics, rows)
-
-    specs: Any = (*[REPLICATED] * 4, *[SHARDED] * 5)
-
-    def run_everywhere(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
-        dealt = isinstance(arrays, Dealt)
-        share = jax.shard_map(
-            device_share,
-            mesh=mesh,
-            in_specs=(REPLICATED, SHARDED, SHARDED, SHARDED if dealt else REPLICATED),
-            out_specs=CohortResult(*specs),
-            check_vma=False,
-        )
-        return share(shared, rows, plan, arrays.arrays if dealt else arrays)
-
-    return run_everywhere

@@ -21,7 +21,7 @@ from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import PlanShape
-from fedjax_sim.engine import mapping
+from fedjax_sim.engine import mapping, states
 from fedjax_sim.engine.block import block
 from fedjax_sim.engine.grid import Group, Setting
 from fedjax_sim.engine.run import Evaluate
@@ -82,6 +82,11 @@ class Members:
             )
         if base.shared:
             raise ArgumentError("a sweep trains in one process: give its simulations devices=jax.local_devices().")
+        if base.rows == "host":
+            raise ArgumentError(
+                "a sweep keeps its members' rows on the devices, and this simulation's are on the host: give it "
+                'rows="device" where they fit, or run these simulations one by one.'
+            )
         if base.residency == "stream":
             raise ArgumentError(
                 "a sweep's members share arrays that are kept on the devices, and this simulation's data are streamed: "
@@ -96,7 +101,7 @@ class Members:
             platform, count = base.devices[0].platform, len(seeds) * len(group.places)
             base.lanes = mapping.auto_lanes(pytree.size(base.model), platform, per_device, count)
         self.slots = base.rounds_per_dispatch
-        self._aggregator = base._aggregator_init()[0]
+        self._aggregator = states.aggregators(base)[0]
         self.evaluates = False  # all members at once, which a trace finds out
         self._traces: dict[PlanShape, _Trace] = {}
         self._programs: dict[tuple[PlanShape, str], Any] = {}
@@ -172,7 +177,7 @@ class Members:
 
     def _placement(self) -> Any:
         """Members' states, where rounds leave them."""
-        mesh, like = self.base._mesh, jax.eval_shape(self.base._make, self.base.model)
+        mesh, like = self.base._mesh, jax.eval_shape(functools.partial(states.make, self.base), self.base.model)
         everywhere, dealt = mapping.everywhere(mesh), mapping.dealt(mesh, axis=2)
         placed = jax.tree.map(lambda _: everywhere, like)
         return dataclasses.replace(placed, rows=jax.tree.map(lambda _: dealt, like.rows))
@@ -212,7 +217,7 @@ class Members:
             after, rounds = block(one_round, plan.shape, self.slots)(seed, state, words, count, arrays)
             model = sim.params(state)
             measured = self._measured(self.evaluate or sim.evaluate, model)
-            return Traced(sim._make(first), [(c.ok, c.value) for c in checks], after, rounds, model, measured)
+            return Traced(states.make(sim, first), [(c.ok, c.value) for c in checks], after, rounds, model, measured)
 
         plans = None if self.shared else 0
         settings = jax.vmap(member, in_axes=(0, None, None, 0, None, None, None))
@@ -224,7 +229,7 @@ class Members:
             {name: weak(self.group.traced[name]) for name in tracing},  # weak, as Python's numbers
             shaped(self._everyone[1]),
             self.given,
-            jax.tree.map(wide, jax.eval_shape(base._make, base.model)),
+            jax.tree.map(wide, jax.eval_shape(functools.partial(states.make, base), base.model)),
             shaped(plan.words),
             jax.ShapeDtypeStruct((), jnp.int32),
             jax.tree.map(shaped, base._resident_arrays()),

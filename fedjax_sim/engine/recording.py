@@ -15,7 +15,7 @@ import numpy as np
 from fedjax_sim.core import pytree
 from fedjax_sim.core.errors import RunFolderError
 from fedjax_sim.core.types import RoundState
-from fedjax_sim.engine import processes
+from fedjax_sim.engine import processes, states
 from fedjax_sim.engine.checkpoint import Checkpoints, digests, fill
 from fedjax_sim.engine.history import RoundMetrics
 from fedjax_sim.engine.rows import trim
@@ -44,6 +44,7 @@ def facts(sim: Any) -> dict[str, Any]:
         "rounds_per_dispatch": sim.rounds_per_dispatch,
         **({"delta": sim.delta} if sim._noisy else {}),
         **({"exact": True} if sim.exact else {}),
+        **({"rows": "host"} if sim.rows == "host" else {}),
     }
 
 
@@ -118,6 +119,7 @@ class Recording:
             damaged.append(found)
         if good is not None:
             _check_same(path, state, good[2])
+            checkpoints.same(state, good[2])
         elif damaged:
             raise RunFolderError(f"{path} holds no checkpoint that can be read: {damaged[0]}. Choose another folder.")
         devices = self.sim.devices
@@ -247,6 +249,8 @@ def _closing(what: Any) -> Iterator[Any]:
 
 def _portable(sim: Any, state: RoundState) -> RoundState:
     """The state as it would be on any number of devices; of several processes, in the first."""
+    if sim.rows == "host":
+        return state
     rows = processes.gathered(state.rows) if sim.shared else state.rows
     return dataclasses.replace(state, rows=trim(rows, sim.data.num_clients))
 
@@ -280,7 +284,7 @@ def restore(sim: Any, folder: Path, round: int | None) -> RoundState:
             if round not in rounds:
                 raise RunFolderError(f"{folder} holds checkpoints of rounds {rounds[::-1]}, and none of round {round}.")
             leaves, record = checkpoints.read(round)
-            return _restored(sim, folder, leaves, record)
+            return _restored(sim, checkpoints, leaves, record)
         damaged = []
         for found in checkpoints.newest():
             if isinstance(found, RunFolderError):
@@ -288,15 +292,19 @@ def restore(sim: Any, folder: Path, round: int | None) -> RoundState:
                 continue
             if damaged:
                 warnings.warn(f"{damaged[0]}. Going on from round {found[0]}.", stacklevel=3)
-            return _restored(sim, folder, *found[1:])
+            return _restored(sim, checkpoints, *found[1:])
     raise RunFolderError(f"{folder} holds no checkpoint that can be read: {damaged[0]}.")
 
 
-def _restored(sim: Any, folder: Path, leaves: dict[str, np.ndarray], record: dict[str, Any]) -> RoundState:
+def _restored(sim: Any, checkpoints: Checkpoints, leaves: dict[str, np.ndarray], record: dict[str, Any]) -> RoundState:
     """The state of a checkpoint, where rounds leave it."""
     differences = differing(record["simulation"], facts(sim))
     if differences:
-        raise RunFolderError(f"{folder} holds a run of another simulation: {differences}.")
+        raise RunFolderError(f"{checkpoints.folder.parent} holds a run of another simulation: {differences}.")
     if sim.lanes_chosen and record["layout"]["devices"] == len(sim.devices):
         sim.lanes = record["layout"]["lanes"]
-    return sim.placed(fill(sim.blank(), leaves, record))
+    state = fill(states.blank(sim), leaves, record)
+    if sim.rows == "host":
+        rows = checkpoints.rows(state.rows, sim.data.num_clients, leaves, record)
+        state = dataclasses.replace(state, rows=rows)
+    return states.placed(sim, state)

@@ -1,6 +1,7 @@
 """One round on the devices: for each phase broadcast, train, encode, reduce, decode, and take a server step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,8 @@ from fedjax_sim.core.pytree import bits, pytree, squared_norm, where
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Aggregate, ClientRows, ClientUpdate, Params, RoundPlan
 from fedjax_sim.data.plan import Batching
-from fedjax_sim.engine.mapping import ClientResult, Lane, client_batches, everywhere, map_clients
+from fedjax_sim.engine.cohort import ClientResult, CohortMap, CohortResult, Lane, client_batches
+from fedjax_sim.engine.mapping import everywhere
 from fedjax_sim.engine.sums import fits
 
 
@@ -49,109 +51,154 @@ class RoundOutput:
     weight: Any
 
 
-def make_round(
-    phases: tuple[Phase, ...],
-    mesh: jax.sharding.Mesh,
-    batching: Batching,
-    longest: int,
-    capacity: int,
-    expected: float,
-    sent: list["Sent"],
-    members: str | None = None,
-    exact: bool = False,
-) -> Callable[[Any, DeviceState, RoundPlan, Any], tuple[DeviceState, RoundOutput]]:
-    """The function of one round, `(seed, state, plan, arrays) -> (state, output)`, to be compiled.
-
-    `members` is as in `map_clients`. An `exact` round's result depends neither on devices nor on the cohort's order.
-    """
+def make_round(parts: list["PhaseRound"], capacity: int) -> Callable[..., tuple[DeviceState, RoundOutput]]:
+    """The function of one round, `(seed, state, plan, arrays) -> (state, output)`, to be compiled."""
 
     def one_round(seed: Any, state: DeviceState, plan: RoundPlan, arrays: Any):
-        server, aggregator_states = state.server, list(state.aggregator)
-        client_rows = state.rows.client
-        aggregator_rows = state.rows.aggregator
-        merged: dict[str, Metric] = {}
-        per_client: dict[str, Metric] = {}
-        finite = jnp.ones(capacity, bool)
-        count = weight = jnp.zeros((), jnp.float32)
-        slots = plan.slot.reshape(-1)
+        output = no_output(capacity)
+        for part in parts:
+            shared = part.shared(seed, state, plan)
+            result = part.train(shared, part.rows(state.rows), plan, arrays)
+            state = replace(state, rows=part.with_rows(state.rows, result.rows))
+            state, output = part.finish(shared, state, plan, result, output)
+        return state, output
+
+    return one_round
+
+
+def no_output(capacity: int) -> RoundOutput:
+    """Of a round that has not begun."""
+    nothing = jnp.zeros((), jnp.float32)
+    return RoundOutput({}, {}, jnp.ones(capacity, bool), nothing, nothing)
+
+
+class PhaseRound:
+    """One phase of a round, in its parts: what the cohort shares, its training, and the server's side.
+
+    An `exact` round's result depends neither on devices nor on the cohort's order.
+
+    Args:
+        index, phase: which one it is.
+        mesh: the devices.
+        batching: how examples become batches.
+        longest: steps of the longest client.
+        capacity: places in a cohort.
+        expected: clients that the sampler expects.
+        sent: what the phase sends.
+        members: as in `CohortMap`.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        phase: Phase,
+        mesh: jax.sharding.Mesh,
+        batching: Batching,
+        longest: int,
+        capacity: int,
+        expected: float,
+        sent: "Sent",
+        members: str | None = None,
+        exact: bool = False,
+    ):
+        self.index, self.phase, self.mesh, self.capacity = index, phase, mesh, capacity
+        self.expected, self.sent, self.exact = expected, sent, exact
+        self.aggregator: Aggregator = phase.aggregator  # type: ignore[assignment]
+        self.train = CohortMap(
+            _client(phase, self.aggregator, expected, sent.downlink, exact),
+            mesh,
+            batching,
+            longest,
+            self.aggregator.reducer.linear,
+            self.aggregator.facts.weighted,
+            members,
+            capacity if exact else None,
+        )
+
+    def shared(self, seed: Any, state: DeviceState, plan: RoundPlan) -> Any:
+        """What all clients see: server state, the transforms' state, the round's keys and its number."""
         this_round = plan.round[0]
+        keys = {p: jax.random.fold_in(rng.key(seed, p, this_round), self.index) for p in _PURPOSES}
+        return state.server, state.aggregator[self.index], keys, this_round
+
+    def rows(self, rows: ClientRows) -> Any:
+        """Those that this phase's clients have."""
+        return rows.client, None if rows.aggregator is None else rows.aggregator[self.index]
+
+    def with_rows(self, rows: ClientRows, new: Any) -> ClientRows:
+        """All rows, with this phase's new ones."""
+        client, own = new
+        if rows.aggregator is None:
+            return ClientRows(client, None)
+        return ClientRows(client, _with_entry(rows.aggregator, self.index, own))
+
+    def finish(
+        self, shared: Any, state: DeviceState, plan: RoundPlan, result: CohortResult, output: RoundOutput
+    ) -> tuple[DeviceState, RoundOutput]:
+        """Reduce, decode and take a server step: the state after the phase, and what the round reports so far."""
+        server, aggregator_state, keys, _ = shared
+        aggregator, slots = self.aggregator, plan.slot.reshape(-1)
 
         def in_order(tree: Any) -> Any:
             """From places in the cohort to the order of client ids, whole on every device."""
-            last = jnp.full(capacity, jnp.iinfo(jnp.int32).max).at[slots].set(plan.client_id.reshape(-1), mode="drop")
-            order = jnp.argsort(last)
-            whole = jax.lax.with_sharding_constraint((tree, order), everywhere(mesh))
+            last = jnp.full(self.capacity, jnp.iinfo(jnp.int32).max)
+            order = jnp.argsort(last.at[slots].set(plan.client_id.reshape(-1), mode="drop"))
+            whole = jax.lax.with_sharding_constraint((tree, order), everywhere(self.mesh))
             return jax.tree.map(lambda leaf: leaf[whole[1]], whole[0])
 
-        for i, phase in enumerate(phases):
-            aggregator: Aggregator = phase.aggregator  # type: ignore[assignment]
-            keys = {p: jax.random.fold_in(rng.key(seed, p, this_round), i) for p in _PURPOSES}
-            shared = (server, aggregator_states[i], keys, this_round)
-            phase_rows = None if aggregator_rows is None else aggregator_rows[i]
-            train = map_clients(
-                _client(phase, aggregator, expected, sent[i].downlink, exact),
-                mesh,
-                batching,
-                longest,
-                aggregator.reducer.linear,
-                aggregator.facts.weighted,
-                members,
-                capacity if exact else None,
+        total = result.total
+        if aggregator.reducer.collect is not None:
+            collected = _by_lane((result.messages, result.weights, result.contributes))
+            if self.exact:
+                collected = in_order(_scattered(collected, slots, _empty(collected, self.capacity)))
+            total = aggregator.reducer.collect(*collected)
+        bound, step = aggregator.bound_and_step(aggregator_state, self.sent.payload)
+        aggregate, new_aggregator_state, server_metrics = aggregator.server(
+            keys[Purpose.DECODE],
+            aggregator_state,
+            Aggregate(
+                total,
+                result.weight,
+                result.count,
+                bound=bound,
+                step=step,
+                sums=result.sums,
+                round_key=keys[Purpose.ENCODE],
+            ),
+            self.expected,
+        )
+        new_server = self.phase.server(keys[Purpose.SERVER], server, aggregate)
+        _check_server(server, new_server)
+        new_server = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new_server, server)
+        # Nobody contributed: the model stays, unless noise must be released all the same.
+        go = (result.count > 0) | aggregator.facts.noisy
+        state = replace(
+            state,
+            server=where(go, new_server, server),
+            aggregator=_with_entry(state.aggregator, self.index, where(go, new_aggregator_state, aggregator_state)),
+        )
+
+        lanes = _by_lane({n: m for n, m in result.metrics.items() if n != _BAD})
+        placed = _by_slot(lanes, slots, self.capacity)
+        merged = _with(output.merged, metrics_lib.reduce(in_order(placed) if self.exact else lanes))
+        server_metrics = {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
+        twice = sorted(set(server_metrics) & set(lanes))
+        if twice:
+            raise ArgumentError(
+                f"{aggregator.name} reports {twice} from its clients' side and from its server's: rename one."
             )
-            result = train(shared, (client_rows, phase_rows), plan, arrays)
-            client_rows, phase_rows = result.rows
-            if aggregator_rows is not None:
-                aggregator_rows = (*aggregator_rows[:i], phase_rows, *aggregator_rows[i + 1 :])
+        (bad,) = jax.tree.leaves(result.metrics[_BAD])
+        return state, RoundOutput(
+            merged | server_metrics,
+            _with(output.per_client, placed),
+            output.finite.at[slots].min(bad.reshape(-1) == 0, mode="drop"),
+            result.count,
+            result.weight,
+        )
 
-            total = result.total
-            if aggregator.reducer.collect is not None:
-                collected = _by_lane((result.messages, result.weights, result.contributes))
-                if exact:
-                    collected = in_order(_scattered(collected, slots, _empty(collected, capacity)))
-                total = aggregator.reducer.collect(*collected)
-            bound, step = aggregator.bound_and_step(aggregator_states[i], sent[i].payload)
-            aggregate, new_state, server_metrics = aggregator.server(
-                keys[Purpose.DECODE],
-                aggregator_states[i],
-                Aggregate(
-                    total,
-                    result.weight,
-                    result.count,
-                    bound=bound,
-                    step=step,
-                    sums=result.sums,
-                    round_key=keys[Purpose.ENCODE],
-                ),
-                expected,
-            )
-            new_server = phase.server(keys[Purpose.SERVER], server, aggregate)
-            _check_server(server, new_server)
-            new_server = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new_server, server)
-            # Nobody contributed: the model stays, unless noise must be released all the same.
-            go = (result.count > 0) | aggregator.facts.noisy
-            server = where(go, new_server, server)
-            aggregator_states[i] = where(go, new_state, aggregator_states[i])
 
-            lanes = _by_lane({n: m for n, m in result.metrics.items() if n != _BAD})
-            placed = _by_slot(lanes, slots, capacity)
-            merged = _with(merged, metrics_lib.reduce(in_order(placed) if exact else lanes))
-            server_metrics = {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
-            twice = sorted(set(server_metrics) & set(lanes))
-            if twice:
-                raise ArgumentError(
-                    f"{aggregator.name} reports {twice} from its clients' side and from its server's: rename one."
-                )
-            merged |= server_metrics
-            per_client = _with(per_client, placed)
-            (bad,) = jax.tree.leaves(result.metrics[_BAD])
-            finite = finite.at[slots].min(bad.reshape(-1) == 0, mode="drop")
-            count, weight = result.count, result.weight
-
-        rows = ClientRows(client_rows, aggregator_rows)
-        new = DeviceState(server, tuple(aggregator_states), rows)
-        return new, RoundOutput(merged, per_client, finite, count, weight)
-
-    return one_round
+def _with_entry(entries: tuple[Any, ...], i: int, entry: Any) -> tuple[Any, ...]:
+    return (*entries[:i], entry, *entries[i + 1 :])
 
 
 def _with(metrics: dict[str, Metric], more: dict[str, Metric]) -> dict[str, Metric]:

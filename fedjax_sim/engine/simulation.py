@@ -15,20 +15,19 @@ from fedjax_sim.aggregate.checks import check_build, check_cohort, check_sampler
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count
-from fedjax_sim.core.pytree import strong
-from fedjax_sim.core.rng import Purpose
-from fedjax_sim.core.types import ClientRows, Params, RoundState
+from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape
 from fedjax_sim.engine import debug as debug_lib
-from fedjax_sim.engine import describe, mapping, privacy, recording
+from fedjax_sim.engine import describe, mapping, privacy, recording, states
 from fedjax_sim.engine import residency as residency_lib
 from fedjax_sim.engine import rows as rows_lib
 from fedjax_sim.engine.block import Plans, block, widened
 from fedjax_sim.engine.history import History, RoundMetrics, check_finite
 from fedjax_sim.engine.recording import Callback, Recording
-from fedjax_sim.engine.round import DeviceState, check_params, make_round, sent
+from fedjax_sim.engine.round import DeviceState, PhaseRound, make_round, sent
 from fedjax_sim.engine.run import Evaluate, Schedule, run_rounds
+from fedjax_sim.engine.waves import Waves
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.privacy.accounting import check_delta
 from fedjax_sim.runs.folder import RunFolder
@@ -61,11 +60,16 @@ class Simulation:
             "stream", in memory, files or nowhere, from where each round's are read in the background; "auto": streamed
             if they exceed half of a device's memory (on a CPU, the host's) or are no arrays in memory. The results
             are the same, bit by bit.
+        rows: where what clients keep between rounds lives: "device", a table dealt over the devices; "host", a file
+            (in `tempfile`'s folder) that holds rows of those who took part, read and written wave by wave while the
+            devices compute; "auto": on the host if the table exceeds 256 MiB on a CPU, elsewhere half of the devices'
+            memory. `state.rows` is then a `fedjax_sim.engine.host_rows.HostRows`, and a dispatch is one round.
         exact: add in fixed point (`fedjax_sim.engine.sums`): for the same `lanes` devices, processes and the cohort's
             order change no bit of a sum. Clients' weighted numbers must stay below 2^24; the unit is 2^-48.
 
     Attributes:
         shared: several processes train it together.
+        row_bytes: what one client keeps.
 
     Raises:
         ArgumentError: parts that do not fit together.
@@ -97,6 +101,7 @@ class Simulation:
         evaluate: Evaluate | None = None,
         delta: float | None = None,
         residency: residency_lib.Residency = "auto",
+        rows: rows_lib.Rows = "auto",
         exact: bool = False,
     ):
         for name, value, kind in (
@@ -153,9 +158,15 @@ class Simulation:
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data.arrays)
         with debug_lib.explained(self, clients=True):
             self._sent = sent(self._phases, server, row, like, batching, longest)
-        states, aggregator_rows = self._aggregator_init()
-        self._check_aggregation(states, self._capacity)
-        self._has_rows = rows_lib.has_rows((row, aggregator_rows))
+        aggregator_states, aggregator_rows = states.aggregators(self)
+        self._check_aggregation(aggregator_states, self._capacity)
+        row = (row, aggregator_rows)
+        self.row_bytes = pytree.bits(row) // 8
+        self.rows: rows_lib.Rows = rows_lib.place(rows, row, data.num_clients, self.devices, self.shared)
+        self._has_rows = rows_lib.has_rows(row) and self.rows == "device"
+        self._waves = Waves(self) if self.rows == "host" else None
+        if self._waves is not None:
+            self.rounds_per_dispatch = 1
         self._planner = Planner(
             data,
             batching,
@@ -182,18 +193,7 @@ class Simulation:
             >>> sim.init().round
             0
         """
-        if params is None:
-            params = jax.jit(self.algorithm.task.init)(rng.key(self.seed, Purpose.INIT))
-        check_params(self.model, params)
-        made = jax.jit(self._make, out_shardings=self._placement)(mapping.replicate(self._mesh, params))
-        return RoundState(
-            round=0,
-            seed=self.seed,
-            server=made.server,
-            aggregator=made.aggregator,
-            sampler=self._sampler_state,
-            rows=made.rows,
-        )
+        return states.begin(self, params)
 
     def save(self, folder: str | os.PathLike[str], state: RoundState) -> None:
         """Write a checkpoint of a state; it is on the disk when this returns.
@@ -233,44 +233,9 @@ class Simulation:
         """
         return recording.restore(self, Path(folder), round)
 
-    def blank(self) -> RoundState:
-        """Shapes of a state, as it is on any number of devices: what a checkpoint is read into."""
-        made = jax.eval_shape(self._make, self.model)
-        rows = jax.eval_shape(functools.partial(rows_lib.trim, num_clients=self.data.num_clients), made.rows)
-        return RoundState(0, self.seed, made.server, made.aggregator, self._sampler_state, rows)
-
-    def placed(self, state: RoundState) -> RoundState:
-        """A state from the host, where rounds leave it."""
-        rows = rows_lib.pad(state.rows, self.data.num_clients, len(self.devices))
-        host = DeviceState(state.server, state.aggregator, rows)
-        made = mapping.put(host, self._placement)
-        return _replace(state, server=made.server, aggregator=made.aggregator, rows=made.rows)
-
-    def _make(self, params: Params) -> DeviceState:
-        """The first state, of any model."""
-        params = jax.tree.map(lambda p, like: jnp.array(p, like.dtype, copy=True), params, self.model)
-        server, row = self.algorithm.init(params)
-        states, aggregator_rows = self._aggregator_init()
-        table = functools.partial(rows_lib.make_table, num_clients=self.data.num_clients, devices=len(self.devices))
-        return strong(DeviceState(server, states, ClientRows(table(row), table(aggregator_rows))))
-
-    def _aggregator_init(self) -> tuple[Any, Any]:
-        made = [
-            phase.aggregator.init(phase_sent.payload)  # type: ignore[union-attr]
-            for phase, phase_sent in zip(self._phases, self._sent, strict=True)
-        ]
-        rows = tuple(row for _, row in made)
-        return tuple(state for state, _ in made), rows if jax.tree.leaves(rows) else None
-
-    def _check_aggregation(self, states: Any, capacity: int) -> None:
-        for phase, state, phase_sent in zip(self._phases, states, self._sent, strict=True):
+    def _check_aggregation(self, aggregator_states: Any, capacity: int) -> None:
+        for phase, state, phase_sent in zip(self._phases, aggregator_states, self._sent, strict=True):
             check_build(phase.aggregator, state, phase_sent.payload, capacity, self._expected)
-
-    @property
-    def _placement(self) -> Any:
-        """Where a state's parts are; a prefix of it."""
-        everywhere, dealt = mapping.everywhere(self._mesh), mapping.dealt(self._mesh)
-        return DeviceState(everywhere, everywhere, ClientRows(dealt, dealt))  # type: ignore[arg-type]
 
     # Rounds
 
@@ -369,15 +334,16 @@ class Simulation:
         examples = None
         if self._reader is not None:
             examples = self._reader.ask(plans, slots, self._planner.examples(shape), (shape, slots))
-        plans += [plans[0]] * (slots - count)
+        padded = plans + [plans[0]] * (slots - count)
         return Plans(
             state.round,
             [widened(cohort, capacity) for cohort in cohorts],
             [stats for _, stats in planned],
-            mapping.pack_plans(plans),
+            mapping.pack_plans(padded),
             shape,
             slots,
             sampler_state,
+            plans,
             examples,
         )
 
@@ -389,18 +355,23 @@ class Simulation:
         if self.debug:
             for r in range(len(plans.cohorts)):
                 debug_lib.run_clients(self, state, mapping.unpack_plan(plans.words[r], plans.shape), arrays)
-        program = self._program(plans.shape, plans.slots)
-        made = copy(DeviceState(state.server, state.aggregator, state.rows))
-        count = np.int32(len(plans.cohorts))
         with debug_lib.explained(self):
-            made, outputs = program(np.uint32(state.seed), made, plans.words, count, arrays)
+            if self._waves is not None:
+                made, rows, output = self._waves.round(state, plans, arrays)
+                outputs = [output]
+            else:
+                program = self._program(plans.shape, plans.slots)
+                made = copy(DeviceState(state.server, state.aggregator, state.rows))
+                count = np.int32(len(plans.cohorts))
+                made, outputs = program(np.uint32(state.seed), made, plans.words, count, arrays)
+                rows = made.rows
         after = RoundState(
             round=state.round + len(plans.cohorts),
             seed=state.seed,
             server=made.server,
             aggregator=made.aggregator,
             sampler=plans.sampler_state,
-            rows=made.rows,
+            rows=rows,
             ledger=state.ledger,
         )
         epsilon = self._meter.epsilon if self._noisy and self._meter is not None else None
@@ -414,23 +385,19 @@ class Simulation:
         """The compiled program of a block of up to `slots` rounds."""
         if (shape, slots) not in self._programs:
             run = block(self._one_round(shape), shape, slots)
-            out = (self._placement, mapping.everywhere(self._mesh)) if self.shared else None
+            out = (states.placement(self), mapping.everywhere(self._mesh)) if self.shared else None
             self._programs[shape, slots] = jax.jit(run, donate_argnums=(1,) if self._donates else (), out_shardings=out)
         return self._programs[shape, slots]
 
     def _one_round(self, shape: PlanShape, members: str | None = None) -> Callable[..., Any]:
-        """The function of one round, to be compiled; `members` as in `mapping.map_clients`."""
-        return make_round(
-            self._phases,
-            self._mesh,
-            self.batching,
-            self._planner.longest,
-            shape.capacity,
-            self._expected,
-            self._sent,
-            members,
-            self.exact,
-        )
+        """The function of one round, to be compiled; `members` as in `CohortMap`."""
+        return make_round(self._parts(shape, members), shape.capacity)
+
+    def _parts(self, shape: PlanShape, members: str | None = None) -> list[PhaseRound]:
+        fixed = (self._mesh, self.batching, self._planner.longest, shape.capacity, self._expected)
+        return [
+            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact) for i, phase in enumerate(self._phases)
+        ]
 
     def _resident_arrays(self) -> Any:
         """The federation's arrays on every device, put there once."""
@@ -450,7 +417,9 @@ class Simulation:
         return _copy(tree) if self._donates else tree
 
     def _observed(self, state: RoundState, rounds: list[RoundMetrics]) -> RoundState:
-        """The state with what the sampler and the ledger take from rounds that are done."""
+        """The state with what the sampler and the ledger take from rounds that are done, its rows safe."""
+        if self._waves is not None:
+            state.rows.settle()
         if self._keeps_ledger:
             contributed = [metrics["cohort/contributed"] for metrics in rounds]
             state = _replace(state, ledger=privacy.entered(state.ledger, contributed))
@@ -471,6 +440,8 @@ class Simulation:
 
     def compile_count(self) -> int:
         """How many programs the rounds have needed so far; 1 unless a Poisson draw exceeded its capacity."""
+        if self._waves is not None:
+            return self._waves.compile_count()
         return sum(program._cache_size() for program in self._programs.values())  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:

@@ -1,0 +1,293 @@
+"""The map of a client function over a cohort: chunks of lanes on all devices, and the sums at the end.
+
+A device loops over the chunks of its queue; a chunk is a vmap over L lanes; a lane is one client, whose loop over steps
+runs to the chunk's longest client. All bounds are traced, so that one program serves every cohort. The only collective
+is the sum at the end. Where clients' rows come from the host, a cohort is trained in waves of a few chunks each.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fedjax_sim.client import ClientBatches
+from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.types import RoundPlan
+from fedjax_sim.data.plan import Batching
+from fedjax_sim.engine import sums as sums_lib
+from fedjax_sim.engine.mapping import AXIS, REPLICATED, SHARDED, Dealt
+
+
+class Lane(NamedTuple):
+    """One client's place in the plan: scalars."""
+
+    start: Any
+    size: Any
+    steps: Any
+    client_id: Any
+    weight: Any
+    version: Any
+    neighbour: Any
+
+
+def client_batches(
+    lane: Lane, order: Any, arrays: Any, batching: Batching, *, bound: Any, longest: int, alone: bool
+) -> ClientBatches:
+    """What the client of a lane sees of its data."""
+    stride = lane.size
+    if batching.drop_remainder:
+        stride = lane.size // batching.batch_size * batching.batch_size
+    return ClientBatches(
+        num_steps=lane.steps,
+        num_examples=lane.size.astype(jnp.float32),
+        client_id=lane.client_id,
+        info={"weight": lane.weight, "version": lane.version},
+        bound=bound,
+        arrays=arrays,
+        order=order,
+        start=lane.start,
+        stride=stride,
+        batch_size=batching.batch_size,
+        longest=longest,
+        alone=alone,
+    )
+
+
+class ClientResult(NamedTuple):
+    """What the engine keeps of one client.
+
+    Attributes:
+        message: pytree; summed with `weight`, or kept, for reducers that are not linear.
+        weight: [] float32; 0 for a client that contributes nothing.
+        contributes: [] bool.
+        metrics: dict of metrics, kept for each client.
+        row: its new private row.
+        sums: pytree of float32, summed as it is.
+        factor: what the message is multiplied by in the sum; None for the weight.
+    """
+
+    message: Any
+    weight: Any
+    contributes: Any
+    metrics: dict[str, Metric]
+    row: Any
+    sums: Any = ()
+    factor: Any = None
+
+
+class CohortResult(NamedTuple):
+    """A cohort's sums, and what is kept of each client in lane order, [D, T, L, ...]."""
+
+    total: Any
+    weight: Any
+    count: Any
+    sums: Any
+    messages: Any
+    weights: Any
+    contributes: Any
+    metrics: dict[str, Metric]
+    rows: Any
+
+
+OneClient = Callable[[Any, Any, Lane, ClientBatches], ClientResult]
+
+
+class CohortMap:
+    """A function of a whole cohort from a function of one client, `(shared, rows, plan, arrays) -> CohortResult`.
+
+    To be called under `jax.jit`. `rows` are tables whose leading axis is dealt over the devices in blocks; the client k
+    of a block is its row k - (first of the block). Or, in waves: `begin`, `wave` again and again, `finish`.
+
+    Args:
+        one_client: `(shared, row, lane, batches) -> ClientResult`.
+        mesh: the devices.
+        batching: how examples become batches.
+        longest: steps of the longest client, for `ClientBatches.longest`.
+        linear: sum the messages; else keep them all.
+        modular: sum in the messages' own type, which wraps for integers; else in float32 at least.
+        members: the name of a vmap's axis over which plans differ. Loops then run as long as the longest member's, as
+            bounds that differ would turn every step into a choice between old and new.
+        exact: the most clients of a cohort, to sum exactly; None to sum in floating point.
+    """
+
+    def __init__(
+        self,
+        one_client: OneClient,
+        mesh: Mesh,
+        batching: Batching,
+        longest: int,
+        linear: bool = True,
+        modular: bool = False,
+        members: str | None = None,
+        exact: int | None = None,
+    ):
+        self.one_client, self.mesh, self.batching, self.longest = one_client, mesh, batching, longest
+        self.linear, self.members, self.exact = linear, members, exact
+        self._plainly = sums_lib.floating() if exact is None else sums_lib.exact(exact)
+        self._for_messages = sums_lib.floating(own_type=True) if modular else self._plainly
+
+    def __call__(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
+        def share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
+            plan = jax.tree.map(lambda leaf: leaf[0], plan)
+            per_device = _length(rows)
+            first = jax.lax.axis_index(AXIS) * per_device
+            place = lambda chunk, lane: lane.client_id - first  # noqa: E731
+            sums, rows = self._chunks(shared, rows, plan, arrays, self._zero(shared, rows, plan, arrays), place)
+            return self._added(sums)._replace(rows=rows)
+
+        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
+        return self._over(share, specs, _RESULT)(shared, rows, plan, _arrays(arrays))
+
+    def begin(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
+        """A cohort's sums before the first wave, dealt over the devices; `rows` as for `wave`."""
+
+        def share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
+            zero = self._zero(shared, rows, jax.tree.map(lambda leaf: leaf[0], plan), arrays)
+            return jax.tree.map(lambda leaf: leaf[None], zero)
+
+        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
+        return self._over(share, specs, SHARDED)(shared, rows, plan, _arrays(arrays))
+
+    def wave(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any, sums: Any, first: Any) -> tuple[Any, Any]:
+        """`(sums, rows)` after as many chunks, from the first given on, as `rows` has clients for.
+
+        Args:
+            rows: for each device, one after another, those of its clients of these chunks, in the order of the lanes.
+            first: [] int32, a chunk.
+        """
+
+        def share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any, sums: Any, first: Any) -> tuple[Any, Any]:
+            plan, sums = jax.tree.map(lambda leaf: leaf[0], (plan, sums))
+            lanes = plan.start.shape[1]
+            place = lambda chunk, lane: (chunk - first) * lanes + jnp.arange(lanes)  # noqa: E731
+            end = jnp.minimum(first + _length(rows) // lanes, plan.chunks)
+            sums, rows = self._chunks(shared, rows, plan, arrays, sums, place, first, end)
+            return jax.tree.map(lambda leaf: leaf[None], sums), rows
+
+        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays), SHARDED, REPLICATED)
+        return self._over(share, specs, (SHARDED, SHARDED))(shared, rows, plan, _arrays(arrays), sums, first)
+
+    def finish(self, sums: Any) -> CohortResult:
+        """What the waves have added up to; without rows."""
+        share = lambda sums: self._added(jax.tree.map(lambda leaf: leaf[0], sums))  # noqa: E731
+        return self._over(share, (SHARDED,), _RESULT._replace(rows=()))(sums)
+
+    def _over(self, share: Callable[..., Any], specs: Any, out: Any) -> Callable[..., Any]:
+        return jax.shard_map(share, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+    # One device's share
+
+    def _run(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any, chunk: Any, place: Any):
+        """A chunk's clients: their results, [L, ...], and the places of their rows; an empty lane's is past the end."""
+        lanes = plan.start.shape[1]
+        alone = lanes == 1 and self.members is None
+        at = lambda name: jax.lax.dynamic_index_in_dim(getattr(plan, name), chunk, 0, False)  # noqa: E731
+        queue = Lane(**{name: at(name) for name in Lane._fields})
+        bound = self._longest_member(jnp.max(queue.steps))
+
+        def client(lane: Lane, row: Any) -> ClientResult:
+            batches = client_batches(
+                lane,
+                plan.order,
+                arrays,
+                self.batching,
+                bound=lane.steps if alone else bound,
+                longest=self.longest,
+                alone=alone,
+            )
+            return self.one_client(shared, row, lane, batches)
+
+        places = jnp.where(queue.steps > 0, place(chunk, queue), _length(rows))
+        mine = jax.tree.map(lambda table: table.at[places].get(mode="clip"), rows)
+        if lanes > 1:
+            return jax.vmap(client)(queue, mine), places
+        single = client(*jax.tree.map(lambda leaf: leaf[0], (queue, mine)))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], single), places
+
+    def _longest_member(self, bound: Any) -> Any:
+        return bound if self.members is None else jax.lax.pmax(bound, self.members)
+
+    def _zero(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
+        """Nothing added yet, and room for what is kept of each client."""
+        chunks = len(plan.start)
+        nowhere = lambda chunk, lane: lane.client_id  # noqa: E731
+        run = lambda: self._run(shared, rows, plan, arrays, jnp.zeros((), jnp.int32), nowhere)[0]  # noqa: E731
+        like = jax.eval_shape(run)
+        buffer = lambda tree: jax.tree.map(lambda a: jnp.zeros((chunks, *a.shape), a.dtype), tree)  # noqa: E731
+        kept = (
+            () if self.linear else buffer(like.message),
+            buffer(like.weight),
+            buffer(like.contributes),
+            metrics_lib.zero(buffer(like.metrics)),
+        )
+        one = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)  # noqa: E731
+        total = self._for_messages.zero(one(like.message)) if self.linear else ()
+        return total, self._plainly.zero(one(like.sums)), kept
+
+    def _chunks(
+        self,
+        shared: Any,
+        rows: Any,
+        plan: RoundPlan,
+        arrays: Any,
+        sums: Any,
+        place: Any,
+        first: Any = 0,
+        end: Any = None,
+    ) -> tuple[Any, Any]:
+        """Sums and rows after the chunks from the first on, by default all of them."""
+
+        def body(chunk: Any, carry: Any) -> Any:
+            total, sums, kept, rows = carry
+            result, places = self._run(shared, rows, plan, arrays, chunk, place)
+            factor = result.weight if result.factor is None else result.factor
+            total = self._for_messages.add(total, result.message, factor) if self.linear else total
+            sums = self._plainly.add(sums, result.sums, jnp.ones_like(result.weight))
+            new = (() if self.linear else result.message, result.weight, result.contributes, result.metrics)
+            kept = jax.tree.map(lambda buffer, leaf: buffer.at[chunk].set(leaf), kept, new)
+            rows = jax.tree.map(
+                lambda table, row: table.at[places].set(row.astype(table.dtype), mode="drop"),
+                rows,
+                result.row,
+            )
+            return total, sums, kept, rows
+
+        end = self._longest_member(plan.chunks) if end is None else end
+        *sums, rows = jax.lax.fori_loop(first, end, body, (*sums, rows))
+        return tuple(sums), rows
+
+    def _added(self, sums: Any) -> CohortResult:
+        """The devices' sums, added; what is kept stays where it is."""
+        total, sums, (messages, weights, contributes, metrics) = sums
+        weight = jnp.sum(weights)
+        if self.exact is not None:
+            weight = self._plainly.add(self._plainly.zero(weight), weights.reshape(-1), jnp.ones(weights.size))
+        mine = (total, weight, jnp.sum(contributes.astype(jnp.float32)), sums)
+        total, weight, count, sums = self._over_devices(mine)
+        total, weight, sums = self._for_messages.result(total), self._plainly.result(weight), self._plainly.result(sums)
+        kept: Any = (messages, weights, contributes, metrics)
+        messages, weights, contributes, metrics = jax.tree.map(lambda leaf: leaf[None], kept)
+        return CohortResult(total, weight, count, sums, messages, weights, contributes, metrics, ())
+
+    def _over_devices(self, tree: Any) -> Any:
+        return jax.lax.psum(tree, AXIS)
+
+
+_RESULT: Any = CohortResult(*[REPLICATED] * 4, *[SHARDED] * 5)
+
+
+def _length(rows: Any) -> int:
+    """Rows of a device's block."""
+    leaves = jax.tree.leaves(rows)
+    return leaves[0].shape[0] if leaves else 0
+
+
+def _spec(arrays: Any) -> Any:
+    return SHARDED if isinstance(arrays, Dealt) else REPLICATED
+
+
+def _arrays(arrays: Any) -> Any:
+    return arrays.arrays if isinstance(arrays, Dealt) else arrays

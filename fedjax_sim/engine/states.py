@@ -1,0 +1,75 @@
+"""States of a simulation: the first one, where its parts live, and its form on any number of devices."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core import rng
+from fedjax_sim.core.pytree import strong
+from fedjax_sim.core.rng import Purpose
+from fedjax_sim.core.types import ClientRows, Params, RoundState
+from fedjax_sim.engine import mapping
+from fedjax_sim.engine import rows as rows_lib
+from fedjax_sim.engine.host_rows import HostRows
+from fedjax_sim.engine.round import DeviceState, check_params
+
+
+def begin(sim: Any, params: Params | None) -> RoundState:
+    """`sim.init`."""
+    if params is None:
+        params = jax.jit(sim.algorithm.task.init)(rng.key(sim.seed, Purpose.INIT))
+    check_params(sim.model, params)
+    first = functools.partial(make, sim)
+    made = jax.jit(first, out_shardings=placement(sim))(mapping.replicate(sim._mesh, params))
+    rows = HostRows(jax.device_get(made.rows), sim.data.num_clients) if sim.rows == "host" else made.rows
+    return RoundState(0, sim.seed, made.server, made.aggregator, sim._sampler_state, rows)
+
+
+def make(sim: Any, params: Params) -> DeviceState:
+    """The first state, of any model; of rows on the host, the one that every client begins with."""
+    params = jax.tree.map(lambda p, like: jnp.array(p, like.dtype, copy=True), params, sim.model)
+    server, row = sim.algorithm.init(params)
+    states, aggregator_rows = aggregators(sim)
+    rows = ClientRows(row, aggregator_rows)
+    if sim.rows != "host":
+        rows = rows_lib.make_table(rows, sim.data.num_clients, len(sim.devices))
+    return strong(DeviceState(server, states, rows))
+
+
+def aggregators(sim: Any) -> tuple[Any, Any]:
+    """The transforms' first states and rows, an entry a phase; None where no client keeps a row."""
+    made = [
+        phase.aggregator.init(sent.payload)  # type: ignore[union-attr]
+        for phase, sent in zip(sim._phases, sim._sent, strict=True)
+    ]
+    rows = tuple(row for _, row in made)
+    return tuple(state for state, _ in made), rows if jax.tree.leaves(rows) else None
+
+
+def placement(sim: Any) -> Any:
+    """Where a state's parts are; a prefix of it."""
+    everywhere = mapping.everywhere(sim._mesh)
+    rows = everywhere if sim.rows == "host" else mapping.dealt(sim._mesh)
+    return DeviceState(everywhere, everywhere, ClientRows(rows, rows))  # type: ignore[arg-type]
+
+
+def blank(sim: Any) -> RoundState:
+    """Shapes of a state, as it is on any number of devices: what a checkpoint is read into."""
+    made = jax.eval_shape(functools.partial(make, sim), sim.model)
+    rows = made.rows
+    if sim.rows != "host":
+        rows = jax.eval_shape(functools.partial(rows_lib.trim, num_clients=sim.data.num_clients), rows)
+    return RoundState(0, sim.seed, made.server, made.aggregator, sim._sampler_state, rows)
+
+
+def placed(sim: Any, state: RoundState) -> RoundState:
+    """A state from the host, where rounds leave it."""
+    rows: Any = ClientRows()
+    if sim.rows != "host":
+        rows = rows_lib.pad(state.rows, sim.data.num_clients, len(sim.devices))
+    made = mapping.put(DeviceState(state.server, state.aggregator, rows), placement(sim))
+    rows = state.rows if sim.rows == "host" else made.rows
+    return dataclasses.replace(state, server=made.server, aggregator=made.aggregator, rows=rows)

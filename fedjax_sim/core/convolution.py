@@ -1,4 +1,4 @@
-"""Convolutions as matrix products: a function transform for local training inside a loop on a CPU.
+"""Convolutions as matrix products, and maxima without scatters: a function transform for local training on a CPU.
 
 XLA's CPU convolution is over ten times slower inside a `fori_loop` or `scan` than outside, and
 vmapping it over per-client kernels makes a grouped convolution, slower still. `matmul_convolutions`
@@ -25,6 +25,11 @@ So on a CPU it pays inside any loop, and for several lanes anywhere; XLA's own i
 outside a loop. Of the forms tried, a product of plain matrices was the fastest forward and backward:
 a sum of products over window positions took 1.2 to 3 times as long, and a hand-written weight
 gradient gained nothing.
+
+Since then two things are done besides, which the table is without. Patches are made for as many images at a time as fit
+a core's cache, and made again backwards. Maxima over windows that lie side by side have a derivative that selects,
+where XLA's scatters. A step of the EMNIST CNN takes 0.69, 0.64 and 0.64 of the time before for 1, 2 and 4 lanes (35.3,
+71.9 and 150.5 ms before, on one core of another CPU; the maxima alone: 0.77, 0.76 and 0.74).
 """
 
 import functools
@@ -46,6 +51,7 @@ Ints = tuple[int, ...]
 _CONTAINERS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "scan", "while", "cond"}
 _CUSTOM_RULES = {"custom_jvp_call", "custom_vjp_call"}
 _MAX_SLICES = 256  # one operation a slice: above this, compilation would be slow
+_BLOCK = 2**20  # bytes of patches that are made, multiplied and forgotten together: they stay in a core's cache
 
 
 def pays_on(platform: str) -> bool:
@@ -64,7 +70,7 @@ def pays_on(platform: str) -> bool:
 
 
 def matmul_convolutions(fn: Fn) -> Fn:
-    r"""Make `fn` compute its convolutions as slices and one matrix product each.
+    r"""Make `fn` compute its convolutions as slices and matrix products.
 
     With an image's patches as the rows of :math:`P`, one column for each window position and input
     channel,
@@ -78,7 +84,8 @@ def matmul_convolutions(fn: Fn) -> Fn:
     positions both in the window and in the output; also whatever is inside other primitives, and
     custom rules around a function without convolutions.
 
-    The patches take window-size times the input's memory. Differentiate the result rather than
+    The patches take window-size times the input's memory, or 1 MiB where that is less. Maxima over windows side by side
+    (max pooling) keep their values and derivatives; these are computed by selecting. Differentiate the result rather than
     rewrite a gradient, which takes up to 1.6 times as long and, with strides, holds transposed
     convolutions. Call it under `jit`, as it traces `fn` anew at each call.
 
@@ -162,6 +169,8 @@ def _rewrite_equation(eqn: JaxprEqn) -> JaxprEqn:
     if name == "conv_general_dilated" and _eligible(eqn):
         keep = ("window_strides", "padding", "rhs_dilation", "dimension_numbers", "precision", "preferred_element_type")
         return _replace(eqn, _conv_as_matmul(**{name: eqn.params[name] for name in keep}))
+    if name == "reduce_window_max" and _tiles(eqn):
+        return _replace(eqn, functools.partial(_max_pool, eqn.params["window_dimensions"]))
     if name in _CONTAINERS:
         params = {key: _rewrite(value) for key, value in eqn.params.items()}
         return eqn if _same(params.values(), eqn.params.values()) else eqn.replace(params=params)
@@ -237,20 +246,79 @@ def _conv_as_matmul(
         # A slice for each window position, with all outputs' values there, or for each output
         # position, with its whole window. Whichever are fewer: in a weight gradient the window is
         # as large as an image.
-        if math.prod(window) <= math.prod(output):
-            slices = list(_slices(x, window, rhs_dilation, output, window_strides))
-            patches = slices[0] if len(slices) == 1 else jnp.concatenate(slices, axis=-1)
-        else:
-            patches = jnp.stack(list(_slices(x, output, window_strides, window, rhs_dilation)), axis=1)
+        def patches_of(x: jax.Array) -> jax.Array:
+            if math.prod(window) <= math.prod(output):
+                slices = list(_slices(x, window, rhs_dilation, output, window_strides))
+                return slices[0] if len(slices) == 1 else jnp.concatenate(slices, axis=-1)
+            return jnp.stack(list(_slices(x, output, window_strides, window, rhs_dilation)), axis=1)
 
         # Plain matrices, as backward products of [N, *space, I] arrays are slower on a CPU.
         matrix = kernel.reshape(-1, kernel.shape[-1])
-        rows = patches.reshape(-1, matrix.shape[0])
-        y = jax.lax.dot(rows, matrix, precision=precision, preferred_element_type=preferred_element_type)
-        y = y.reshape(x.shape[0], *output, matrix.shape[1])
+
+        def product(x: jax.Array) -> jax.Array:
+            rows = patches_of(x).reshape(-1, matrix.shape[0])
+            return jax.lax.dot(rows, matrix, precision=precision, preferred_element_type=preferred_element_type)
+
+        images, bytes_of_one = x.shape[0], math.prod(output) * matrix.shape[0] * x.dtype.itemsize
+        block = _divisor(images, _BLOCK // bytes_of_one)
+        if block == images:
+            y = product(x)
+        else:
+            # Backwards the patches are made again, rather than kept.
+            y = jax.lax.map(jax.checkpoint(product, prevent_cse=False), x.reshape(-1, block, *x.shape[1:]))
+        y = y.reshape(images, *output, matrix.shape[1])
         return jnp.transpose(y, np.argsort((out[0], *out[2:], out[1])).tolist())
 
     return conv_as_matmul
+
+
+def _divisor(n: int, most: int) -> int:
+    """The largest divisor of n up to `most`, at least 1."""
+    return next(d for d in range(max(1, min(n, most)), 0, -1) if n % d == 0)
+
+
+def _tiles(eqn: JaxprEqn) -> bool:
+    """Whether the windows lie side by side, and begin at the first element."""
+    params = eqn.params
+    return (
+        params["window_dimensions"] == params["window_strides"]
+        and all(low == 0 and high <= 0 for low, high in params["padding"])
+        and all(d == 1 for d in (*params["base_dilation"], *params["window_dilation"]))
+        and jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating)  # type: ignore[union-attr]
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _max_pool(window: Ints, x: jax.Array) -> jax.Array:
+    r"""The maximum of each window; what is left over at the end is left out.
+
+    Its derivative is that of the first element that is the maximum, as of XLA's, whose scatter on a CPU takes as long
+    as a convolution: with :math:`p` an element's place in its window, :math:`\dot y = \sum_i [p_i = \min \{p_j :
+    x_j = y\}] \, \dot x_i`.
+    """
+    return jnp.max(_windows(window, x), axis=_inner(x))
+
+
+@_max_pool.defjvp
+def _max_pool_jvp(window: Ints, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    y, inner = _max_pool(window, x), _inner(x)
+    windows = _windows(window, x)
+    size = math.prod(window)
+    shape = [n for w in window for n in (1, w)]
+    place = jnp.arange(size, dtype=jnp.int32).reshape(shape)
+    first = jnp.min(jnp.where(windows == jnp.expand_dims(y, inner), place, size), axis=inner, keepdims=True)
+    return y, jnp.sum(jnp.where(place == first, _windows(window, tangent), 0), axis=inner)
+
+
+def _windows(window: Ints, x: jax.Array) -> jax.Array:
+    """[windows, window, windows, window, ...]: a pair of axes for each of x."""
+    x = x[tuple(slice(n // w * w) for n, w in zip(x.shape, window, strict=True))]
+    return x.reshape([n for size, w in zip(x.shape, window, strict=True) for n in (size // w, w)])
+
+
+def _inner(x: jax.Array) -> Ints:
+    return tuple(range(1, 2 * x.ndim, 2))
 
 
 def _slices(x: jax.Array, corners: Ints, steps: Ints, sizes: Ints, strides: Ints) -> Iterator[jax.Array]:

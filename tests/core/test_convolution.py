@@ -9,6 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_sim.core import convolution
 from fedjax_sim.core.convolution import matmul_convolutions, pays_on
 
 
@@ -427,3 +428,65 @@ def test_nnx_network_with_dropout():
 def test_pays_on():
     assert pays_on("cpu")
     assert not any(pays_on(platform) for platform in ("gpu", "cuda", "rocm", "tpu"))
+
+
+# Blocks of images, and maxima
+
+
+def primitives(fn, *args):
+    return str(jax.make_jaxpr(fn)(*args))
+
+
+@pytest.mark.parametrize(
+    ("images", "room", "steps"), [(6, 2, 3), (6, 4, 2), (7, 3, 7), (5, 0.1, 5), (4, 4, 0), (4, 9, 0)]
+)
+def test_patches_are_made_a_block_of_images_at_a_time(monkeypatch, images, room, steps):
+    one = 7 * 6 * 9 * 3 * 4  # bytes of an image's patches
+    monkeypatch.setattr(convolution, "_BLOCK", int(room * one))
+    convolution._conv_as_matmul.cache_clear()
+    x = normal(3, (images, 7, 6, 3))
+    rewritten = matmul_convolutions(conv)
+    assert (f"length={steps}" in primitives(rewritten, x, K)) == (steps > 0)
+    assert_close(compiled(rewritten)(x, K), conv(x, K))
+    assert_close(compiled(gradient(rewritten, 2))(x, K), gradient(conv, 2)(x, K))
+    tangents = (normal(4, x.shape), normal(5, K.shape))
+    assert_close(compiled(lambda: jax.jvp(rewritten, (x, K), tangents))(), jax.jvp(conv, (x, K), tangents))
+    convolution._conv_as_matmul.cache_clear()
+
+
+def pool(x, window=(1, 2, 2, 1), strides=None, padding="VALID"):
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides or window, padding)
+
+
+@pytest.mark.parametrize("window", [(1, 2, 2, 1), (1, 3, 2, 1), (2, 2, 1, 3), (1, 1, 1, 1)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_maxima_of_windows_side_by_side(window, ties):
+    x = normal(6, (2, 7, 6, 3))
+    x = jnp.round(x).at[0, :2].set(0.0) if ties else x  # the first of equals takes the whole derivative
+    fn = lambda x: pool(x, window)  # noqa: E731
+    rewritten = matmul_convolutions(fn)
+    assert "reduce_window" not in primitives(rewritten, x)
+    assert "select_and" not in primitives(gradient(rewritten, 1), x)
+    np.testing.assert_array_equal(rewritten(x), fn(x))
+    (actual,), _ = gradient(rewritten, 1)(x)
+    (expected,), _ = gradient(fn, 1)(x)
+    np.testing.assert_array_equal(actual, expected)
+    tangent = normal(7, x.shape)
+    assert_close(jax.jvp(rewritten, (x,), (tangent,)), jax.jvp(fn, (x,), (tangent,)), 1e-6)
+    both = jnp.stack([x, -x])
+    np.testing.assert_array_equal(
+        jax.vmap(lambda x: gradient(rewritten, 1)(x)[0][0])(both), jnp.stack([gradient(fn, 1)(v)[0][0] for v in both])
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: pool(x, strides=(1, 1, 1, 1)),
+        lambda x: pool(x, padding="SAME"),
+        lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
+        lambda x: pool(jnp.round(x).astype(jnp.int32).astype(jnp.float32), padding=((0, 0), (1, 0), (0, 0), (0, 0))),
+    ],
+)
+def test_other_windows_are_left_to_xla(other):
+    assert primitives(matmul_convolutions(other), X) == primitives(other, X)

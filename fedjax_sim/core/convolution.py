@@ -84,10 +84,11 @@ def matmul_convolutions(fn: Fn) -> Fn:
     positions both in the window and in the output; also whatever is inside other primitives, and
     custom rules around a function without convolutions.
 
-    The patches take window-size times the input's memory, or 1 MiB where that is less. Maxima over windows side by side
-    (max pooling) keep their values and derivatives; these are computed by selecting. Differentiate the result rather than
-    rewrite a gradient, which takes up to 1.6 times as long and, with strides, holds transposed
-    convolutions. Call it under `jit`, as it traces `fn` anew at each call.
+    The patches take window-size times the input's memory, or 1 MiB where that is less. Maxima over
+    windows side by side (max pooling) keep their values and derivatives; these are computed by
+    selecting. Differentiate the result rather than rewrite a gradient, which takes up to 1.6 times
+    as long and, with strides, holds transposed convolutions. Call it under `jit`, as it traces `fn`
+    anew at each call.
 
     Args:
         fn: a pure function of any pytrees. Leaves that are no `jax.Array` (flags, None, NumPy

@@ -99,7 +99,7 @@ class Checkpoints:
         }
         arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax saves none of size zero
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-        with self._written():
+        with self._trying(f"{self._writing} in {self.folder} could not be written"):
             self._manager.save(state.round, args=items, force=True)  # type: ignore[union-attr]
 
     def _save_rows(self, state: RoundState) -> list[int]:
@@ -111,7 +111,7 @@ class Checkpoints:
                     self._rows.know(round, self._record(round).get("slots", []))
             self._knows = True
         self._rows.forget(kept)
-        with self._written():
+        with self._trying(f"{self._writing} in {self.folder} could not be written"):
             return self._rows.save(state.round, state.rows)
 
     def same(self, state: RoundState, record: Record) -> None:
@@ -131,7 +131,7 @@ class Checkpoints:
             RunFolderError: it could not be written.
         """
         if self._manager:
-            with self._written():
+            with self._trying(f"{self._writing} in {self.folder} could not be written"):
                 self._manager.wait_until_finished()
 
     def read(self, round: int) -> tuple[dict[str, np.ndarray], Record]:
@@ -143,7 +143,7 @@ class Checkpoints:
         from orbax import checkpoint as ocp
 
         record = self._record(round)
-        with _explained(f"the checkpoint of round {round} in {self.folder} is damaged"):
+        with self._trying(f"the checkpoint of round {round} in {self.folder} is damaged"):
             items = ocp.args.Composite(state=ocp.args.StandardRestore())
             leaves = self._manager.restore(round, args=items)["state"]  # type: ignore[union-attr]
             leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
@@ -158,7 +158,7 @@ class Checkpoints:
     def _record(self, round: int) -> Record:
         from orbax import checkpoint as ocp
 
-        with _explained(f"the checkpoint of round {round} in {self.folder} is damaged"):
+        with self._trying(f"the checkpoint of round {round} in {self.folder} is damaged"):
             items = ocp.args.Composite(record=ocp.args.JsonRestore())
             return self._manager.restore(round, args=items)["record"]  # type: ignore[union-attr]
 
@@ -174,23 +174,23 @@ class Checkpoints:
 
     def remove(self, round: int) -> None:
         """Delete a checkpoint."""
-        with _explained(f"the checkpoint of round {round} in {self.folder} cannot be removed"):
+        with self._trying(f"the checkpoint of round {round} in {self.folder} cannot be removed"):
             self._manager.delete(round)  # type: ignore[union-attr]
 
     def close(self) -> None:
         """Wait for what is being written, and let go of the folder."""
         if self._manager:
-            with self._written():
+            with self._trying(f"{self._writing} in {self.folder} could not be written"):
                 self._manager.close()
             self._speak()
 
     @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
+    def _trying(self, what: str) -> Iterator[None]:
         try:
-            with _explained(f"{self._writing} in {self.folder} could not be written"):
+            with _explained(what):
                 yield
         except RunFolderError:
-            self._speak = lambda: None  # the save's other writes may end at any time
+            self._speak = lambda: None  # what else had begun may end at any time
             raise
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim.client import ClientBatches
@@ -273,7 +274,23 @@ class CohortMap:
         return CohortResult(total, weight, count, sums, messages, weights, contributes, metrics, ())
 
     def _over_devices(self, tree: Any) -> Any:
-        return jax.lax.psum(tree, AXIS)
+        """The sums over devices; of processes in one message for each dtype, as every message waits for the slowest."""
+        if not self.mesh.is_multi_process:
+            return jax.lax.psum(tree, AXIS)
+        return by_dtype(lambda message: jax.lax.psum(message, AXIS), tree)
+
+
+def by_dtype(send: Callable[[Any], Any], tree: Any, keep: int = 0) -> Any:
+    """Leaves that `send` takes all at once, those of a dtype joined; their first `keep` axes, all alike, stay."""
+    leaves, structure = jax.tree.flatten(tree)
+    for dtype in sorted({leaf.dtype for leaf in leaves}, key=str):
+        at = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        flat = [leaves[i].reshape(*leaves[i].shape[:keep], -1) for i in at]
+        ends = np.cumsum([leaf.shape[-1] for leaf in flat])
+        parts = jnp.split(send(jnp.concatenate(flat, axis=-1)), ends[:-1].tolist(), axis=-1)
+        for i, part in zip(at, parts, strict=True):
+            leaves[i] = part.reshape(leaves[i].shape)
+    return jax.tree.unflatten(structure, leaves)
 
 
 _RESULT: Any = CohortResult(*[REPLICATED] * 4, *[SHARDED] * 5)

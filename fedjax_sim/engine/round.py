@@ -18,7 +18,7 @@ from fedjax_sim.core.pytree import bits, pytree, squared_norm, where
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Aggregate, ClientRows, ClientUpdate, Params, RoundPlan
 from fedjax_sim.data.plan import Batching
-from fedjax_sim.engine.cohort import ClientResult, CohortMap, CohortResult, Lane, client_batches
+from fedjax_sim.engine.cohort import ClientResult, CohortMap, CohortResult, Lane, by_dtype, client_batches
 from fedjax_sim.engine.mapping import everywhere
 from fedjax_sim.engine.sums import fits
 
@@ -178,7 +178,8 @@ class PhaseRound:
             aggregator=_with_entry(state.aggregator, self.index, where(go, new_aggregator_state, aggregator_state)),
         )
 
-        lanes = _by_lane({n: m for n, m in result.metrics.items() if n != _BAD})
+        lanes, slots = self._whole((_by_lane(result.metrics), slots))
+        (bad,) = jax.tree.leaves(lanes.pop(_BAD))
         placed = _by_slot(lanes, slots, self.capacity)
         merged = _with(output.merged, metrics_lib.reduce(in_order(placed) if self.exact else lanes))
         server_metrics = {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
@@ -187,14 +188,21 @@ class PhaseRound:
             raise ArgumentError(
                 f"{aggregator.name} reports {twice} from its clients' side and from its server's: rename one."
             )
-        (bad,) = jax.tree.leaves(result.metrics[_BAD])
         return state, RoundOutput(
             merged | server_metrics,
             _with(output.per_client, placed),
-            output.finite.at[slots].min(bad.reshape(-1) == 0, mode="drop"),
+            output.finite.at[slots].min(bad == 0, mode="drop"),
             result.count,
             result.weight,
         )
+
+    def _whole(self, lanes: Any) -> Any:
+        """What is kept of each client, [N, ...] a leaf, for every process: in one message for each dtype."""
+        if not self.mesh.is_multi_process:
+            return lanes
+
+        whole = lambda message: jax.lax.with_sharding_constraint(message, everywhere(self.mesh))  # noqa: E731
+        return by_dtype(whole, lanes, keep=1)
 
 
 def _with_entry(entries: tuple[Any, ...], i: int, entry: Any) -> tuple[Any, ...]:

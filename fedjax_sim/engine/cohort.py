@@ -270,8 +270,8 @@ class CohortMap:
         total, weight, count, sums = self._over_devices(mine)
         total, weight, sums = self._for_messages.result(total), self._plainly.result(weight), self._plainly.result(sums)
         kept: Any = (messages, weights, contributes, metrics)
-        messages, weights, contributes, metrics = jax.tree.map(lambda leaf: leaf[None], kept)
-        return CohortResult(total, weight, count, sums, messages, weights, contributes, metrics, ())
+        kept = jax.tree.map(lambda leaf: leaf[None], kept)
+        return CohortResult(total, weight, count, sums, *kept, rows=())
 
     def _over_devices(self, tree: Any) -> Any:
         """The sums over devices; of processes in one message for each dtype, as every message waits for the slowest."""

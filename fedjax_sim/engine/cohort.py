@@ -293,7 +293,8 @@ def by_dtype(send: Callable[[Any], Any], tree: Any, keep: int = 0) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-_RESULT: Any = CohortResult(*[REPLICATED] * 4, *[SHARDED] * 5)
+_SPECS: Any = (*[REPLICATED] * 4, *[SHARDED] * 5)
+_RESULT: Any = CohortResult(*_SPECS)
 
 
 def _length(rows: Any) -> int:

@@ -18,7 +18,7 @@ from fedjax_sim.core.errors import ArgumentError, FedSimError, RunInterrupted, c
 
 USAGE = """usage: fedjax-sim COMMAND
 
-  run [EXPERIMENT] [--preset NAME] [--run-dir DIR] [--FIELD VALUE ...]
+  run [EXPERIMENT] [--preset NAME] [--run-dir DIR] [--profile] [--FIELD VALUE ...]
                            train; EXPERIMENT is a name of `list` or the path of a config.py, quickstart if left out;
                            `run EXPERIMENT --help` shows its fields
   sweep EXPERIMENT --grid NAME=VALUE,VALUE ... [--seeds N] [--static NAME ...] [--FIELD VALUE ...]
@@ -91,7 +91,7 @@ def run(words: list[str]) -> None:
     folder = options.run_dir or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if _processes().first() and (folder / "config.json").exists():
         raise ArgumentError(f"run_dir={str(folder)!r} holds a run already: fedjax-sim resume {_quoted(folder)}")
-    _train(experiment, preset, config, folder, fresh=True)
+    _train(experiment, preset, config, folder, fresh=True, profile=options.profile)
 
 
 def sweep(words: list[str]) -> None:
@@ -212,7 +212,7 @@ def resume(words: list[str]) -> None:
     _train(experiment, source["preset"], dataclasses.replace(config, rounds=total), folder, fresh=False)
 
 
-def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool) -> None:
+def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool, profile: bool = False) -> None:
     """Train to the config's rounds; from the folder's newest checkpoint on, unless the run is fresh."""
     begin = time.perf_counter()
     check_count("rounds", config.rounds)
@@ -232,6 +232,7 @@ def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool)
         eval_every=getattr(config, "eval_every", None),
         checkpoint_every=getattr(config, "checkpoint_every", 10),
         run_dir=run_dir,
+        profile=profile,
     )
     if not _processes().first():
         return
@@ -335,23 +336,12 @@ def show_version(words: list[str]) -> None:
 
 
 def _print_run(found: Any) -> None:
-    from rich.table import Column, Table
-
-    from fedjax_sim.runs.report import lower_is_better
+    from fedjax_sim.runs import tables
 
     _say(str(found))
-    table = Table("", *(Column(each, justify="right") for each in ("last", "best", "in round")), box=None)
-    for name, column in found.metrics.items():
-        if column.dtype == object or re.match("round$|plan/|cohort/", name):
-            continue
-        values = column.astype(float)
-        real = values == values
-        if real.any():
-            best = values[real].min() if lower_is_better(name) else values[real].max()
-            at = found.metrics["round"][real][list(values[real]).index(best)]
-            table.add_row(name, f"{values[real][-1]:.4f}", f"{best:.4f}", str(int(at)))
-    if table.row_count:
-        _draw(table)
+    for table in (tables.metrics_table(found), tables.profile_table(found)):
+        if table.row_count:
+            _draw(table)
 
 
 def _experiments() -> Any:

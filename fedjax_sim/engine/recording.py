@@ -18,6 +18,7 @@ from fedjax_sim.core.types import RoundState
 from fedjax_sim.engine import processes, states
 from fedjax_sim.engine.checkpoint import Checkpoints, digests, fill
 from fedjax_sim.engine.history import RoundMetrics
+from fedjax_sim.engine.profiling import Profile
 from fedjax_sim.engine.rows import trim
 from fedjax_sim.runs import loggers
 from fedjax_sim.runs.folder import RunFolder, differing, read, writing
@@ -72,9 +73,10 @@ class Recording:
 
     Attributes:
         stopped_by: the signal that asked this process to stop after its round, or None.
+        profile: what times the rounds, or None.
     """
 
-    def __init__(self, sim: Any, callbacks: Iterable[Callback], run_dir: Any = None):
+    def __init__(self, sim: Any, callbacks: Iterable[Callback], run_dir: Any = None, profiled: bool = False):
         self._follows = sim.shared and not processes.first()
         self.sim, self.callbacks = sim, [] if self._follows else list(callbacks)
         self.folder = run_dir if isinstance(run_dir, RunFolder) or run_dir is None else RunFolder(run_dir)
@@ -82,6 +84,8 @@ class Recording:
         self._checkpoints: Checkpoints | None = None
         self._progress: Progress | None = None
         self._saved: int | None = None
+        self._profiled = profiled and not self._follows
+        self.profile: Profile | None = None
 
     @contextlib.contextmanager
     def of(self, state: RoundState, rounds: int) -> Iterator["Recording"]:
@@ -105,6 +109,8 @@ class Recording:
                 if not self._follows:
                     self._progress = stack.enter_context(Progress(self.folder.path.name, state.round, rounds))
                 stack.enter_context(self._heeding_signals())
+                if self._profiled:
+                    self.profile = stack.enter_context(_closing(Profile(self.sim, self.folder.path, rounds)))
             del whole
             yield self
 

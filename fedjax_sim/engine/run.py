@@ -75,13 +75,17 @@ def run_rounds(
         good, recorded = after, True
         pending.extend(later)
 
-    plan = functools.partial(sim._plan, slots=sim.rounds_per_dispatch)
+    profile = record.profile
+    rounds = (sim._plan, sim._dispatch) if profile is None else (profile.plan, profile.dispatch)
+    plan, dispatch = functools.partial(rounds[0], slots=sim.rounds_per_dispatch), rounds[1]
+    if profile is not None and evaluate is not None:
+        evaluate = profile.evaluating(evaluate)
     try:
         record.say("compiling")
         count = schedule.count(state.round)
         plans = plan(state, count) if count else None
         while plans is not None:
-            state, metrics = sim._dispatch(state, plans, copy)
+            state, metrics = dispatch(state, plans, copy)
             pending.append((state, metrics))
             copy = _unchanged
             count = schedule.count(state.round)
@@ -96,6 +100,8 @@ def run_rounds(
                 raise RunInterrupted
             if plans is None and count:
                 plans = plan(state, count)
+        if profile is not None:
+            profile.close()  # what follows belongs to no round
         record.finish(state)
     except BaseException as error:
         # What only one of several processes meets, it cannot save with the others.

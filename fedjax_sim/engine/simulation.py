@@ -260,6 +260,7 @@ class Simulation:
         run_dir: str | os.PathLike[str] | RunFolder | None = None,
         checkpoint_every: int | None = None,
         callbacks: Iterable[Callback] = (),
+        profile: bool = False,
     ) -> tuple[RoundState, History]:
         """That many more rounds: `(state, history)`. The given state stays usable.
 
@@ -278,6 +279,7 @@ class Simulation:
             checkpoint_every: rounds between checkpoints, of which the last three are kept; None for one at the
                 start and one at the end.
             callbacks: functions of each finished round's metrics, in order; or `fs.runs.Logger`s.
+            profile: time planning, transfer and computation, one after another, and keep a trace in the folder.
 
         Raises:
             NonFiniteUpdateError: under `on_nonfinite="raise"`.
@@ -289,14 +291,10 @@ class Simulation:
         for name, value in (("eval_every", eval_every), ("checkpoint_every", checkpoint_every)):
             if value is not None:
                 check_count(name, value)
-        check(
-            checkpoint_every is None or run_dir is not None,
-            "checkpoint_every",
-            checkpoint_every,
-            "needs run_dir=, a folder for the checkpoints.",
-        )
+        for name, value in (("checkpoint_every", checkpoint_every), ("profile", profile)):
+            check(not value or run_dir is not None, name, value, "needs run_dir=, a folder to keep it in.")
         schedule = Schedule(state.round + rounds, self.rounds_per_dispatch, eval_every, checkpoint_every)
-        with Recording(self, callbacks, run_dir).of(state, rounds) as record:
+        with Recording(self, callbacks, run_dir, profile).of(state, rounds) as record:
             return run_rounds(self, state, schedule, evaluate or self.evaluate, record)
 
     def params(self, state: RoundState) -> Params:

@@ -5,6 +5,7 @@ metrics.jsonl    an object a round; equal to the byte when the run is repeated o
 timing.jsonl     seconds since the process began its rounds
 clients/         per-client metrics, Parquet
 partition.npz    sizes of the clients, and their examples of each class
+profile.json     of a profiled run: where the time of its rounds went; and trace/
 tensorboard/  plots/  checkpoints/  report.html
 """
 
@@ -26,6 +27,7 @@ import numpy as np
 
 from fedjax_sim.core import html
 from fedjax_sim.core.errors import RunFolderError
+from fedjax_sim.runs import profile
 
 FORMAT = 1
 PACKAGES = ("fedjax-sim", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
@@ -164,6 +166,7 @@ class Run:
             object arrays.
         seconds: [rounds] since the process began its rounds, or None.
         partition: the arrays of partition.npz, or None.
+        profile: profile.json, of a run that was profiled, or None.
 
     Example:
         >>> import json, pathlib, tempfile, fedjax_sim as fs
@@ -179,6 +182,7 @@ class Run:
     metrics: dict[str, np.ndarray]
     seconds: np.ndarray | None = None
     partition: dict[str, np.ndarray] | None = None
+    profile: dict[str, Any] | None = None
 
     @property
     def rounds(self) -> int:
@@ -242,6 +246,7 @@ def read(path: str | os.PathLike[str]) -> Run:
         _columns(_read_lines(folder / "metrics.jsonl")),
         np.asarray([line["seconds"] for line in timing]) if timing else None,
         counts,
+        _read_profile(folder / profile.FILE),
     )
 
 
@@ -316,6 +321,17 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise RunFolderError(f"{path} is not of a run that this version ({FORMAT}) can read.")
     return config
+
+
+def _read_profile(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        profile.split(found)
+        return found
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error!r}. Delete it; the report goes without.") from error
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

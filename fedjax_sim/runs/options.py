@@ -25,6 +25,8 @@ class RunOptions(Options):
     """How many there are."""
     process_id: int | None = None
     """This one's number, from 0 on."""
+    profile: bool = False
+    """Time planning, transfer and computation of each round, and keep a trace in the folder."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 from fedjax_sim.core.errors import check
 from fedjax_sim.runs import plots
 from fedjax_sim.runs.folder import replace, writing
+from fedjax_sim.runs.profile import PARTS, split
 
 if TYPE_CHECKING:
     from fedjax_sim.runs.folder import Run
@@ -98,6 +99,7 @@ def page(runs: Sequence["Run"]) -> str:
 </section>
 {_curves_section(runs, names) if metrics else ""}
 {_pictures_section(runs, names)}
+{_profile_section(runs, names)}
 {_config_section(runs, names)}
 <section>
 <h2>Software</h2>
@@ -231,6 +233,18 @@ def _scores(runs: Sequence["Run"], name: str) -> list[Cell]:
         note = f"round {rounds[-1]:.0f}; best {_number(values[best])} in round {rounds[best]:.0f}"
         cells.append((_number(values[-1]), note, values[-1] == winner))
     return cells
+
+
+def _profile_section(runs: Sequence["Run"], names: list[str]) -> str:
+    """Milliseconds of each part of a round, of the runs that were profiled."""
+    found = [split(run.profile)[0].rows() if run.profile and run.profile["blocks"] else None for run in runs]
+    if not any(found):
+        return ""
+    cells = [
+        {part: (f"{ms:.4g} ms", f"{100 * share:.1f} %", False) for part, ms, share in each or ()} for each in found
+    ]
+    rows: list[Row] = [(f"{part}: {what}", [each.get(part, NONE) for each in cells]) for part, what in PARTS.items()]
+    return f"<section>\n<h2>Time of a round</h2>\n{_table(names, rows, compare=False)}\n</section>"
 
 
 def _config_section(runs: Sequence["Run"], names: list[str]) -> str:

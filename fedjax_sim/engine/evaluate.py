@@ -21,6 +21,7 @@ from fedjax_sim.data.plan import Batching, Planner
 from fedjax_sim.data.procedural import ProceduralData
 from fedjax_sim.engine import mapping, residency
 from fedjax_sim.engine.cohort import ClientResult, CohortMap, Lane
+from fedjax_sim.engine.lanes import auto_lanes
 from fedjax_sim.population import sampling
 
 
@@ -110,7 +111,7 @@ def evaluate_clients(
     """
     platform = mapping.client_mesh(devices).devices.flat[0].platform
     size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
-    lanes = mapping.auto_lanes(size, platform, data.num_clients)
+    lanes = auto_lanes(size, platform, data.num_clients)
     metrics = _evaluate_all(task, params, data, batch_size, devices, lanes)
     return ClientMetrics(metrics if _traced(params) else jax.device_get(metrics), data.sizes)
 

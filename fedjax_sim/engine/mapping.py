@@ -252,16 +252,3 @@ def unpack_plan(words: Any, shape: PlanShape) -> RoundPlan:
             leaf = jax.lax.bitcast_convert_type(leaf, jnp.float32)
         leaves[field.name], at = leaf, at + size
     return RoundPlan(**leaves)
-
-
-def auto_lanes(num_params: int, platform: str, clients_per_device: int, members: int = 1) -> int:
-    """How many clients a device trains side by side, when the user does not say.
-
-    On a CPU the lanes' models should stay in its cache: 1 from 50,000 parameters on, else up to 16 for as long as the
-    lanes hold 50,000 parameters together. On an accelerator, which wants wide work: as many as hold 2**28
-    parameters together (1 GiB in float32, four or five times that with gradients and updates), at most 256.
-    Never more than a device has clients. A lane of a sweep holds a model of each of its `members`, which share a
-    batch's reading and planning: there the CPU's lanes may hold 100,000 parameters.
-    """
-    budget, most = (50_000 if members == 1 else 100_000, 16) if platform == "cpu" else (2**28, 256)
-    return int(max(1, min(most, budget // max(num_params * members, 1), clients_per_device)))

@@ -24,6 +24,7 @@ from fedjax_sim.data.plan import PlanShape
 from fedjax_sim.engine import mapping, states
 from fedjax_sim.engine.block import block
 from fedjax_sim.engine.grid import Group, Setting
+from fedjax_sim.engine.lanes import auto_lanes
 from fedjax_sim.engine.run import Evaluate
 from fedjax_sim.engine.simulation import Simulation
 
@@ -99,7 +100,7 @@ class Members:
         if base.lanes_chosen:
             per_device = max(1, -(-base._capacity // len(base.devices)))
             platform, count = base.devices[0].platform, len(seeds) * len(group.places)
-            base.lanes = mapping.auto_lanes(pytree.size(base.model), platform, per_device, count)
+            base.lanes = auto_lanes(pytree.size(base.model), platform, per_device, count)
         self.slots = base.rounds_per_dispatch
         self._aggregator = states.aggregators(base)[0]
         self.evaluates = False  # all members at once, which a trace finds out

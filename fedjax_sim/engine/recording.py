@@ -308,7 +308,7 @@ def _restored(sim: Any, checkpoints: Checkpoints, leaves: dict[str, np.ndarray],
     if differences:
         raise RunFolderError(f"{checkpoints.folder.parent} holds a run of another simulation: {differences}.")
     if sim.lanes_chosen and record["layout"]["devices"] == len(sim.devices):
-        sim.lanes = record["layout"]["lanes"]
+        sim.lanes, sim._untuned = record["layout"]["lanes"], False
     state = fill(states.blank(sim), leaves, record)
     if sim.rows == "host":
         rows = checkpoints.rows(state.rows, sim.data.num_clients, leaves, record)

@@ -20,6 +20,7 @@ from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape
 from fedjax_sim.engine import debug as debug_lib
 from fedjax_sim.engine import describe, mapping, privacy, recording, states
+from fedjax_sim.engine import lanes as lanes_lib
 from fedjax_sim.engine import residency as residency_lib
 from fedjax_sim.engine import rows as rows_lib
 from fedjax_sim.engine.block import Plans, block, widened
@@ -43,7 +44,11 @@ class Simulation:
         batching: how a client's examples become batches.
         seed: 32-bit seed; all randomness comes from (seed, purpose, round, client id).
         lanes: clients that a device trains side by side, or "auto": by parameter count and platform
-            (`fedjax_sim.engine.mapping.auto_lanes`). It changes results only within float tolerance.
+            (`fedjax_sim.engine.lanes.auto_lanes`), and then by measurement where `autotune` says so. It changes
+            results only within float tolerance. Where a round does not fit the devices' memory, it is halved.
+        autotune: time a few lanes before the first round, if they are "auto" (`fedjax_sim.engine.lanes.tune`); None
+            for "not on a CPU", where the rule was measured. What was measured is in `tuning`, and kept beside the
+            compiled programs (`fedjax_sim.engine.programs`) for the next time.
         devices: JAX devices; None for all local ones, or those of all processes (`fs.use_processes`).
         rounds_per_dispatch: rounds in one compiled dispatch of `run`, or "auto": 1 on a CPU, where a dispatch
             costs little beside a round, 8 elsewhere; always 1 for samplers that observe rounds.
@@ -70,6 +75,7 @@ class Simulation:
     Attributes:
         shared: several processes train it together.
         row_bytes: what one client keeps.
+        tuning: seconds of a cut round by lanes, if they were measured.
 
     Raises:
         ArgumentError: parts that do not fit together.
@@ -94,6 +100,7 @@ class Simulation:
         batching: Batching,
         seed: int = 0,
         lanes: int | Literal["auto"] = "auto",
+        autotune: bool | None = None,
         devices: Sequence[mapping.Device] | None = None,
         rounds_per_dispatch: int | Literal["auto"] = "auto",
         on_nonfinite: Literal["raise", "drop"] = "raise",
@@ -143,9 +150,12 @@ class Simulation:
         per_device = -(-self._capacity // len(self.devices))
         self.lanes_chosen = lanes == "auto"
         if lanes == "auto":
-            lanes = mapping.auto_lanes(pytree.size(self.model), self.devices[0].platform, per_device)
+            lanes = lanes_lib.auto_lanes(pytree.size(self.model), self.devices[0].platform, per_device)
         check_count("lanes", lanes, advice='or "auto".')
         self.lanes = min(int(lanes), max(per_device, 1))
+        self.tuning: dict[int, float] | None = None
+        tunes = self.devices[0].platform != "cpu" if autotune is None else autotune
+        self._untuned = tunes and self.lanes_chosen and not self.shared
         if rounds_per_dispatch == "auto":
             rounds_per_dispatch = 1 if self.devices[0].platform == "cpu" else 8
         check_count("rounds_per_dispatch", rounds_per_dispatch, advice='or "auto".')
@@ -241,6 +251,7 @@ class Simulation:
 
     def step(self, state: RoundState) -> tuple[RoundState, RoundMetrics]:
         """One round: `(state, metrics)`. The given state stays usable."""
+        self._tune(state)
         after, rounds = self._dispatch(state, self._plan(state, 1, slots=1), self._copy_if_donated)
         if self.on_nonfinite == "raise":
             try:
@@ -293,6 +304,8 @@ class Simulation:
                 check_count(name, value)
         for name, value in (("checkpoint_every", checkpoint_every), ("profile", profile)):
             check(not value or run_dir is not None, name, value, "needs run_dir=, a folder to keep it in.")
+        if rounds:
+            self._tune(state)
         schedule = Schedule(state.round + rounds, self.rounds_per_dispatch, eval_every, checkpoint_every)
         with Recording(self, callbacks, run_dir, profile).of(state, rounds) as record:
             return run_rounds(self, state, schedule, evaluate or self.evaluate, record)
@@ -348,21 +361,35 @@ class Simulation:
     def _dispatch(
         self, state: RoundState, plans: Plans, copy: Callable[[Any], Any]
     ) -> tuple[RoundState, list[RoundMetrics]]:
-        """Start a block of rounds on the devices; returns without waiting for it."""
+        """Start a block of rounds on the devices; returns without waiting for it, but for a program's first."""
+        while True:
+            try:
+                return self._attempt(state, plans, copy)
+            except lanes_lib.FAILURES as error:
+                self._programs.pop((plans.shape, plans.slots), None)
+                if self._waves is not None:
+                    self._waves.forget(plans.shape)
+                plans = lanes_lib.replanned(self, state, plans, error)
+
+    def _attempt(
+        self, state: RoundState, plans: Plans, copy: Callable[[Any], Any]
+    ) -> tuple[RoundState, list[RoundMetrics]]:
         arrays = self._resident_arrays() if plans.examples is None else plans.examples.result()
         if self.debug:
             for r in range(len(plans.cohorts)):
                 debug_lib.run_clients(self, state, mapping.unpack_plan(plans.words[r], plans.shape), arrays)
         with debug_lib.explained(self):
+            first = not self.compile_count()
             if self._waves is not None:
                 made, rows, output = self._waves.round(state, plans, arrays)
                 outputs = [output]
             else:
                 program = self._program(plans.shape, plans.slots)
-                made = copy(DeviceState(state.server, state.aggregator, state.rows))
-                count = np.int32(len(plans.cohorts))
+                made, count = copy(self._on_devices(state)), np.int32(len(plans.cohorts))
                 made, outputs = program(np.uint32(state.seed), made, plans.words, count, arrays)
                 rows = made.rows
+            if first:  # an allocation that fails is told now
+                jax.block_until_ready((made, outputs))
         after = RoundState(
             round=state.round + len(plans.cohorts),
             seed=state.seed,
@@ -378,6 +405,9 @@ class Simulation:
             for i, (cohort, stats, output) in enumerate(zip(plans.cohorts, plans.stats, outputs, strict=False))
         ]
         return after, metrics
+
+    def _on_devices(self, state: RoundState) -> DeviceState:
+        return DeviceState(state.server, state.aggregator, state.rows)
 
     def _program(self, shape: PlanShape, slots: int) -> Callable[..., Any]:
         """The compiled program of a block of up to `slots` rounds."""
@@ -405,6 +435,12 @@ class Simulation:
         return self._arrays
 
     # What happens between rounds
+
+    def _tune(self, state: RoundState) -> None:
+        """Choose lanes by measurement, once, before the first round."""
+        if self._untuned and self._waves is None:
+            self.tuning = lanes_lib.tune(self, state)
+        self._untuned = False
 
     @property
     def _donates(self) -> bool:

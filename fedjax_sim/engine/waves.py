@@ -115,6 +115,11 @@ class Waves:
 
         return Programs(jax.jit(begin), jax.jit(wave, donate_argnums=5), jax.jit(finish))
 
+    def forget(self, shape: PlanShape) -> None:
+        """A round of that shape failed."""
+        self._programs.pop(shape, None)
+        self._unwritten.clear()
+
     def compile_count(self) -> int:
         """Programs of waves that were compiled: one a phase."""
         phases = [each for programs in self._programs.values() for each in programs]
@@ -123,5 +128,6 @@ class Waves:
 
 def _write(after: ClientRows, rows: list[list[Row]]) -> None:
     """Write each device's rows, once they are computed."""
+    jax.block_until_ready(after)  # raises what went wrong, where reading would end the process
     for d, its in enumerate(rows):
         host_rows.write(its, [np.asarray(leaf.addressable_shards[d].data) for leaf in jax.tree.leaves(after)])

@@ -1,0 +1,207 @@
+"""Lanes: fewer where memory does not suffice, and chosen by measurement; numbers stay those of any lanes."""
+
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+import fedjax_sim as fs
+from fedjax_sim.engine import lanes as lanes_lib
+from tests.engine import toys
+from tests.engine.test_invariance import COHORTS
+
+FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 1600000000 bytes."
+
+
+def simulation(lanes=4, **kwargs):
+    algorithm = kwargs.pop("algorithm", None) or toys.fedavg(toys.task(noisy=True))
+    given = {"devices": jax.devices()[:1], "seed": 3, "exact": True, **kwargs}
+    return fs.Simulation(algorithm, toys.federation(), toys.script(COHORTS), fs.Batching(3), lanes=lanes, **given)
+
+
+def failing(sim, error, most, when=lambda: True):
+    """A simulation whose programs fail above so many lanes, as XLA's would."""
+    make = sim._program
+
+    def program(shape, slots):
+        made = make(shape, slots)
+
+        def run(*args):
+            if shape.lanes > most and when():
+                raise error
+            return made(*args)
+
+        run._cache_size = made._cache_size
+        return run
+
+    sim._program = program
+    return sim
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "scaffold in place"])
+def test_an_allocation_that_fails_halves_the_lanes_and_loses_nothing(name, tmp_path):
+    algorithm = toys.ALGORITHMS[name.split()[0]](toys.task(noisy=True))
+    options = {"algorithm": algorithm, "on_nonfinite": "drop" if "place" in name else "raise"}
+    plain = simulation(lanes=1, **options)
+    expected, history = plain.run(plain.init(), 3)
+    sim = failing(simulation(**options), jax.errors.JaxRuntimeError(FULL), most=1)
+    with pytest.warns(UserWarning, match="did not fit") as told:
+        found, found_history = sim.run(sim.init(), 3, run_dir=tmp_path)
+    said = [str(each.message) for each in told if "did not fit" in str(each.message)]
+    assert ["lanes=4" in said[0], "lanes=2" in said[0], "lanes=1" in said[1], len(said)] == [True, True, True, 2]
+    assert sim.lanes == 1
+    np.testing.assert_array_equal(toys.flat(found.server), toys.flat(expected.server))
+    np.testing.assert_array_equal(found_history["client/loss"], history["client/loss"])
+    assert simulation(lanes=1, **options).restore(tmp_path).round == 3
+
+
+def test_a_failure_in_a_later_round_is_met_too():
+    calls = iter([False, False, True, False, False])
+    sim = failing(simulation(lanes=2), jax.errors.JaxRuntimeError(FULL), most=1, when=lambda: next(calls))
+    with pytest.warns(UserWarning, match="round 2 did not fit"):
+        found, history = sim.run(sim.init(), 4)
+    assert history["round"].tolist() == [0, 1, 2, 3]
+    plain = simulation(lanes=1)
+    np.testing.assert_allclose(toys.flat(found.server), toys.flat(plain.run(plain.init(), 4)[0].server), rtol=1e-6)
+
+
+def test_one_lane_that_does_not_fit_and_other_errors_end_the_run():
+    sim = failing(simulation(lanes=2), jax.errors.JaxRuntimeError(FULL), most=0)
+    warnings.simplefilter("ignore")
+    with pytest.raises(fs.FedSimError, match=r"round 0 does not fit .*Out of memory.*micro_batches") as caught:
+        sim.run(sim.init(), 2)
+    assert caught.value.state.round == 0
+    sim = failing(simulation(lanes=2), jax.errors.JaxRuntimeError("INTERNAL: something else"), most=0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        sim.step(sim.init())
+    assert sim.lanes == 2
+
+
+REAL = textwrap.dedent("""
+    import resource, sys, warnings
+    import jax
+    jax.config.update("jax_num_cpu_devices", 1)
+    import jax.numpy as jnp, numpy as np, optax
+    import fedjax_sim as fs
+
+    host = sys.argv[1] == "host"
+    size = 2**22  # 16 MB a model
+    task = fs.Task(lambda key: jnp.zeros(size), lambda w, batch, key: jnp.sum(w) * batch["x"])
+    data = fs.data.FederatedData({"x": np.arange(64.0, dtype=np.float32)}, np.arange(65))
+    algorithm = fs.scaffold(task, 0.1, 64) if host else fs.fedavg(task, optax.sgd(0.1))
+    kept = {"rows": "host"} if host else {}
+    sim = fs.Simulation(algorithm, data, fs.sampler.uniform(64), fs.Batching(1), lanes=64, **kept)
+    state = sim.init()
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 2**30, resource.RLIM_INFINITY))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        state, metrics = sim.step(state)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert [each for each in told if "did not fit" in str(each.message)], told
+    assert 1 <= sim.lanes < 64
+    assert len(metrics.client_ids) == 64
+    print("lanes", sim.lanes)
+""")
+
+
+@pytest.mark.parametrize("rows", ["none", "host"])
+def test_where_memory_really_ends(rows):
+    done = subprocess.run([sys.executable, "-c", REAL, rows], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(lanes_lib, "_tuned", {})
+
+
+@pytest.mark.parametrize("sampler", ["script", "slow"])
+def test_lanes_by_measurement(nothing_known, monkeypatch, tmp_path, sampler):
+    seen = []
+    monkeypatch.setattr(lanes_lib, "_seconds", lambda sim, lowered, given: seen.append(sim.lanes) or abs(sim.lanes - 4))
+    sim = simulation(lanes="auto", autotune=True)
+    assert sim.lanes == 6  # by the rule: a device has no more clients
+    if sampler == "slow":
+        monkeypatch.setattr(lanes_lib, "_seconds", lambda *_: float("inf"))
+    state, _ = sim.run(sim.init(), 2, run_dir=tmp_path)
+    if sampler == "slow":
+        assert sim.lanes == 6  # nothing fits: the round itself will tell
+        return
+    assert seen == [6, 3]
+    assert sim.tuning == {6: 2, 3: 1}
+    assert sim.lanes == 3
+    assert fs.runs.read(tmp_path).config["simulation"]["lanes"] == 3
+    plain = simulation(lanes=3)
+    np.testing.assert_array_equal(toys.flat(state.server), toys.flat(plain.run(plain.init(), 2)[0].server))
+    again = simulation(lanes="auto", autotune=True)
+    again.step(again.init())  # known for this program
+    assert (again.lanes, seen) == (3, [6, 3])
+    resumed = simulation(lanes="auto", autotune=True)
+    monkeypatch.setattr(lanes_lib, "_tuned", {})
+    resumed.run(resumed.restore(tmp_path), 1)
+    assert (resumed.lanes, resumed.tuning, seen) == (3, None, [6, 3])
+
+
+def test_what_was_measured_is_kept_on_the_disk(nothing_known, monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        sim = simulation(lanes="auto", autotune=True)
+        sim.step(sim.init())
+        assert set(sim.tuning) == {3, 6}
+        assert all(0 < seconds < 60 for seconds in sim.tuning.values())
+        (path,) = tmp_path.glob("lanes-*.json")
+        lanes_lib._tuned.clear()
+        path.write_text('{"6": 2.0, "3": 1.0}')
+        sim = simulation(lanes="auto", autotune=True)
+        sim.step(sim.init())
+        assert (sim.lanes, sim.tuning) == (3, {6: 2.0, 3: 1.0})
+        lanes_lib._tuned.clear()
+        path.write_text("{")
+        sim = simulation(lanes="auto", autotune=True)
+        sim.step(sim.init())
+        assert sim.tuning != {6: 2.0, 3: 1.0}
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_measuring_draws_nothing_and_changes_no_state(nothing_known):
+    tuned, plain = simulation(lanes="auto", autotune=True), simulation(lanes="auto")
+    begin = tuned.init()
+    assert tuned.tuning is None
+    state, history = tuned.run(begin, 2)
+    other = simulation(lanes=tuned.lanes)
+    expected, other_history = other.run(other.init(), 2)
+    np.testing.assert_array_equal(toys.flat(state.server), toys.flat(expected.server))
+    np.testing.assert_array_equal(history["client/loss"], other_history["client/loss"])
+    np.testing.assert_array_equal(toys.flat(begin.server), toys.flat(plain.init().server))
+    assert tuned.compile_count() == 1
+    plain.step(plain.init())
+    assert plain.tuning is None  # on a CPU
+
+
+def test_a_program_too_large_by_its_own_account_is_not_tried(monkeypatch, nothing_known):
+    monkeypatch.setattr(lanes_lib, "memory_of", lambda device: 1)
+    sim = simulation(lanes="auto", autotune=True)
+    sim.step(sim.init())
+    assert set(sim.tuning.values()) == {float("inf")}
+    assert sim.lanes == 6
+
+
+@pytest.mark.parametrize(
+    ("num_params", "platform", "clients", "lanes"),
+    [
+        (50_000, "cpu", 99, 1),
+        (610, "cpu", 99, 16),
+        (20_000, "cpu", 99, 2),
+        (2**20, "gpu", 999, 256),
+        (2**26, "gpu", 9, 4),
+    ],
+)
+def test_the_rule(num_params, platform, clients, lanes):
+    assert lanes_lib.auto_lanes(num_params, platform, clients) == lanes

@@ -27,7 +27,7 @@ from fedjax_sim.core.convolution import pays_on  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["W1", "W2", "W3"])
+    parser.add_argument("work", choices=["W1", "W2", "W3", "CIFAR10"])
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--lanes", default="auto")
     parser.add_argument("--devices", type=int, default=None)
@@ -102,7 +102,7 @@ def make_task(name: str, work: works.Work) -> fs.Task:
         layers = params["layers"]
         if name != "W3":
             x = (x.astype(jnp.float32) / 255 - 0.5) * 0.5
-        if name == "W2":
+        if x.ndim == 4:
             for layer in layers[:2]:
                 x = jax.lax.conv_general_dilated(
                     x, layer["w"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -117,7 +117,7 @@ def make_task(name: str, work: works.Work) -> fs.Task:
     def loss(params, batch, key):
         return optax.softmax_cross_entropy_with_integer_labels(logits(params, batch["x"]), batch["y"])
 
-    if name == "W2" and pays_on(jax.default_backend()):
+    if name in ("W2", "CIFAR10") and pays_on(jax.default_backend()):
         loss = fs.matmul_convolutions(loss)
     return fs.Task(init=lambda key: {"layers": work.params}, loss=loss)
 

@@ -1,6 +1,6 @@
 """The mean cross entropy of a peer's last parameters on a work's examples, in NumPy, the same for every peer.
 
-On all examples; of W2, whose convolutions NumPy is slow at, on every tenth.
+On all examples; of pictures whose convolutions NumPy is slow at, on every tenth.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ def loss(name: str, file: str | Path, final: str | Path, chunk: int = 500) -> fl
     work = shared.read(str(file), name)
     with np.load(final) as arrays:
         layers = [{"w": arrays[f"w{i}"], "b": arrays[f"b{i}"]} for i in range(len(work.params))]
-    every = 10 if name == "W2" else 1
+    every = 10 if work.x.ndim == 4 else 1
     xs, ys, total = work.x[::every], work.y[::every], 0.0
     for at in range(0, len(ys), chunk):
         rows = slice(at, at + chunk)
@@ -27,7 +27,7 @@ def loss(name: str, file: str | Path, final: str | Path, chunk: int = 500) -> fl
 def _logits(name: str, layers: list[dict[str, np.ndarray]], x: np.ndarray) -> np.ndarray:
     if name != "W3":
         x = (x.astype(np.float32) / 255 - 0.5) * 0.5
-    if name == "W2":
+    if x.ndim == 4:
         for layer in layers[:2]:
             w, (h, v) = layer["w"], (x.shape[1] - 2, x.shape[2] - 2)
             taps = (x[:, i : i + h, j : j + v] @ w[i, j] for i in range(3) for j in range(3))

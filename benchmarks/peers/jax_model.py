@@ -8,7 +8,7 @@ def logits(name, layers, x):
     """[B, classes], as `federated_tax.make_task` has them."""
     if name != "W3":
         x = (x.astype(jnp.float32) / 255 - 0.5) * 0.5
-    if name == "W2":
+    if x.ndim == 4:
         for layer in layers[:2]:
             x = jax.lax.conv_general_dilated(x, layer["w"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             x = jax.nn.relu(x + layer["b"])

@@ -17,7 +17,7 @@ class Work(NamedTuple):
     """A work of `benchmarks/works.py`, as `data.py` wrote it.
 
     Attributes:
-        name: "W1", "W2" or "W3".
+        name: "W1", "W2", "W3" or "CIFAR10".
         x, y: examples, grouped by client; pixels are uint8.
         offsets: [K + 1].
         cohorts: [R, C].
@@ -62,7 +62,7 @@ def arguments(**options: Any) -> argparse.Namespace:
     """The arguments that every script takes, and its own options with their defaults."""
     parser = argparse.ArgumentParser()
     parser.add_argument("path", help="the work's .npz")
-    parser.add_argument("work", choices=["W1", "W2", "W3"])
+    parser.add_argument("work", choices=["W1", "W2", "W3", "CIFAR10"])
     parser.add_argument("--rounds", type=int, default=None, help="fewer rounds than the work has")
     parser.add_argument("--final", default=None, help="an .npz for the last parameters")
     for name, default in options.items():

@@ -27,11 +27,12 @@ def make(work: shared.Work) -> nn.Sequential:
         model = nn.Sequential(
             Scale(), nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 62)
         )
-    elif work.name == "W2":
+    elif work.x.ndim == 4:
+        (first, _, dense, last) = (layer["w"].shape for layer in work.params)
         model = nn.Sequential(
             Scale(),
-            *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
-            *(ChannelsLast(), nn.Linear(9216, 128), nn.ReLU(), nn.Linear(128, 62)),
+            *(nn.Conv2d(first[2], 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
+            *(ChannelsLast(), nn.Linear(*dense), nn.ReLU(), nn.Linear(*last)),
         ).to(memory_format=torch.channels_last)
     else:
         model = nn.Sequential(nn.Linear(60, 10))

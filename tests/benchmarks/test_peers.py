@@ -1,6 +1,7 @@
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "peers"))
@@ -41,6 +42,25 @@ def test_the_file_holds_the_works_cohorts_data_and_parameters(tmp_path):
     assert not x.reshape(-1, 60)[~real].any()
     np.savez(tmp_path / "zero.npz", w0=np.zeros((60, 10)), b0=np.zeros(10))
     assert evaluate.loss("W3", tmp_path / "W3.npz", tmp_path / "zero.npz") == round(np.log(10), 6)
+
+
+def test_cifar10_is_pfl_s_model_and_all_evaluate_it_alike():
+    import federated_tax
+    import jax_model
+    import works
+
+    draw = np.random.default_rng(0)
+    shapes = [(3, 3, 3, 32), (3, 3, 32, 64), (12544, 128), (128, 10)]
+    assert sum(int(np.prod(shape)) + shape[-1] for shape in shapes) == 1_626_442
+    layers = [{"w": 0.1 * draw.normal(size=s).astype("f"), "b": draw.normal(size=s[-1]).astype("f")} for s in shapes]
+    x, y = draw.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8), np.array([1, 9, 4])
+    with jax.numpy_rank_promotion("allow"):  # it is a peer's code
+        logits = np.asarray(jax_model.logits("CIFAR10", layers, x))
+        work = works.Work(x, y, np.array([0, 3]), np.zeros((1, 1), int), layers, 3, 0.1)
+        losses = federated_tax.make_task("CIFAR10", work).loss({"layers": layers}, {"x": x, "y": y}, None)
+    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(3), y]
+    np.testing.assert_allclose(losses, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(evaluate._logits("CIFAR10", layers, x), logits, rtol=1e-3, atol=1e-3)
 
 
 def test_a_table_names_the_best_of_each_kind_and_those_that_failed(tmp_path):

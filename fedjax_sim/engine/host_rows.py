@@ -186,7 +186,8 @@ class HostRows:
             changed.setdefault(page, list(pages[page]))[client % self._page] = row
         for page, entries in changed.items():
             pages[page] = tuple(entries)
-        return HostRows(self.first, self.num_clients, self.file, tuple(pages), [*self._writes, *writes])
+        waiting = [write for write in self._writes if not write.done() or write.exception() is not None]
+        return HostRows(self.first, self.num_clients, self.file, tuple(pages), [*waiting, *writes])
 
     def settle(self) -> None:
         """Until its rows are in the file.

@@ -6,7 +6,7 @@ more than three waves' rows are on the devices at a time, however large the coho
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +65,7 @@ class Waves:
             if sums is None:
                 sums = programs.begin(*given, block, arrays)
             if len(self._unwritten) > 1:
-                self._unwritten.popleft().result()
+                wait([self._unwritten.popleft()])  # what went wrong is said where its state settles
             sums, after = programs.wave(*given, block, arrays, sums, np.int32(first))
             made = [[rows.file.new() for _ in its] for its in clients]
             write = self._writer.submit(_write, after, made)

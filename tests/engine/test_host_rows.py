@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import jax
@@ -153,11 +154,16 @@ def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch):
     from fedjax_sim.engine import host_rows
 
     sim = simulation()
-    with open("/dev/full", "r+b", buffering=0) as full:
-        monkeypatch.setattr(host_rows.tempfile, "TemporaryFile", lambda **_: full)
+    with open("/dev/full", "r+b", buffering=0) as full, monkeypatch.context() as patch:
+        patch.setattr(host_rows.tempfile, "TemporaryFile", lambda **_: full)
         with pytest.raises(fs.FedSimError, match=r"could not be written to .*No space left.*TMPDIR") as caught:
             sim.run(sim.init(), 3)
-    assert caught.value.state.round == 0
+    state = caught.value.state
+    assert state.round == 0
+    with tempfile.TemporaryFile(buffering=0) as roomy:
+        state.rows.file._file = roomy  # somebody has made room
+        other = simulation()
+        assert_same(sim.run(state, 2)[0], other.run(other.init(), 2)[0])
 
 
 def test_a_run_resumes_bit_by_bit_and_kept_checkpoints_keep_their_rows(tmp_path):

@@ -1,6 +1,5 @@
 """Rows on the host: the same numbers as on devices, earlier states intact, slots given back, checkpoints exact."""
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -259,7 +258,6 @@ def test_an_index_is_a_value():
 
 
 MILLION = textwrap.dedent("""
-    import resource, sys
     import jax
     jax.config.update("jax_num_cpu_devices", 1)
     import jax.numpy as jnp, numpy as np
@@ -275,12 +273,12 @@ MILLION = textwrap.dedent("""
     assert sim.rows == "host"  # by itself
     state, history = sim.run(sim.init(), 5)
     assert state.rows.file.slots < 60, state.rows.file.slots
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # ru_maxrss is inherited
+    print(int(peak.split()[1]) // 1024)
 """)
 
 
 def test_rows_exist_from_the_first_round_on():
     done = subprocess.run([sys.executable, "-c", MILLION], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    assert int(done.stdout) < 1000, (done.stdout, mine)  # MB
+    assert int(done.stdout) < 1000  # MB

@@ -59,7 +59,7 @@ def compare(name: str, work: works.Work, cohort: str, sizes: np.ndarray, lanes: 
     sim = fs.Simulation(
         fs.fedavg(task, optax.sgd(work.learning_rate)),
         fs.FederatedData(data, offsets),
-        fs.sampler.fixed([np.arange(CLIENTS)]),
+        fs.sampler.fixed(np.arange(CLIENTS)[None]),
         fs.Batching(work.batch_size, shuffle=False),
         lanes=lanes,
         devices=jax.devices()[:count],

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +29,8 @@ def main() -> None:
     if args.worker:
         worker(args.work, args.rounds, **json.loads(args.worker))
         return
+    from federated_tax import spread
+
     begun = {kind: begin(args, cores) for kind, cores in KINDS.items()}
     losses = {kind: max([float(told(each)) for each in workers]) for kind, workers in begun.items()}
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -102,11 +103,6 @@ def worker(name: str, rounds: int, cores: list[int], port: int, num_processes: i
         after, _ = sim.run(state, rounds)
         jax.block_until_ready(after.server)
         print("says", time.perf_counter() - begin, flush=True)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    quartiles = statistics.quantiles(values, n=4)
-    return {"median": round(statistics.median(values), 3), "from": round(quartiles[0], 3), "to": round(quartiles[2], 3)}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ on 100,000 procedural clients, whose rows would take 480 GB, 10 a round; with th
 import argparse
 import json
 import resource
-import statistics
 import time
 from typing import Any
 
@@ -33,7 +32,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Runs of `--rounds` rounds, timed whole, so that what overlaps with computing does."""
     import jax
     import works
-    from federated_tax import make_task
+    from federated_tax import make_task, spread
 
     import fedjax_sim as fs
 
@@ -107,11 +106,6 @@ def large(rounds: int, cohort: int) -> dict[str, Any]:
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "client_loss": [round(float(x), 4) for x in history["client/loss"][[0, -1]]],
     }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    quartiles = statistics.quantiles(values, n=4)
-    return {"median": round(statistics.median(values), 3), "from": round(quartiles[0], 3), "to": round(quartiles[2], 3)}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ host's planning, in turns. JSON, a line a setting; asserts nothing.
 
 import argparse
 import json
-import statistics
 import time
 from typing import Any
 
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import works
-from federated_tax import make_task
+from federated_tax import make_task, spread
 
 import fedjax_sim as fs
 from fedjax_sim.engine import mapping
@@ -147,11 +146,6 @@ def refill(task: fs.Task, work: works.Work, sim: fs.Simulation, plan: Any, lanes
     specs = (mapping.REPLICATED, mapping.SHARDED, mapping.REPLICATED)
     share = jax.shard_map(device, mesh=sim._mesh, in_specs=specs, out_specs=mapping.REPLICATED, check_vma=False)
     return jax.jit(share), queues
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    quartiles = statistics.quantiles(values, n=4)
-    return {"median": round(statistics.median(values), 3), "from": round(quartiles[0], 3), "to": round(quartiles[2], 3)}
 
 
 if __name__ == "__main__":

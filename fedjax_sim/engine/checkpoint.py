@@ -86,9 +86,9 @@ class Checkpoints:
         from orbax import checkpoint as ocp
 
         self._writing = f"the checkpoint of round {state.round}"
-        leaves = host_leaves(state)
-        if isinstance(state.rows, HostRows):
+        if isinstance(state.rows, HostRows):  # first, as it learns their CRCs
             facts = {**facts, "slots": self._save_rows(state)}
+        leaves = host_leaves(state)
         record = {
             "round": state.round,
             "seed": state.seed,
@@ -121,8 +121,8 @@ class Checkpoints:
 
     def rows(self, first: ClientRows, num_clients: int, leaves: dict[str, np.ndarray], record: Record) -> HostRows:
         """Rows on the host that were saved with a checkpoint."""
-        clients, crcs = (leaves[f"{_HOST_ROWS}['{name}']"] for name in ("clients", "crc"))
-        return self._rows.load(first, num_clients, clients, record["slots"], crcs)
+        found = _index(leaves)
+        return self._rows.load(first, num_clients, found["clients"], record["slots"], found["crc"])
 
     def wait(self) -> None:
         """Until what was saved is on the disk.
@@ -152,7 +152,7 @@ class Checkpoints:
                 raise ValueError("it does not hold what was saved")
             if "slots" in record:
                 size = sum(leaf.nbytes for name, leaf in leaves.items() if name.startswith(f"{_HOST_ROWS}['first']"))
-                self._rows.check(size, record["slots"], leaves[f"{_HOST_ROWS}['crc']"])
+                self._rows.check(size, record["slots"], _index(leaves)["crc"])
         return leaves, record
 
     def _record(self, round: int) -> Record:
@@ -207,6 +207,11 @@ def host_leaves(state: RoundState) -> dict[str, np.ndarray]:
     return {name: np.array(leaf, copy=True) for name, leaf in zip(names, fetched, strict=True)}
 
 
+def _index(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of rows on the host: which clients have one, and the CRCs."""
+    return {name: leaves[f"{_HOST_ROWS}['{name}']"] for name in ("clients", "crc")}
+
+
 def fill(like: RoundState, leaves: dict[str, np.ndarray], record: Record) -> RoundState:
     """The state of a checkpoint, on the host, in the structure of `like`, whose leaves may be shapes.
 
@@ -217,8 +222,7 @@ def fill(like: RoundState, leaves: dict[str, np.ndarray], record: Record) -> Rou
     """
     tree = {part: getattr(like, part) for part in _PARTS}
     if "slots" in record:
-        saved = {name: leaves[f"{_HOST_ROWS}['{name}']"] for name in ("clients", "crc")}
-        tree["rows"] = {"first": like.rows, **saved}
+        tree["rows"] = {"first": like.rows, **_index(leaves)}
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     expected = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
     if expected.keys() != leaves.keys():

@@ -58,10 +58,6 @@ class RowFile:
         """Give a slot back."""
         self._free.append(slot)
 
-    def buffers(self, rows: int) -> list[np.ndarray]:
-        """Room for so many rows, a leaf each, as bytes: [rows, bytes]."""
-        return [np.empty((rows, math.prod(shape) * dtype.itemsize), np.uint8) for shape, dtype in self.leaves]
-
     def read(self, slot: int, into: Iterable[np.ndarray]) -> None:
         """Read a row into the bytes of its leaves."""
         with self._lock:
@@ -118,21 +114,23 @@ class Row:
             self.written = None
         self.file.read(self.slot, into)
 
+    def bytes(self) -> np.ndarray:
+        """All of them, [bytes]; their CRC is known from then on."""
+        found = np.empty(self.file.size, np.uint8)
+        self.read([found])
+        self._crc = crc(found)
+        return found
+
     def crc(self) -> int:
         """CRC-32 of its bytes."""
         if self._crc is None:
-            buffers = self.file.buffers(1)
-            self.read(leaf[0] for leaf in buffers)
-            self._crc = crc(leaf[0] for leaf in buffers)
-        return self._crc
+            self.bytes()
+        return self._crc  # type: ignore[return-value]
 
 
-def crc(leaves: Iterable[np.ndarray]) -> int:
+def crc(row: np.ndarray) -> int:
     """CRC-32 of a row's bytes."""
-    value = 0
-    for leaf in leaves:
-        value = zlib.crc32(leaf.data, value)
-    return value
+    return zlib.crc32(row.data)
 
 
 Page = tuple[Row | None, ...]

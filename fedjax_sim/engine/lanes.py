@@ -1,5 +1,6 @@
 """How many clients a device trains side by side: by a rule, by measurement, and fewer where memory does not suffice."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,10 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.core.errors import FedSimError
+from fedjax_sim.core.errors import FedSimError, RunFolderError
 from fedjax_sim.core.types import Cohort, RoundState
 from fedjax_sim.engine.block import Plans
 from fedjax_sim.engine.residency import memory_of
+from fedjax_sim.runs.folder import replace
 
 STEPS = 2
 """Local steps of a client, while candidates are timed."""
@@ -94,24 +96,25 @@ def tune(sim: Any, state: RoundState) -> dict[int, float]:
     candidates = sorted({max(1, min(n, per_device)) for n in (rule // 2, rule, 2 * rule, 4 * rule)})
     sampler = sim.sampler
     sim.sampler = sampler._replace(sample=_cut(sampler.sample))
+    key, found = "", {}
     try:
-        key, found = None, {}
         for lanes in sorted(candidates, key=lambda n: n != rule):
             sim.lanes = lanes
             plans = sim._plan(state, 1, slots=sim.rounds_per_dispatch)
             arrays = sim._resident_arrays() if plans.examples is None else plans.examples.result()
             given = (np.uint32(state.seed), sim._on_devices(state), plans.words, np.int32(1), arrays)
             lowered = sim._program(plans.shape, plans.slots).lower(*given)
-            if key is None:
+            if not key:
                 key = _key(sim, lowered, candidates)
-                if (known := _known(key)) is not None:
-                    found = known
+                found = _known(key)
+                if found:
                     break
             found[lanes] = _seconds(sim, lowered, given)
+        else:
+            _keep(key, found)
     finally:
         sim.sampler, sim.lanes = sampler, rule
         sim._programs.clear()
-    _keep(key, found)
     sim.lanes = min(found, key=found.__getitem__)
     return found
 
@@ -166,25 +169,19 @@ def _file(key: str) -> Path | None:
     return Path(folder) / f"lanes-{key}.json" if folder else None
 
 
-def _known(key: str) -> dict[int, float] | None:
+def _known(key: str) -> dict[int, float]:
     file = _file(key)
     if key not in _tuned and file is not None and file.exists():
         try:
             _tuned[key] = {int(lanes): float(seconds) for lanes, seconds in json.loads(file.read_text()).items()}
         except (OSError, ValueError, AttributeError):  # it is measured again
-            return None
-    return _tuned.get(key) or None
+            return {}
+    return dict(_tuned.get(key, {}))
 
 
-def _keep(key: str | None, found: dict[int, float]) -> None:
-    if key is None:
-        return
+def _keep(key: str, found: dict[int, float]) -> None:
     _tuned[key] = found
     file = _file(key)
     if file is not None:
-        try:
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(found))
-            part.replace(file)
-        except OSError:  # it is measured again
-            pass
+        with contextlib.suppress(RunFolderError):  # it is measured again
+            replace(file, json.dumps(found))

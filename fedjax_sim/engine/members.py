@@ -178,7 +178,7 @@ class Members:
 
     def _placement(self) -> Any:
         """Members' states, where rounds leave them."""
-        mesh, like = self.base._mesh, jax.eval_shape(functools.partial(states.make, self.base), self.base.model)
+        mesh, like = self.base._mesh, states.shapes(self.base)
         everywhere, dealt = mapping.everywhere(mesh), mapping.dealt(mesh, axis=2)
         placed = jax.tree.map(lambda _: everywhere, like)
         return dataclasses.replace(placed, rows=jax.tree.map(lambda _: dealt, like.rows))
@@ -230,7 +230,7 @@ class Members:
             {name: weak(self.group.traced[name]) for name in tracing},  # weak, as Python's numbers
             shaped(self._everyone[1]),
             self.given,
-            jax.tree.map(wide, jax.eval_shape(functools.partial(states.make, base), base.model)),
+            jax.tree.map(wide, states.shapes(base)),
             shaped(plan.words),
             jax.ShapeDtypeStruct((), jnp.int32),
             jax.tree.map(shaped, base._resident_arrays()),

@@ -48,7 +48,6 @@ class RowArchive:
         used = rows.used()
         taken = set().union(*self._needed.values(), *[self._last.values()])
         at, free = {}, 0
-        buffers = rows.file.buffers(1)
         with open(self.path, "r+b" if self.path.exists() else "x+b", buffering=0) as file:
             target = RowFile(rows.first, file)
             for row in used.values():
@@ -59,8 +58,7 @@ class RowArchive:
                     free += 1
                 at[row] = free
                 free += 1
-                row.read(leaf[0] for leaf in buffers)
-                target.write(at[row], [leaf[0] for leaf in buffers])
+                target.write(at[row], [row.bytes()])
             os.fsync(file.fileno())
         self._last = at
         self.know(round, at.values())
@@ -94,6 +92,6 @@ class RowArchive:
             source = RowFile(found, file)
             for slot, expected in zip(slots, crcs.tolist(), strict=True):
                 source.read(slot, [found])
-                if crc([found]) != expected:
+                if crc(found) != expected:
                     raise ValueError(f"{self.path} does not hold what was saved")
                 yield found

@@ -379,7 +379,7 @@ class Simulation:
             for r in range(len(plans.cohorts)):
                 debug_lib.run_clients(self, state, mapping.unpack_plan(plans.words[r], plans.shape), arrays)
         with debug_lib.explained(self):
-            first = not self.compile_count()
+            programs = self.compile_count()
             if self._waves is not None:
                 made, rows, output = self._waves.round(state, plans, arrays)
                 outputs = [output]
@@ -388,7 +388,7 @@ class Simulation:
                 made, count = copy(self._on_devices(state)), np.int32(len(plans.cohorts))
                 made, outputs = program(np.uint32(state.seed), made, plans.words, count, arrays)
                 rows = made.rows
-            if first:  # an allocation that fails is told now
+            if self.compile_count() > programs:  # an allocation that fails is told now
                 jax.block_until_ready((made, outputs))
         after = RoundState(
             round=state.round + len(plans.cohorts),

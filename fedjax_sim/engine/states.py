@@ -39,6 +39,11 @@ def make(sim: Any, params: Params) -> DeviceState:
     return strong(DeviceState(server, states, rows))
 
 
+def shapes(sim: Any) -> DeviceState:
+    """Of the first state."""
+    return jax.eval_shape(functools.partial(make, sim), sim.model)
+
+
 def aggregators(sim: Any) -> tuple[Any, Any]:
     """The transforms' first states and rows, an entry a phase; None where no client keeps a row."""
     made = [
@@ -58,7 +63,7 @@ def placement(sim: Any) -> Any:
 
 def blank(sim: Any) -> RoundState:
     """Shapes of a state, as it is on any number of devices: what a checkpoint is read into."""
-    made = jax.eval_shape(functools.partial(make, sim), sim.model)
+    made = shapes(sim)
     rows = made.rows
     if sim.rows != "host":
         rows = jax.eval_shape(functools.partial(rows_lib.trim, num_clients=sim.data.num_clients), rows)

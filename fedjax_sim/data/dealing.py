@@ -102,10 +102,18 @@ def check_labels(labels: np.ndarray | None, name: str) -> np.ndarray:
 def check_column(column: np.ndarray, name: str, what: str) -> np.ndarray:
     """A column is [N] and no entry is missing; `what` is the word for one entry."""
     check(column.ndim == 1, f"{name}.shape", column.shape, f"must be [N], one {what} a row.")
-    check(
-        not np.any(column != column),  # NaN among objects and NaT too
-        name,
-        "NaN",
-        f"a {what} is missing; drop or fill those rows first.",
-    )
+    gaps = column != column if column.dtype != object else np.array([_is_gap(value) for value in column], bool)
+    if np.any(gaps):
+        row = int(np.argmax(gaps))
+        raise ArgumentError(
+            f"{name}, row {row}: {column[row]!s:.20}: a {what} is missing; drop or fill those rows first."
+        )
     return column
+
+
+def _is_gap(value: object) -> bool:
+    """None, NaN, and pandas' NA and NaT, of which NA cannot be compared."""
+    try:
+        return value is None or bool(value != value)
+    except (TypeError, ValueError):
+        return type(value).__name__ == "NAType"

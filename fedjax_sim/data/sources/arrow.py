@@ -1,19 +1,16 @@
 """What Arrow holds: tables in Parquet and CSV files, and data sets of Hugging Face's library on disk and in memory."""
 
-import gzip
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.sources import arrow_columns, csv_text
+from fedjax_sim.data.sources.arrow_columns import Rules
 from fedjax_sim.data.sources.grouping import group
-from fedjax_sim.data.sources.limits import RATIO, check_memory
+from fedjax_sim.data.sources.limits import check_memory
 
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4, "FIXED_LEN_BYTE_ARRAY": 4, "INT96": 8}
 """Bytes that a value of Parquet takes in memory, at least; 8 for other types."""
@@ -26,29 +23,53 @@ def table(
     client: str,
     entries: Iterable[str] | None = None,
     nulls: Literal["error", "nan"] = "error",
-    categories: bool | Mapping[str, Sequence[str]] = False,
+    missing: Sequence[str] | None = None,
+    texts: Sequence[str] = (),
+    dates: Sequence[str] = (),
+    categories: bool | Mapping[str, Sequence[Any]] | FederatedData = False,
+    delimiter: str | None = None,
+    decimal: Literal[".", ","] = ".",
+    encoding: str = "utf-8",
 ) -> FederatedData:
     """A Parquet or CSV file with a column that names each row's client.
 
-    Numbers keep their dtype, lists of equal lengths become arrays [N, n], texts objects that are `bytes` (UTF-8). In a
-    CSV file clients are texts as written, "007" stays so; in Parquet, whole numbers are sorted as numbers. Needs the
-    extra `data` (pyarrow).
+    Numbers keep their dtype, lists of equal lengths become arrays [N, n], texts objects that are `bytes` (UTF-8),
+    decimals float64. Needs the extra `data` (pyarrow).
+
+    The cells of a CSV file are texts, of which this makes columns by these rules:
+
+    - A cell that is one of `missing`, spaces and quotes aside, holds no value.
+    - A column whose values are all numbers is int64 where all are whole, and else float64; one of true and false is
+      bool; one without a number holds texts, as written. Numbers *among* texts, or a text among numbers, are an error.
+    - Clients are texts as written, "007" stays so, and sorted as texts; only where all are written as whole numbers
+      with a ".0", as pandas does where one is missing, that is dropped.
 
     Args:
         path: the file: `.parquet`, `.pq`, `.csv`, `.csv.gz`, or `.tsv` with tabs.
-        client: name of the column.
+        client: name of the column. A row without a client is an error.
         entries: columns to keep; None for all others.
-        nulls: what a missing number is: an error, or NaN (whole numbers become float64 where any is missing).
-        categories: turn texts into int32 codes: True for all columns of texts, by their sorted values, or column to
-            the values in the order of their codes, which gives train and test files the same ones. The values are kept
-            as JSON in `about["categories of COLUMN"]`.
+        nulls: what a missing number is, NaN among them: an error, or NaN (whole numbers and truths become float64
+            where any is missing). A missing text is an error.
+        missing: texts that stand for no value. None for "", "NA", "N/A", "NaN", "nan", "NULL", "null" and "?" in CSV,
+            and for none in Parquet, where only nulls do.
+        texts: columns of a CSV file that are texts even where they look like numbers: ZIP codes.
+        dates: columns of dates ("2024-01-31", "2024-01-31 12:30:00"), which become days since the beginning of 1970,
+            float64, in UTC where a zone is given. Other columns of dates are texts in CSV, an error in Parquet.
+        categories: turn values into int32 codes: a federation, to have those of its columns, by which a test file gets
+            the codes of the training file; a dict of column to the values in the order of their codes; or True for
+            all columns of texts, by the sorted values of *this* file. A listed value holds, even if `missing` has it.
+            The values are kept as JSON in `about["categories of COLUMN"]`.
+        delimiter: between cells of a CSV file; None for a tab in `.tsv`, else a comma.
+        decimal: between whole part and fraction of a CSV file's numbers.
+        encoding: of a CSV file.
 
     Returns:
         A federation; clients are sorted, a client's rows keep the file's order.
 
     Raises:
-        ArgumentError: no such file or column; a damaged file; missing values; columns that are no numbers, texts or
-            lists of equal lengths; a value that `categories` lacks.
+        ArgumentError: no such file or column; a damaged file; missing values; mixed columns; columns that are no
+            numbers, texts or lists of equal lengths; a value that `categories` lacks. Where it is about a cell, it
+            names the column and the row, counted from 0.
 
     Example:
         >>> import tempfile, pathlib, fedjax_sim as fs
@@ -63,15 +84,21 @@ def table(
     _check_nulls(nulls)
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     kind = suffixes[-1].lower() if suffixes else ""
-    wanted = None if entries is None else list(dict.fromkeys([*entries, client]))
+    written = kind in (".csv", ".tsv")
+    if missing is None:
+        missing = csv_text.MISSING if written else ()
+    fixed = arrow_columns.fixed_categories(categories)
+    rules = Rules(
+        nulls, _names(missing, "missing"), _names(texts, "texts"), _names(dates, "dates"), decimal, fixed, written
+    )
     reader: Callable[[], Any]
     if kind in (".parquet", ".pq"):
         reader = lambda: _parquet(path)  # noqa: E731
-    elif kind in (".csv", ".tsv"):
-        reader = lambda: _csv(path, client, "\t" if kind == ".tsv" else ",")  # noqa: E731
+    elif written:
+        reader = lambda: _csv(path, delimiter or ("\t" if kind == ".tsv" else ","), encoding)  # noqa: E731
     else:
         raise ArgumentError(f"{path}: must end in .parquet, .pq, .csv, .csv.gz or .tsv.")
-    return _federation(reader, str(path), client, wanted, nulls, categories)
+    return _federation(reader, str(path), client, entries, rules)
 
 
 def hugging_face(
@@ -110,10 +137,10 @@ def hugging_face(
         fedjax_sim.core.errors.ArgumentError: no folder: has no state.json; is it a folder of save_to_disk?
     """
     _check_nulls(nulls)
-    wanted = None if entries is None else list(dict.fromkeys([*entries, group_by]))
+    rules = Rules(nulls)
     if isinstance(dataset, str | Path):
         folder = Path(dataset).expanduser()
-        return _federation(lambda: _saved(folder, split), str(folder), group_by, wanted, nulls, False)
+        return _federation(lambda: _saved(folder, split), str(folder), group_by, entries, rules)
     where = type(dataset).__name__
     if isinstance(dataset, Mapping):
         if split not in dataset:
@@ -123,7 +150,7 @@ def hugging_face(
         raise ArgumentError(f"dataset={where}: must be a folder, a datasets.Dataset or a DatasetDict.")
     if split is not None and split != str(dataset.split):
         raise ArgumentError(f"split={split!r}: the {where} is of split {dataset.split}; leave split= out.")
-    return _federation(lambda: dataset.with_format("arrow")[:], where, group_by, wanted, nulls, False)
+    return _federation(lambda: dataset.with_format("arrow")[:], where, group_by, entries, rules)
 
 
 def _check_nulls(nulls: str) -> None:
@@ -142,35 +169,10 @@ def _parquet(path: Path) -> Any:
     return file.read()
 
 
-def _csv(path: Path, client: str, delimiter: str) -> Any:
-    import pyarrow.csv
-
-    source = _Unpacked(path) if path.suffix == ".gz" else path
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
-    convert = pyarrow.csv.ConvertOptions(column_types={client: pyarrow.string()})
-    return pyarrow.csv.read_csv(source, parse_options=parse, convert_options=convert)
-
-
-class _Unpacked(io.RawIOBase):
-    """What a gzip file holds, as long as that is not absurdly more than the file."""
-
-    def __init__(self, path: Path):
-        self._file = gzip.open(path)  # noqa: SIM115 # closed with this
-        self._left = RATIO * path.stat().st_size + (1 << 20)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
-        self._left -= count
-        if self._left < 0:
-            raise ValueError(f"it grows to more than {RATIO} times its size; it is no data set")
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _csv(path: Path, delimiter: str, encoding: str) -> Any:
+    if path.suffix == ".gz":
+        return csv_text.read(lambda: csv_text.Unpacked(path), str(path), delimiter, encoding)
+    return csv_text.read(lambda: path.open("rb"), str(path), delimiter, encoding)
 
 
 def _saved(folder: Path, split: str | None) -> Any:
@@ -211,126 +213,39 @@ def _stream(folder: Path, name: str) -> Any:
 
 
 def _federation(
-    reader: Callable[[], Any],
-    where: str,
-    client: str,
-    wanted: list[str] | None,
-    nulls: str,
-    categories: bool | Mapping[str, Sequence[str]],
+    reader: Callable[[], Any], where: str, client: str, entries: Iterable[str] | None, rules: Rules
 ) -> FederatedData:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ArgumentError(f"{where}: needs pyarrow ({error}): pip install 'fedjax-sim[data]'.") from error
+    about: dict[str, str] = {}
+    arrays: dict[str, Any] = {}
     try:
         rows = reader()
         rows.validate(full=True)
         names: list[str] = rows.column_names
         if len(set(names)) != len(names):
             raise ArgumentError(f"{where}: two columns have the same name: {names}.")
-        if missing := sorted(
-            {*(wanted or ()), client, *(categories if isinstance(categories, Mapping) else ())} - {*names}
-        ):
-            raise ArgumentError(f"{where}: there is no column {', '.join(map(repr, missing))}; there are {names}.")
-        arrays = {
-            name: _array(rows[name], f"{where}: column {name!r}", nulls if name != client else "error")
-            for name in wanted or names
-        }
+        coded = rules.categories if isinstance(rules.categories, Mapping) else ()
+        wanted = [name for name in names if name != client] if entries is None else list(dict.fromkeys(entries))
+        if lacking := sorted({*wanted, client, *coded, *rules.texts, *rules.dates} - {*names}):
+            raise ArgumentError(f"{where}: there is no column {', '.join(map(repr, lacking))}; there are {names}.")
+        clients = arrow_columns.client_column(rows[client], f"{where}: column {client!r}", rules)
+        for name in wanted:
+            arrays[name], values = arrow_columns.column(rows[name], name, f"{where}: column {name!r}", rules)
+            if values is not None:
+                about[arrow_columns.CATEGORIES + name] = json.dumps(values)
     except ArgumentError as error:
         if where in str(error):
             raise
         raise ArgumentError(f"{where}: {error}") from error
     except Exception as error:  # pyarrow raises many kinds
         raise ArgumentError(f"{where}: cannot be read ({type(error).__name__}: {error}).") from error
-    clients = arrays.pop(client)
-    about = {}
-    for name in arrays:
-        values = categories.get(name) if isinstance(categories, Mapping) else None
-        if values is not None or (categories is True and arrays[name].dtype == object and arrays[name].ndim == 1):
-            arrays[name], values = _codes(arrays[name], values, f"{where}: column {name!r}")
-            about[f"categories of {name}"] = json.dumps(values)
     return group(arrays, clients, f"{where}: {client!r}", about)
 
 
-def _codes(texts: np.ndarray, values: Sequence[str] | None, where: str) -> tuple[np.ndarray, list[str]]:
-    found = texts.tolist()
-    values = list(values) if values is not None else sorted({text.decode(errors="replace") for text in found})
-    codes = {value.encode(): code for code, value in enumerate(values)}
-    for row, text in enumerate(found):
-        if text not in codes:
-            raise ArgumentError(
-                f"{where}, row {row}: {text!r} is not one of its {len(values)} categories {values[:9]}."
-            )
-    return np.array([codes[text] for text in found], np.int32), values
-
-
-def _array(column: Any, where: str, nulls: str, rows_of: int = 1) -> np.ndarray:
-    """A column, [N, ...]; `rows_of` of its values make one row of the table."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    chunks = [chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in chunks]
-    array = pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        array = array.dictionary_decode()
-        kind = array.type
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    if array.null_count:
-        if not (is_number and nulls == "nan"):
-            row = pc.index(pc.is_null(array), True).as_py() // rows_of  # pyright: ignore[reportAttributeAccessIssue]
-            advice = "nulls='nan' makes it NaN" if is_number else "fill it, or leave the column out by entries="
-            raise ArgumentError(f"{where}, row {row}: there is no value; {advice}.")
-        array = array.cast(kind if pa.types.is_floating(kind) else pa.float64())
-    if is_number:
-        return array.to_numpy(zero_copy_only=False)
-    if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return _objects(array.cast(pa.binary()).to_pylist())
-    if any(is_text(kind) for is_text in (pa.types.is_large_string, pa.types.is_large_binary, pa.types.is_string_view)):
-        return _objects(array.cast(pa.large_binary()).to_pylist())
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        lengths = np.unique(pc.list_value_length(array).to_numpy())  # pyright: ignore[reportAttributeAccessIssue]
-        if len(lengths) > 1:
-            raise ArgumentError(
-                f"{where}: holds lists of {lengths[0]} to {lengths[-1]} values; cut or pad them to one length before."
-            )
-        width = int(lengths[0]) if len(lengths) else 0
-        values = _array(array.flatten(), where, nulls, rows_of * max(width, 1))
-        return values.reshape(len(array), width, *values.shape[1:])
-    if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
-        return _pictures(array.field("bytes").to_pylist(), where)
-    raise ArgumentError(
-        f"{where}: holds {kind}; numbers, texts, pictures and lists of equal lengths can be read. "
-        "Convert the column, or leave it out by entries=."
-    )
-
-
-def _objects(values: list[Any]) -> np.ndarray:
-    out = np.empty(len(values), object)
-    out[:] = values
-    return out
-
-
-def _pictures(encoded: list[bytes | None], where: str) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ArgumentError(f"{where}: pictures need Pillow ({error}): pip install pillow.") from error
-    pictures: list[np.ndarray] = []
-    for row, data in enumerate(encoded):
-        if data is None:
-            raise ArgumentError(f"{where}, row {row}: the picture is a path only; save the set with the files in it.")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # Pillow warns of decompression bombs
-                with Image.open(io.BytesIO(data)) as picture:
-                    pictures.append(np.asarray(picture.convert("RGB") if picture.mode == "P" else picture))
-        except Exception as error:  # Pillow raises many kinds
-            raise ArgumentError(f"{where}, row {row}: is no picture that Pillow can read ({error}).") from error
-        if pictures[-1].shape != pictures[0].shape:
-            raise ArgumentError(
-                f"{where}, row {row}: the picture has shape {pictures[-1].shape}, the first {pictures[0].shape}; bring "
-                "them to one size before."
-            )
-    return np.stack(pictures) if pictures else np.zeros((0, 0, 0), np.uint8)
+def _names(given: Sequence[str], argument: str) -> list[str]:
+    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise ArgumentError(f"{argument}={given!r}: must be a list of texts.")
+    return list(given)

@@ -61,7 +61,7 @@ def saved(folder, columns=COLUMNS, indices=None, files=("data-00000-of-00001.arr
 
 
 def table(path, **options):
-    return fs.data.sources.table(path, **{"client": "who"} | options)
+    return fs.data.sources.table(path, **{"client": "who", "missing": ()} | options)
 
 
 def hugging_face(dataset, split=None, **options):

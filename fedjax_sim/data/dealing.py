@@ -1,9 +1,14 @@
 """What partitioners share: from each row's owner to a `Partition`, Dirichlet draws, checks of labels and counts."""
 
+import warnings
+
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.data.federated import Partition
+
+MANY = 20
+"""So many different labels may be classes whatever they look like."""
 
 
 def by_owner(owner: np.ndarray, num_clients: int) -> Partition:
@@ -89,14 +94,23 @@ def check_enough(num_clients: int, num_rows: int, min_size: int = 0) -> None:
     )
 
 
-def check_labels(labels: np.ndarray | None, name: str) -> np.ndarray:
-    """Labels are there, [N], and none is missing; `name` is the partitioner's."""
+def check_labels(labels: np.ndarray | None, name: str, classes: bool = True) -> np.ndarray:
+    """Labels are there, [N], and none is missing; `name` is the partitioner's. Say it if they are not `classes`."""
     if labels is None:
         raise ArgumentError(
             f"fs.partition.{name} needs labels, and the arrays have none under that name: "
             'pass a dict with an entry "y", or federate(..., labels=NAME).'
         )
-    return check_column(labels, "labels", "label")
+    labels = check_column(labels, "labels", "label")
+    different = len(np.unique(labels)) if classes and labels.dtype.kind in "iuf" else 0
+    fractions = labels.dtype.kind == "f" and bool(np.any(labels % 1 != 0))
+    if different > MANY and (fractions or 2 * different > len(labels)):
+        warnings.warn(
+            f"fs.partition.{name} deals rows class by class, and the {len(labels)} labels have {different} different "
+            "values: they are no classes. Cut them into ranges (np.digitize), and name these by labels=.",
+            stacklevel=4,
+        )
+    return labels
 
 
 def check_column(column: np.ndarray, name: str, what: str) -> np.ndarray:

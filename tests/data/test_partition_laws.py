@@ -329,6 +329,24 @@ def test_by_column_names_the_row_without_a_value(values, match):
         fs.partition.by_column(values)
 
 
+CLASSWISE = {
+    "dirichlet": lambda: fs.partition.dirichlet(1.0, 3),
+    "dirichlet_labels": lambda: fs.partition.dirichlet_labels(1.0, 3),
+    "pachinko": lambda: fs.partition.pachinko(1.0, 1.0, 3, np.zeros(300, int)),
+}
+
+
+@pytest.mark.parametrize("name", CLASSWISE)
+def test_labels_that_are_no_classes_are_said(name):
+    targets = np.random.default_rng(0).normal(size=300)
+    for labels in (targets, np.round(targets, 1), np.arange(300)):
+        with pytest.warns(UserWarning, match=f"fs.partition.{name} deals rows class by class, and the 300 labels have"):
+            fs.data.federate({"y": labels}, CLASSWISE[name]())
+    for labels in (np.arange(300) % 100, np.arange(300) % 10 / 2, (np.arange(300) % 100).astype(float)):
+        fs.data.federate({"y": labels}, CLASSWISE[name]())  # a warning would be an error
+    fs.data.federate({"y": targets}, fs.partition.shards(3))  # which sorts them
+
+
 def test_labels_that_are_none_are_missing():
     with pytest.raises(fs.FedSimError, match="labels, row 1: None: a label is missing"):
         deal(fs.partition.dirichlet(1.0, 2), np.array(["a", None, "a"], object))

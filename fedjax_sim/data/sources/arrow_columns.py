@@ -9,11 +9,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.federated import CATEGORIES, FederatedData
 from fedjax_sim.data.sources import csv_text
 
-CATEGORIES = "categories of "
-"""`about[CATEGORIES + column]` has a column's categories, as JSON, in the order of their codes."""
 TICKS = {"s": 86400, "ms": 86400 * 10**3, "us": 86400 * 10**6, "ns": 86400 * 10**9}
 """Units in a day."""
 
@@ -88,15 +86,70 @@ def client_column(column: Any, where: str, rules: Rules) -> np.ndarray:
     return _values(array, where, Rules(), 1)
 
 
-def column(column: Any, name: str, where: str, rules: Rules) -> tuple[np.ndarray, list[Any] | None]:
-    """A column, [N, ...], and its categories where it is of codes.
+def read(
+    rows: Any, layout: Mapping[str, str | list[str]], where: str, rules: Rules
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """A table's entries, and the categories of its columns as `about` has them.
 
     Args:
-        column: of Arrow.
-        name: its name.
-        where: file and column, for errors.
+        rows: a table of Arrow.
+        layout: entry to its column, or to the columns that are laid side by side in it.
+        where: the file, for errors.
         rules: how cells become numbers.
     """
+    about: dict[str, str] = {}
+    labels = label_names(rows.schema)
+
+    def one(name: str) -> np.ndarray:
+        said = f"{where}: column {name!r}"
+        made, values = _column(rows[name], name, said, rules, labels.get(name))
+        if values is not None:
+            about[CATEGORIES + name] = json.dumps(values)
+        return made
+
+    def entry(columns: str | list[str]) -> np.ndarray:
+        return one(columns) if isinstance(columns, str) else stacked({name: one(name) for name in columns}, where)
+
+    return {name: entry(columns) for name, columns in layout.items()}, about
+
+
+def stacked(parts: Mapping[str, np.ndarray], where: str) -> np.ndarray:
+    """Columns [N] or [N, n] side by side, [N, F].
+
+    Example:
+        >>> stacked({"age": np.array([61, 47]), "bp": np.array([1.5, 2.0])}, "here").tolist()
+        [[61.0, 1.5], [47.0, 2.0]]
+    """
+    if not parts:
+        raise ArgumentError(f"{where}: columns= has an entry of no column.")
+    for name, part in parts.items():
+        if part.dtype == object or part.ndim > 2:
+            kind = "texts" if part.dtype == object else f"arrays {list(part.shape[1:])}"
+            raise ArgumentError(
+                f"{where}: column {name!r} holds {kind}; numbers can be stacked. categories= makes codes of texts."
+            )
+    out = np.concatenate([part.reshape(len(part), -1) for part in parts.values()], axis=1)
+    for name, part in parts.items():
+        if (
+            part.dtype.kind in "iu"
+            and out.dtype.kind == "f"
+            and np.any(np.abs(part.astype(out.dtype)) >= csv_text.EXACT)
+        ):
+            raise ArgumentError(f"{where}: column {name!r} holds whole numbers too large to lie beside fractions.")
+    return out
+
+
+def label_names(schema: Any) -> dict[str, list[str]]:
+    """Column to the names of its classes, where Hugging Face's library says that it is a `ClassLabel`."""
+    said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = said.get("info", {}).get("features", {})
+    return {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+
+
+def _column(
+    column: Any, name: str, where: str, rules: Rules, labels: list[str] | None
+) -> tuple[np.ndarray, list[Any] | None]:
+    """A column, [N, ...], and its categories where it is of codes."""
     array = _array_of(column)
     values = rules.categories.get(name) if isinstance(rules.categories, Mapping) else None
     as_texts = name in rules.texts or (values is not None and all(isinstance(value, str) for value in values))
@@ -113,9 +166,31 @@ def column(column: Any, name: str, where: str, rules: Rules) -> tuple[np.ndarray
     if name in rules.dates:
         array = _days(array)
     made = _values(array, where, rules, 1)
+    if labels is not None:
+        made = check_classes(made, labels, where)
+        if values is None:
+            return made, labels
+        made = _objects([labels[label].encode() for label in made])
     if values is not None or (rules.categories is True and made.dtype == object and made.ndim == 1):
         return _codes(made, values, where)
     return made, None
+
+
+def check_classes(labels: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
+    """Labels [N], each the number of one of the classes.
+
+    Example:
+        >>> check_classes(np.array([1, 0]), ["no", "yes"], "here")
+        array([1, 0])
+    """
+    wrong = ~((labels >= 0) & (labels < len(names)))
+    if np.any(wrong):
+        row = int(np.argmax(wrong))
+        advice = (
+            "there is no label; leave the column out by entries=" if labels[row] == -1 else "there is no such class"
+        )
+        raise ArgumentError(f"{where}, row {row}: {labels[row]} of {len(names)} classes: {advice}.")
+    return labels
 
 
 def _array_of(column: Any) -> Any:

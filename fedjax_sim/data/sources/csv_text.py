@@ -1,14 +1,10 @@
 """Text tables: how their files are opened, and what their cells are. The rules are those of `table`'s docstring."""
 
 import codecs
-import gzip
-import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.sources.limits import RATIO
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "?")
 """Cells that stand for no value, unless `missing=` says otherwise."""
@@ -35,6 +31,12 @@ def read(open_file: Callable[[], Any], where: str, delimiter: str, encoding: str
     except LookupError:
         raise ArgumentError(f"{where}: encoding={encoding!r}: Python knows no such encoding.") from None
     try:
+        with open_file() as source:
+            header = source.read(1 << 16).split(b"\n")[0].decode(encoding, errors="replace")
+        if delimiter not in header and (other := [mark for mark in ",;\t|" if mark in header]):
+            raise ArgumentError(
+                f"{where}: begins with {header!r:.60}, without a {delimiter!r}; pass delimiter={other[0]!r}."
+            )
         options = {
             "parse_options": pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             "read_options": pyarrow.csv.ReadOptions(encoding=encoding),
@@ -171,25 +173,3 @@ def names(texts: Any) -> Any:
     if compute.all(compute.match_substring_regex(texts, r"^-?[0-9]+\.0+$")).as_py():
         return compute.replace_substring_regex(texts, r"\.0+$", "")
     return texts
-
-
-class Unpacked(io.RawIOBase):
-    """What a gzip file holds, as long as that is not absurdly more than the file."""
-
-    def __init__(self, path: Path):
-        self._file = gzip.open(path)  # noqa: SIM115 # closed with this
-        self._left = RATIO * path.stat().st_size + (1 << 20)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
-        self._left -= count
-        if self._left < 0:
-            raise ValueError(f"it grows to more than {RATIO} times its size; it is no data set")
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

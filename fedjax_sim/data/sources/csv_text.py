@@ -1,6 +1,7 @@
 """Text tables: how their files are opened, and what their cells are. The rules are those of `table`'s docstring."""
 
 import codecs
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -115,7 +116,8 @@ def typed(texts: Any, where: str, decimal: str) -> Any:
     plain = compute.utf8_trim_whitespace(texts)
     if decimal != ".":
         plain = compute.replace_substring(compute.replace_substring(plain, ".", "?"), decimal, ".")
-    for kind in (pa.int64(), pa.float64()):
+    first = next((text.as_py() for text in plain if text.is_valid), "0")
+    for kind in (pa.int64(), pa.float64()) if re.match(WHOLE, first) else (pa.float64(),):  # a cast that fails is slow
         try:
             numbers = plain.cast(kind)
         except pa.ArrowInvalid:

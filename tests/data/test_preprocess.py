@@ -106,6 +106,13 @@ def test_gaps_become_means_of_training_rows_of_the_client_of_the_same_name(by):
     np.testing.assert_allclose(made.mean, everybody if by == "all" else [own[name] for name in NAMED.client_ids])
 
 
+def test_one_known_value_is_a_mean_and_none_is_that_of_all():
+    x = np.array([8.0, np.nan, np.nan, 1.0, 3.0])
+    made = fs.data.fill(fs.data.FederatedData({"x": x}, [0, 2, 3, 5]))
+    assert made.mean.tolist() == [8.0, 4.0, 2.0]
+    assert made.data[0].arrays["x"].tolist() == [8.0, 8.0, 4.0, 1.0, 3.0]
+
+
 def test_gaps_filled_by_test_rows_would_show():
     wild = fs.data.FederatedData({"x": np.where(np.isnan(GAPS), np.nan, 1e6)}, OTHER.offsets, OTHER.index)
     np.testing.assert_array_equal(fs.data.fill(NAMED, wild, by="all").mean, fs.data.fill(NAMED, by="all").mean)

@@ -113,6 +113,7 @@ def adaptive_clip(
     privacy: its noise is a Gaussian mechanism of multiplier :math:`z_b = 2 \sigma_b` (one client moves the sum by 1/2),
     which is accounted together with the value's z: :math:`(z^{-2} + z_b^{-2})^{-1/2}` in all. So that this holds for a
     client that sends zeros, too, the bit of a zero payload is :math:`b_k = 0`, as if the client were not there.
+    Runs of one seed share the bit's noise, as with `gaussian_noise`.
     Metrics: as for `clip_by_l2`, and `clip_norm`, the C of the round.
 
     Args:

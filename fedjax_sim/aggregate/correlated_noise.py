@@ -30,6 +30,7 @@ def tree_noise(multiplier: float, separation: int, efficient: bool = True) -> Tr
     tree begins, so that a client is in one leaf of a tree at most.
 
     It runs with `fs.sampler.min_separation(..., separation)` or more. The server keeps log2(separation) + 1 models.
+    Runs of one seed share their noise, as with `gaussian_noise`.
 
     Metrics: `noise_std`, of a node.
 
@@ -100,7 +101,8 @@ def banded_noise(
     times the L2 bound of one client: all n rounds together cost as much as one Gaussian of this multiplier. More rounds
     than n may be run, and cost more.
 
-    It runs with `fs.sampler.min_separation(..., separation)` or more. The server keeps bands - 1 models.
+    It runs with `fs.sampler.min_separation(..., separation)` or more. The server keeps bands - 1 models. Runs of one
+    seed share their noise, as with `gaussian_noise`.
 
     Metrics: `noise_std`, of Z.
 

@@ -18,7 +18,8 @@ from fedjax_sim.engine.host_rows import HostRows
 from fedjax_sim.engine.row_archive import RowArchive
 
 Record = dict[str, Any]
-"""What a checkpoint says of itself: `round`, `seed`, `noise_seed`, `ledger`, `digests`, `empty`, `layout`, `simulation`, `slots`."""
+"""What a checkpoint says of itself: `round`, `seed`, `noise_seed`, `ledger`, `digests`, `empty`, `layout`,
+`simulation`, `slots`."""
 
 _PARTS = ("server", "aggregator", "sampler", "rows")
 _HOST_ROWS = "['rows']"

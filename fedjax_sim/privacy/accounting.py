@@ -58,8 +58,8 @@ class Epsilon:
     def __str__(self) -> str:
         return (
             f"epsilon {self.epsilon:.4g} at delta {self.delta:g} for {self.rounds} rounds; {self.adjacency} client, "
-            f"{self.sampler}, {self.event}; {self.accountant}; of one released run: runs of one seed share their noise, "
-            "which then cancels"
+            f"{self.sampler}, {self.event}; {self.accountant}; for one run: released runs of one seed share their "
+            "noise, which cancels"
         )
 
 

@@ -106,7 +106,7 @@ class Aggregator(NamedTuple):
             own = context._replace(
                 round_key=jax.random.fold_in(context.round_key, i), bound=folds.incoming(t, bounds), step=step
             )
-            own_key, row = self._key(i, key, noise_key), None if rows is None else rows[i]
+            own_key, row = self._key(i, key, noise_key), folds.no_row(t, mine) if rows is None else rows[i]
             sums.append(t.sums(own_key, states[i], mine, own))
             bounds, step, before = *folds.bound(t, states[i], bounds, step, payload), payload
             message, row, seen = t.client(own_key, states[i], row, mine, own)

@@ -149,6 +149,8 @@ def banded_noise(
     inverse = toeplitz.inverse_as_streaming_matrix(jnp.asarray(column, jnp.float32))
 
     def init(payload_shapes: Any):
+        if not jax.tree.leaves(payload_shapes):
+            raise ArgumentError(f"{name}: the payload {payload_shapes!r} has no leaf that noise could be added to.")
         like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), payload_shapes)
         return inverse.init_multiply(like), None
 

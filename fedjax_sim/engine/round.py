@@ -1,5 +1,6 @@
 """One round on the devices: for each phase broadcast, train, encode, reduce, decode, and take a server step."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -316,7 +317,7 @@ def _check_like(what: str, old: Any, new: Any, like: str) -> None:
 
 def _by_lane(tree: Any) -> Any:
     """One axis for the three of lane order, [D, T, L, ...]."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), tree)
+    return jax.tree.map(lambda leaf: leaf.reshape(math.prod(leaf.shape[:3]), *leaf.shape[3:]), tree)  # of any size
 
 
 def _by_slot(metrics: dict[str, Metric], slots: Any, capacity: int) -> dict[str, Metric]:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree
 
@@ -160,6 +162,7 @@ class RoundState:
         sampler: the sampler's state (host).
         rows: `ClientRows`; of rows on the host, `fedjax_sim.engine.host_rows.HostRows`.
         ledger: what accountants need of the past rounds (host), or None.
+        noise_seed: what noise for privacy is drawn from, a host int; None for the seed.
 
     Example:
         >>> import jax.numpy as jnp, optax, fedjax_sim as fs
@@ -179,3 +182,9 @@ class RoundState:
     sampler: Any
     rows: Any
     ledger: Any = None
+    noise_seed: int | None = None
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """[2] uint32: the run's seed and its noise's."""
+        return np.array([self.seed, self.seed if self.noise_seed is None else self.noise_seed], np.uint32)

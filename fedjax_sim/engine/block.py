@@ -30,14 +30,14 @@ class Plans(NamedTuple):
 def block(one_round: Callable[..., Any], shape: PlanShape, slots: int) -> Callable[..., Any]:
     """Up to `slots` rounds in one dispatch; how many is traced. Outputs come as a list, one entry a slot."""
 
-    def run(seed: Any, state: DeviceState, words: Any, count: Any, arrays: Any):
+    def run(seeds: Any, state: DeviceState, words: Any, count: Any, arrays: Any):
         plan_of = lambda r: mapping.unpack_plan(words[r], shape)  # noqa: E731
-        like = jax.eval_shape(lambda: one_round(seed, state, plan_of(0), arrays)[1])
+        like = jax.eval_shape(lambda: one_round(seeds, state, plan_of(0), arrays)[1])
         outputs = jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)
 
         def body(r: Any, carry: tuple[DeviceState, RoundOutput]):
             state, outputs = carry
-            state, output = one_round(seed, state, plan_of(r), arrays)
+            state, output = one_round(seeds, state, plan_of(r), arrays)
             return state, jax.tree.map(lambda out, leaf: out.at[r].set(leaf), outputs, output)
 
         state, outputs = jax.lax.fori_loop(0, count, body, (state, outputs))

@@ -159,7 +159,7 @@ def _evaluate_all(
         real = slots < size
         for name, metric in kept.items():
             host = (lambda leaf: leaf) if traced else np.asarray
-            flat = jax.tree.map(lambda leaf, host=host: host(leaf).reshape(-1, *leaf.shape[3:]), metric)
+            flat = jax.tree.map(lambda leaf, host=host: host(leaf).reshape(len(slots), *leaf.shape[3:]), metric)
             if name not in out:
                 empty = jax.tree.map(lambda leaf: np.zeros((data.num_clients, *leaf.shape[1:])), flat)
                 out[name] = empty.zero() if traced else jax.tree.map(np.array, empty.zero())

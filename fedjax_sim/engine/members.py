@@ -215,7 +215,9 @@ class Members:
             names[:] = [(each.name, each.advice) for each in checks]
             first = sim.algorithm.task.init(rng.key(seed, Purpose.INIT)) if params is None else params
             one_round = _reporting(sim._one_round(plan.shape, None if self.shared else AXIS))
-            after, rounds = block(one_round, plan.shape, self.slots)(seed, state, words, count, arrays)
+            noise = seed if sim.noise_seed is None else jnp.asarray(sim.noise_seed).astype(jnp.uint32)
+            seeds = jnp.stack([seed, noise])
+            after, rounds = block(one_round, plan.shape, self.slots)(seeds, state, words, count, arrays)
             model = sim.params(state)
             measured = self._measured(self.evaluate or sim.evaluate, model)
             return Traced(states.make(sim, first), [(c.ok, c.value) for c in checks], after, rounds, model, measured)
@@ -286,8 +288,8 @@ class _Trace(NamedTuple):
 def _reporting(one_round: Callable[..., Any]) -> Callable[..., Any]:
     """The round, reporting what a sweep keeps: nothing for each client."""
 
-    def run(seed: Any, state: Any, plan: Any, arrays: Any):
-        state, output = one_round(seed, state, plan, arrays)
+    def run(seeds: Any, state: Any, plan: Any, arrays: Any):
+        state, output = one_round(seeds, state, plan, arrays)
         bad = jnp.sum(~output.finite)
         return state, {"merged": output.merged, "count": output.count, "weight": output.weight, "nonfinite": bad}
 

@@ -1,5 +1,6 @@
 """One round on the devices: for each phase broadcast, train, encode, reduce, decode, and take a server step."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -52,12 +53,15 @@ class RoundOutput:
 
 
 def make_round(parts: list["PhaseRound"], capacity: int) -> Callable[..., tuple[DeviceState, RoundOutput]]:
-    """The function of one round, `(seed, state, plan, arrays) -> (state, output)`, to be compiled."""
+    """The function of one round, `(seeds, state, plan, arrays) -> (state, output)`, to be compiled.
 
-    def one_round(seed: Any, state: DeviceState, plan: RoundPlan, arrays: Any):
+    `seeds` are the run's and its noise's, [2] uint32.
+    """
+
+    def one_round(seeds: Any, state: DeviceState, plan: RoundPlan, arrays: Any):
         output = no_output(capacity)
         for part in parts:
-            shared = part.shared(seed, state, plan)
+            shared = part.shared(seeds, state, plan)
             result = part.train(shared, part.rows(state.rows), plan, arrays)
             state = replace(state, rows=part.with_rows(state.rows, result.rows))
             state, output = part.finish(shared, state, plan, result, output)
@@ -115,10 +119,10 @@ class PhaseRound:
             capacity if exact else None,
         )
 
-    def shared(self, seed: Any, state: DeviceState, plan: RoundPlan) -> Any:
+    def shared(self, seeds: Any, state: DeviceState, plan: RoundPlan) -> Any:
         """What all clients see: server state, the transforms' state, the round's keys and its number."""
         this_round = plan.round[0]
-        keys = {p: jax.random.fold_in(rng.key(seed, p, this_round), self.index) for p in _PURPOSES}
+        keys = rng.round_keys(seeds, _PURPOSES, this_round, self.index)
         return state.server, state.aggregator[self.index], keys, this_round
 
     def rows(self, rows: ClientRows) -> Any:
@@ -163,9 +167,10 @@ class PhaseRound:
                 bound=bound,
                 step=step,
                 sums=result.sums,
-                round_key=keys[Purpose.ENCODE],
+                round_key=keys[Purpose.SHARED],
             ),
             self.expected,
+            keys[Purpose.CENTRAL_NOISE],
         )
         new_server = self.phase.server(keys[Purpose.SERVER], server, aggregate)
         _check_server(server, new_server)
@@ -216,7 +221,10 @@ def _with(metrics: dict[str, Metric], more: dict[str, Metric]) -> dict[str, Metr
 
 
 _BITS = ("aggregate/uplink_bits", "aggregate/downlink_bits")
-_PURPOSES = (Purpose.CLIENT, Purpose.ENCODE, Purpose.DECODE, Purpose.SERVER)
+_PURPOSES = (
+    *(Purpose.CLIENT, Purpose.ENCODE, Purpose.SHARED, Purpose.RECEIVE, Purpose.DECODE, Purpose.SERVER),
+    *rng.NOISES,
+)
 _BAD = "nonfinite"
 
 
@@ -242,14 +250,15 @@ def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: flo
         context = Context(
             lane.client_id,
             this_round,
-            keys[Purpose.ENCODE],
+            keys[Purpose.SHARED],
             jnp.asarray(jnp.inf, jnp.float32),
             neighbour=lane.neighbour,
             weight=weight,
             expected=expected,
         )
-        encoded = aggregator.encode(own(Purpose.ENCODE), states, aggregator_row, payload, context)
-        message = aggregator.receive(own(Purpose.DECODE), states, encoded.message)
+        own_keys = own(Purpose.ENCODE), own(Purpose.NOISE)
+        encoded = aggregator.encode(own_keys[0], states, aggregator_row, payload, context, own_keys[1])
+        message = aggregator.receive(own(Purpose.RECEIVE), states, encoded.message)
         factor = trained if facts.weighted else weight
         if exact and not facts.weighted:  # what is beyond the range of the sum counts as what is not finite
             inside = fits((message, encoded.sums), jnp.maximum(weight, 1.0))
@@ -308,7 +317,7 @@ def _check_like(what: str, old: Any, new: Any, like: str) -> None:
 
 def _by_lane(tree: Any) -> Any:
     """One axis for the three of lane order, [D, T, L, ...]."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), tree)
+    return jax.tree.map(lambda leaf: leaf.reshape(math.prod(leaf.shape[:3]), *leaf.shape[3:]), tree)  # of any size
 
 
 def _by_slot(metrics: dict[str, Metric], slots: Any, capacity: int) -> dict[str, Metric]:

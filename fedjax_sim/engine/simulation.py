@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_sim.aggregate.checks import check_build, check_cohort, check_sampler
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
-from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count
+from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count, is_traced
 from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape
@@ -71,6 +71,9 @@ class Simulation:
             memory. `state.rows` is then a `fedjax_sim.engine.host_rows.HostRows`, and a dispatch is one round.
         exact: add in fixed point (`fedjax_sim.engine.sums`): for the same `lanes` devices, processes and the cohort's
             order change no bit of a sum. Clients' weighted numbers must stay below 2^24; the unit is 2^-48.
+        noise_seed: 32-bit seed of all noise for privacy, which `fs.aggregate` adds; None for `seed`. Runs that are both
+            released need different ones: noise that they share cancels, and sampling, batches and training stay as
+            they are.
 
     Attributes:
         shared: several processes train it together.
@@ -110,6 +113,7 @@ class Simulation:
         residency: residency_lib.Residency = "auto",
         rows: rows_lib.Rows = "auto",
         exact: bool = False,
+        noise_seed: int | None = None,
     ):
         for name, value, kind in (
             ("algorithm", algorithm, Algorithm),
@@ -119,6 +123,8 @@ class Simulation:
         ):
             check(isinstance(value, kind), name, value, f"must be a {kind.__name__}.")
         rng.check_seed(seed)
+        if noise_seed is not None:
+            rng.check_seed(noise_seed, "noise_seed")
         check(
             on_nonfinite in ("raise", "drop"),
             "on_nonfinite",
@@ -128,6 +134,7 @@ class Simulation:
         self.algorithm, self.data, self.sampler, self.batching = algorithm, data, sampler, batching
         self.seed, self.on_nonfinite, self.debug = int(seed), on_nonfinite, debug
         self.evaluate, self.exact = evaluate, exact
+        self.noise_seed = noise_seed if noise_seed is None or is_traced(noise_seed) else int(noise_seed)
         self.delta = privacy.default_delta(data.num_clients) if delta is None else delta
         check_delta(self.delta)
 
@@ -386,7 +393,7 @@ class Simulation:
             else:
                 program = self._program(plans.shape, plans.slots)
                 made, count = copy(self._on_devices(state)), np.int32(len(plans.cohorts))
-                made, outputs = program(np.uint32(state.seed), made, plans.words, count, arrays)
+                made, outputs = program(state.seeds, made, plans.words, count, arrays)
                 rows = made.rows
             if self.compile_count() > programs:  # an allocation that fails is told now
                 jax.block_until_ready((made, outputs))
@@ -398,6 +405,7 @@ class Simulation:
             sampler=plans.sampler_state,
             rows=rows,
             ledger=state.ledger,
+            noise_seed=state.noise_seed,
         )
         epsilon = self._meter.epsilon if self._noisy and self._meter is not None else None
         metrics = [

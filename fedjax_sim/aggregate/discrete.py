@@ -74,7 +74,8 @@ def _distributed(kind: str, law: Any, multiplier: Any, survivors: float | None) 
         return jax.tree.unflatten(structure, noised), row, {}
 
     def server(key, state, aggregate):
-        realised = multiplier * jnp.sqrt(aggregate.count / sharers(aggregate.expected))
+        shares = aggregate.count if aggregate.shares is None else aggregate.shares
+        realised = multiplier * jnp.sqrt(shares / sharers(aggregate.expected))
         variance = jnp.square(realised * aggregate.bound / aggregate.step)
         signal = squared_norm(aggregate.value) - variance * pytree.size(aggregate.value)
         ratio = _ratio(signal, variance, aggregate.value)

@@ -146,7 +146,6 @@ class Simulation:
             check(not debug, "debug", debug, "debug in one process: clients run one by one, outside the devices' map.")
         self.model = jax.eval_shape(algorithm.task.init, jax.random.key(0))
         server, row = jax.eval_shape(algorithm.init, self.model)
-        privacy.check_rows(self, row)
         self._capacity = int(sampler.capacity(data.num_clients))
         per_device = -(-self._capacity // len(self.devices))
         self.lanes_chosen = lanes == "auto"
@@ -171,6 +170,7 @@ class Simulation:
             self._sent = sent(self._phases, server, row, like, batching, longest)
         aggregator_states, aggregator_rows = states.aggregators(self)
         self._check_aggregation(aggregator_states, self._capacity)
+        privacy.check_rows(self, row)
         row = (row, aggregator_rows)
         self.row_bytes = pytree.bits(row) // 8
         self.rows: rows_lib.Rows = rows_lib.place(rows, row, data.num_clients, self.devices, self.shared)

@@ -95,9 +95,7 @@ def _number(value: Any) -> Any:
 def entered(ledger: Any, setting: Record, drawn: int, sent: int) -> list[Record]:
     """The ledger with one more round; the one given stays as it is."""
     ledger = ledger if isinstance(ledger, list) else []
-    *before, last = ledger or [None]
-    if last is None or any(last.get(name) != setting[name] for name in _SETTING):
-        before, last = ledger, {**setting, "rounds": 0}
+    before, last = (ledger[:-1], ledger[-1]) if _goes_on(ledger, setting) else (ledger, {**setting, "rounds": 0})
     last = {**last, "rounds": last["rounds"] + 1}
     if any(m["where"] == "distributed" for m in setting["mechanisms"]):
         counts = list(last.get("counts", []))
@@ -107,11 +105,15 @@ def entered(ledger: Any, setting: Record, drawn: int, sent: int) -> list[Record]
     return [*before, last]
 
 
+def _goes_on(ledger: list[Record], setting: Record) -> bool:
+    """Whether rounds of that setting join the last entry."""
+    return bool(ledger) and all(ledger[-1].get(name) == setting[name] for name in _SETTING)
+
+
 def planned(ledger: list[Record], setting: Record, rounds: int) -> list[Record]:
     """The ledger with so many more rounds, of cohorts that are not drawn yet."""
-    *before, last = ledger or [None]
-    if last is not None and "counts" not in last and all(last.get(name) == setting[name] for name in _SETTING):
-        return [*before, {**last, "rounds": last["rounds"] + rounds}]
+    if _goes_on(ledger, setting) and "counts" not in ledger[-1]:
+        return [*ledger[:-1], {**ledger[-1], "rounds": ledger[-1]["rounds"] + rounds}]
     return [*ledger, {**setting, "rounds": rounds}] if rounds or not ledger else ledger
 
 

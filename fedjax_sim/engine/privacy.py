@@ -70,8 +70,8 @@ def epsilon(
     if rounds is not None or not ledger:
         ledger_lib.noise(self)  # says what is wrong with this simulation's own chain
         ledger = ledger_lib.planned(ledger, self._released, rounds or 0)
-    delta = self.delta if delta is None else delta
-    return compose(ledger_lib.rounds(ledger), delta, accountant=accountant, adjacency=adjacency)
+    of = self.delta if delta is None else delta
+    return compose(ledger_lib.rounds(ledger), of, accountant=accountant, adjacency=adjacency)
 
 
 def meter(sim: Any) -> Meter | None:

@@ -268,12 +268,7 @@ def _client(
         received = downlink if phase.downlink is None else phase.downlink(server)
         seen = {**encoded.metrics, "downlink_bits": metrics_lib.Sum(jnp.asarray(received, jnp.float32))}
 
-        metrics = {f"client/{name}": metric for name, metric in update.metrics.items()}
-        metrics |= {f"aggregate/{name}": metric for name, metric in seen.items()}
-        nothing = metrics_lib.zero(metrics)
-        if everyone:
-            nothing |= {name: where(sends, metrics[name], nothing[name]) for name in _BITS}
-        metrics = where(contributes, metrics, nothing)
+        metrics = _reported(update.metrics, seen, contributes, sends if everyone else None)
         metrics[_BAD] = metrics_lib.Sum((trained & ~finite).astype(jnp.float32))
         new_rows = (update.state, encoded.rows)
         counted = sends if local else contributes
@@ -288,6 +283,16 @@ def _client(
         )
 
     return one_client
+
+
+def _reported(client: dict[str, Metric], seen: dict[str, Metric], contributes: Any, sends: Any) -> dict[str, Metric]:
+    """A client's metrics, nothing for one that does not contribute; with what it sends, should it send all the same."""
+    metrics = {f"client/{name}": metric for name, metric in client.items()}
+    metrics |= {f"aggregate/{name}": metric for name, metric in seen.items()}
+    nothing = metrics_lib.zero(metrics)
+    if sends is not None:
+        nothing |= {name: where(sends, metrics[name], nothing[name]) for name in _BITS}
+    return where(contributes, metrics, nothing)
 
 
 def checked_update(update: Any, row: Any) -> ClientUpdate:

@@ -188,8 +188,10 @@ def releases(entry: Rounds, accountant: str, adjacency: str, delta: float) -> tu
     if any(m.where == "distributed" for m in mechanisms):
         if counts is None and sampling.kind == "poisson":
             return (_over_draws(mechanisms, sampling, rounds, delta),)
-        counts = {(sampling.cohort_size,) * 2: rounds} if counts is None else counts
-        return tuple(_distributed(mechanisms, sampling, *of, n) for of, n in counts.items() if min(of) and n)
+        each = _planned(sampling, rounds) if counts is None else counts
+        return tuple(
+            _distributed(mechanisms, sampling, drawn, sent, n) for (drawn, sent), n in each.items() if sent and n
+        )
     z = _joint(mechanisms)
     if sampling.kind == "poisson":
         if adjacency == REPLACE_ONE and accountant == "rdp":
@@ -245,8 +247,8 @@ def _separated(
         return (Release(1, text, dp.GaussianDpEvent(z)),)
     if any(m.kind in DISCRETE for m in (m, *more)):
         terms, found = _terms(mechanisms), []
-        counts = {(sampling.cohort_size,) * 2: rounds} if counts is None else counts
-        for shares, n in sorted((of[1], n) for of, n in counts.items() if min(of)):  # where the least noise is, first
+        each = _planned(sampling, rounds) if counts is None else counts
+        for shares, n in sorted((sent, n) for (_, sent), n in each.items() if sent):  # where the least noise is, first
             taken = min(n, times)
             times -= taken
             if taken:
@@ -255,6 +257,11 @@ def _separated(
         return tuple(found)
     z = _joint(mechanisms)
     return (Release(times, f"Gaussian({z:.6g})", dp.GaussianDpEvent(z)),)
+
+
+def _planned(sampling: Any, rounds: int) -> Mapping[tuple[int, int], int]:
+    """Rounds of a fixed number of clients, all of whom send."""
+    return {(sampling.cohort_size, sampling.cohort_size): rounds}
 
 
 def _distributed(mechanisms: Sequence[Any], sampling: Any, drawn: int, shares: int, rounds: int) -> Release:

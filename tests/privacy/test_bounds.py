@@ -39,7 +39,7 @@ def simulation(*transforms, sampler, clip=(CLIP,)):
 
 
 def state_of(sim, drawn=None):
-    """A state after `ROUNDS` rounds, as planned but not computed; or with other numbers of clients drawn and sending."""
+    """A state after rounds that are planned but not computed; or with other numbers of clients (drawn, sending)."""
     ledger, seen = None, []
     for round in range(ROUNDS):
         empty = fs.RoundState(round, 5, None, None, sim._sampler_state, None)

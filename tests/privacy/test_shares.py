@@ -122,7 +122,7 @@ def test_clients_that_do_not_arrive_are_counted_and_take_their_noise_with_them()
     sim = simulation("discrete gaussian", COHORTS, arrives)
     state, stds = sim.init(), []
     for _ in COHORTS:
-        state, metrics = sim.step(state)
+        state, _ = sim.step(state)
         stds.append(6 * np.asarray(state.server)[1:].std())
     shares = np.array([6, 3, 0, 2])
     np.testing.assert_allclose(stds, Z * 0.5 * (shares / 6) ** 0.5, rtol=0.05)

@@ -84,7 +84,8 @@ class Cohort:
         valid: [C] bool; False marks an empty place.
         weight: [C] float32 importance weights, 1 for most samplers.
         max_steps: [C] int32 or None; a client stops after that many steps (slow devices).
-        arrives: [C] bool or None; False for a client whose update is lost.
+        arrives: [C] bool or None; False for a client whose update is lost. Under noise for privacy it must depend
+            neither on data nor on who the client is: the sampler's event speaks for it as well.
         version: [C] int32 or None; the model version a client starts from (asynchronous methods).
 
     Example:

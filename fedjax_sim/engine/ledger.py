@@ -107,7 +107,8 @@ def entered(ledger: Any, setting: Record, drawn: int, sent: int) -> list[Record]
 
 def _goes_on(ledger: list[Record], setting: Record) -> bool:
     """Whether rounds of that setting join the last entry."""
-    return bool(ledger) and all(ledger[-1].get(name) == setting[name] for name in _SETTING)
+    last = ledger[-1] if ledger else None
+    return isinstance(last, dict) and all(last.get(name) == setting[name] for name in _SETTING)
 
 
 def planned(ledger: list[Record], setting: Record, rounds: int) -> list[Record]:

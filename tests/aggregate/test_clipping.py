@@ -174,7 +174,7 @@ def test_noise_needs_every_part_clipped_and_takes_the_root_of_their_squares():
         scaffold(on("delta", clip_by_l2(0.5)), gaussian_noise(1.0))
     both = on("delta", clip_by_l2(3.0)), on("control", clip_by_l2(4.0))
     for sampler in (fs.sampler.uniform(3), fs.sampler.poisson(0.5)):
-        with pytest.raises(fs.FedSimError, match="clients keep rows and .* adds noise"):
+        with pytest.raises(fs.FedSimError, match=r"clients keep rows and .* adds noise"):
             scaffold(*both, gaussian_noise(1e-6), sampler=sampler)
     sim = scaffold(*both, gaussian_noise(1e-6))
     sim.step(sim.init())

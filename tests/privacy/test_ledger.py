@@ -49,17 +49,19 @@ def theirs(delta, *parts, relation="ADD_OR_REMOVE_ONE"):
 
 
 def test_a_run_that_goes_on_with_more_noise_keeps_what_it_spent(tmp_path):
-    """Saved under a multiplier of 1, restored under one of 10; as one block, and round by round."""
-    loud, quiet = gaussian(1.0, rounds_per_dispatch=3), gaussian(10.0)
-    state, _ = loud.run(loud.init(), rounds=5, run_dir=tmp_path)
-    restored = quiet.restore(tmp_path)
+    """Saved under a multiplier of 1, gone on with under one of 10; in blocks, and round by round."""
+    loud, quiet, folders = gaussian(1.0, rounds_per_dispatch=3), gaussian(10.0), [tmp_path / "1", tmp_path / "10"]
+    state, _ = loud.run(loud.init(), rounds=5, run_dir=folders[0])
+    restored = loud.restore(folders[0])
+    assert restored.ledger == state.ledger
     spent = quiet.epsilon(state=restored)
     assert (spent, spent.rounds) == (loud.epsilon(rounds=5), 5)
     np.testing.assert_allclose(spent.epsilon, 2.267, atol=5e-4)
     np.testing.assert_allclose(spent.epsilon, theirs(1e-3, (0.2, 1.0, 5)), rtol=1e-9)
-    both, _ = quiet.run(restored, rounds=2, run_dir=tmp_path)
+    both, _ = quiet.run(restored, rounds=2, run_dir=folders[1])
     assert both.ledger == after((loud, 5), (quiet, 2)).ledger
-    column = [json.loads(line)["privacy/epsilon"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for folder in folders for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    column = [json.loads(line)["privacy/epsilon"] for line in lines]
     assert len(column) == 7
     assert (np.diff(column) > 0).all()
     expected = theirs(1e-3, (0.2, 1.0, 5), (0.2, 10.0, 2))

@@ -45,7 +45,7 @@ class RoundMetrics(Mapping[str, Any]):
         cohort: Cohort,
         stats: PlanStats,
         output: RoundOutput,
-        epsilon: Callable[[int], float] | None = None,
+        epsilon: Callable[[], float] | None = None,
     ):
         self.round, self.cohort, self._epsilon = round, cohort, epsilon
         self._stats, self._device, self._host = stats, output, None
@@ -65,7 +65,7 @@ class RoundMetrics(Mapping[str, Any]):
             raise KeyError(f"{name!r}: this round has {sorted(self)}.")
         if name not in self._values:
             if name == _EPSILON:
-                value = self._epsilon(self.round + 1)  # type: ignore[misc]
+                value, self._epsilon = self._epsilon(), None  # type: ignore[misc]
             elif name in _HOST_NAMES:
                 value = _HOST_NAMES[name](self._stats, self._fetched)
             else:

@@ -90,6 +90,7 @@ class PhaseRound:
         expected: clients that the sampler expects.
         sent: what the phase sends.
         members: as in `CohortMap`.
+        everyone: plans hold all clients that arrive, and each adds its noise (`Planner(everyone=True)`).
     """
 
     def __init__(
@@ -104,12 +105,13 @@ class PhaseRound:
         sent: "Sent",
         members: str | None = None,
         exact: bool = False,
+        everyone: bool = False,
     ):
         self.index, self.phase, self.mesh, self.capacity = index, phase, mesh, capacity
-        self.expected, self.sent, self.exact = expected, sent, exact
+        self.expected, self.sent, self.exact, self.everyone = expected, sent, exact, everyone
         self.aggregator: Aggregator = phase.aggregator  # type: ignore[assignment]
         self.train = CohortMap(
-            _client(phase, self.aggregator, expected, sent.downlink, exact),
+            _client(phase, self.aggregator, expected, sent.downlink, exact, everyone),
             mesh,
             batching,
             longest,
@@ -168,6 +170,7 @@ class PhaseRound:
                 step=step,
                 sums=result.sums,
                 round_key=keys[Purpose.SHARED],
+                shares=jnp.sum((plan.weight > 0).astype(jnp.float32)) if self.everyone else None,
             ),
             self.expected,
             keys[Purpose.CENTRAL_NOISE],
@@ -228,9 +231,13 @@ _PURPOSES = (
 _BAD = "nonfinite"
 
 
-def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: float, exact: bool = False):
+def _client(
+    phase: Phase, aggregator: Aggregator, expected: float, downlink: float, exact: bool = False, everyone: bool = False
+):
     """One client's whole part of a phase: train, encode, receive."""
     facts = aggregator.facts
+    local = any(m.where == "local" for m in facts.noise)
+    shares = local or any(m.where == "distributed" for m in facts.noise)
 
     def one_client(shared: Any, rows: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
         server, states, keys, this_round = shared
@@ -242,6 +249,8 @@ def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: flo
         finite = jnp.isfinite(squared_norm((update.payload, update.state))) & jnp.isfinite(weight)
         trained = lane.steps > 0
         contributes = trained & finite
+        # Noise that clients add must not tell who has data: all that were drawn and arrive send. Their weights are 1.
+        sends = lane.weight > 0 if everyone else trained
         payload = jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), update.payload)
         weight = jnp.where(aggregator.reducer.weight == "uniform", 1.0, weight) * lane.weight
         if facts.max_weight is not None:
@@ -253,37 +262,46 @@ def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: flo
             keys[Purpose.SHARED],
             jnp.asarray(jnp.inf, jnp.float32),
             neighbour=lane.neighbour,
-            weight=weight,
+            weight=sends.astype(jnp.float32) if shares else weight,
             expected=expected,
         )
         own_keys = own(Purpose.ENCODE), own(Purpose.NOISE)
         encoded = aggregator.encode(own_keys[0], states, aggregator_row, payload, context, own_keys[1])
         message = aggregator.receive(own(Purpose.RECEIVE), states, encoded.message)
-        factor = trained if facts.weighted else weight
+        factor = sends if facts.weighted or shares else weight
         if exact and not facts.weighted:  # what is beyond the range of the sum counts as what is not finite
             inside = fits((message, encoded.sums), jnp.maximum(weight, 1.0))
             finite, contributes = finite & inside, contributes & inside
             message = jax.tree.map(lambda leaf: jnp.where(inside, leaf, jnp.zeros_like(leaf)), message)
-            weight = factor = jnp.where(inside, weight, 0.0)
+            weight, factor = (jnp.where(inside, each, 0.0) for each in (weight, factor))
         received = downlink if phase.downlink is None else phase.downlink(server)
         seen = {**encoded.metrics, "downlink_bits": metrics_lib.Sum(jnp.asarray(received, jnp.float32))}
 
-        metrics = {f"client/{name}": metric for name, metric in update.metrics.items()}
-        metrics |= {f"aggregate/{name}": metric for name, metric in seen.items()}
-        metrics = where(contributes, metrics, metrics_lib.zero(metrics))
+        metrics = _reported(update.metrics, seen, contributes, sends if everyone else None)
         metrics[_BAD] = metrics_lib.Sum((trained & ~finite).astype(jnp.float32))
         new_rows = (update.state, encoded.rows)
+        counted = sends if local else contributes
         return ClientResult(
             message,
             weight,
             contributes,
             metrics,
             where(contributes, new_rows, rows),
-            jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), encoded.sums),
+            jax.tree.map(lambda leaf: jnp.where(counted, leaf, jnp.zeros_like(leaf)), encoded.sums),
             factor,
         )
 
     return one_client
+
+
+def _reported(client: dict[str, Metric], seen: dict[str, Metric], contributes: Any, sends: Any) -> dict[str, Metric]:
+    """A client's metrics, nothing for one that does not contribute; with what it sends, should it send all the same."""
+    metrics = {f"client/{name}": metric for name, metric in client.items()}
+    metrics |= {f"aggregate/{name}": metric for name, metric in seen.items()}
+    nothing = metrics_lib.zero(metrics)
+    if sends is not None:
+        nothing |= {name: where(sends, metrics[name], nothing[name]) for name in _BITS}
+    return where(contributes, metrics, nothing)
 
 
 def checked_update(update: Any, row: Any) -> ClientUpdate:

@@ -19,7 +19,7 @@ from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape
 from fedjax_sim.engine import debug as debug_lib
-from fedjax_sim.engine import describe, mapping, privacy, recording, states
+from fedjax_sim.engine import describe, ledger, mapping, privacy, recording, states
 from fedjax_sim.engine import lanes as lanes_lib
 from fedjax_sim.engine import residency as residency_lib
 from fedjax_sim.engine import rows as rows_lib
@@ -144,7 +144,7 @@ class Simulation:
         for phase in self._phases:
             check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
         privacy.check_participation(self)
-        self._noisy, self._keeps_ledger = privacy.noisy(self), privacy.keeps_ledger(self)
+        self._noisy, self._everyone = privacy.noisy(self), privacy.shared_out(self)
 
         self._mesh = mapping.client_mesh(devices, of_all=True)
         self.devices = tuple(self._mesh.devices.flat)
@@ -177,6 +177,7 @@ class Simulation:
             self._sent = sent(self._phases, server, row, like, batching, longest)
         aggregator_states, aggregator_rows = states.aggregators(self)
         self._check_aggregation(aggregator_states, self._capacity)
+        privacy.check_rows(self, row)
         row = (row, aggregator_rows)
         self.row_bytes = pytree.bits(row) // 8
         self.rows: rows_lib.Rows = rows_lib.place(rows, row, data.num_clients, self.devices, self.shared)
@@ -190,6 +191,7 @@ class Simulation:
             len(self.devices),
             rows_lib.homes(data.num_clients, len(self.devices)) if self._has_rows else None,
             streamed,
+            self._everyone,
         )
         self._programs: dict[tuple[PlanShape, int], Callable[..., Any]] = {}
         self._arrays: Any = None
@@ -327,6 +329,10 @@ class Simulation:
     def _meter(self) -> Any:
         return privacy.meter(self)
 
+    @functools.cached_property
+    def _released(self) -> dict[str, Any]:
+        return ledger.setting(self)
+
     def _plan(self, state: RoundState, count: int, slots: int) -> Plans:
         """`_pack`, placed on the devices."""
         plans = self._pack(state, count, slots)
@@ -407,11 +413,12 @@ class Simulation:
             ledger=state.ledger,
             noise_seed=state.noise_seed,
         )
-        epsilon = self._meter.epsilon if self._noisy and self._meter is not None else None
-        metrics = [
-            RoundMetrics(plans.first + i, cohort, stats, output, epsilon)
-            for i, (cohort, stats, output) in enumerate(zip(plans.cohorts, plans.stats, outputs, strict=False))
-        ]
+        metrics, epsilon = [], None
+        for i, (cohort, stats, output) in enumerate(zip(plans.cohorts, plans.stats, outputs, strict=False)):
+            after = _replace(after, ledger=ledger.entered(after.ledger, self._released, stats.drawn, stats.sent))
+            if self._meter is not None:
+                epsilon = functools.partial(privacy.spent, self._meter, after.ledger, plans.first + i + 1)
+            metrics.append(RoundMetrics(plans.first + i, cohort, stats, output, epsilon))
         return after, metrics
 
     def _on_devices(self, state: RoundState) -> DeviceState:
@@ -432,7 +439,8 @@ class Simulation:
     def _parts(self, shape: PlanShape, members: str | None = None) -> list[PhaseRound]:
         fixed = (self._mesh, self.batching, self._planner.longest, shape.capacity, self._expected)
         return [
-            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact) for i, phase in enumerate(self._phases)
+            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact, self._everyone)
+            for i, phase in enumerate(self._phases)
         ]
 
     def _resident_arrays(self) -> Any:
@@ -459,12 +467,9 @@ class Simulation:
         return _copy(tree) if self._donates else tree
 
     def _observed(self, state: RoundState, rounds: list[RoundMetrics]) -> RoundState:
-        """The state with what the sampler and the ledger take from rounds that are done, its rows safe."""
+        """The state with what the sampler takes from rounds that are done, its rows safe."""
         if self._waves is not None:
             state.rows.settle()
-        if self._keeps_ledger:
-            contributed = [metrics["cohort/contributed"] for metrics in rounds]
-            state = _replace(state, ledger=privacy.entered(state.ledger, contributed))
         if self.sampler.observe is None:
             return state
         seen = self.sampler.observe(state.sampler, rounds[-1].cohort, rounds[-1].per_client())

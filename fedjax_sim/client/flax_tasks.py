@@ -3,6 +3,7 @@
 A module's parameters are its variables, as Flax itself names them: `{"params": ..., "batch_stats": ...}`.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -14,9 +15,11 @@ import numpy as np
 import optax
 from flax import nnx
 
+from fedjax_sim.client.labels import example_of, label_check, whole
 from fedjax_sim.client.task import Batch, Loss, Task
 from fedjax_sim.core.convolution import matmul_convolutions, pays_on
 from fedjax_sim.core.errors import ArgumentError, check
+from fedjax_sim.core.kinds import check_computable, is_computable
 from fedjax_sim.core.pytree import where
 from fedjax_sim.core.types import Key, Params
 
@@ -46,14 +49,16 @@ def classification(
 
     The loss is :math:`-\log \mathrm{softmax}(f(x))_y`. Labels may have axes of their own, [B, T] for tokens: an
     example's loss is then the mean over its labels, and its weight their number, so that every token counts
-    equally. Negative labels are left out.
+    equally; negative ones are left out. Labels are whole numbers, 0 to classes - 1, of any type; others are refused
+    where the task meets the data.
 
     Args:
         model: a `flax.linen.Module`; or a `flax.nnx.Module`, whose present parameters are the initial ones; or a
             function `rngs -> nnx.Module`. `train=` (or `training=`, `deterministic=`) is passed if it takes it.
         sample: a batch such as the clients hold; only shapes and dtypes matter, and one example is enough.
         inputs, labels: the entries that the module and the loss read.
-        preprocess: `batch -> batch`, inside the compiled step: scale uint8 there, so that it stays as stored.
+        preprocess: `batch -> batch`, inside the compiled step: scale uint8 there, so that it stays as stored. Labels
+            that it changes are not checked; one that it makes negative does not count.
         batch_stats: for modules with batch statistics: "average", they are updated locally and averaged over
             clients, plainly, whatever the server optimizer; or "frozen", the module always runs in evaluation
             mode. Padding examples are kept out of the statistics.
@@ -69,11 +74,12 @@ def classification(
         >>> task = fs.classification(fs.models.LogisticRegression(num_classes=10), digits.train)
     """
     check(labels in sample, "labels", labels, f"the sample has only the entries {list(sample)}.")
+    check_computable({labels: np.asarray(sample[labels][:1])})
 
     def loss(logits: Any, batch: Batch) -> Loss:
         return label_loss(logits, jnp.asarray(batch[labels]))
 
-    return flax_task(
+    task = flax_task(
         model,
         sample,
         loss,
@@ -82,14 +88,46 @@ def classification(
         batch_stats=batch_stats,
         convolutions=convolutions,
     )
+    classes = functools.partial(num_classes, model, example_of(sample), inputs, labels, preprocess, batch_stats)
+    return task._replace(check=label_check(labels, classes))
+
+
+def num_classes(
+    model: Any,
+    example: dict[str, Any],
+    inputs: str,
+    labels: str,
+    preprocess: Preprocess | None,
+    batch_stats: BatchStats | None,
+) -> int | None:
+    """The last axis of a module's outputs; None where `preprocess` makes other labels than those that are stored."""
+    changed = False
+
+    def watched(batch: Batch) -> Batch:
+        nonlocal changed
+        prepared = preprocess(batch) if preprocess else batch
+        changed |= prepared.get(labels) is not batch.get(labels)
+        return prepared
+
+    bare = lambda outputs, batch: outputs  # noqa: E731
+    zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in example.items()}
+    task = flax_task(
+        model, zeros, bare, inputs=inputs, preprocess=watched, batch_stats=batch_stats, convolutions="xla"
+    )
+    outputs = jax.eval_shape(lambda batch: task.evaluate(task.init(jax.random.key(0)), batch, jax.random.key(0)), example)  # type: ignore[misc]
+    return None if changed else outputs.value.shape[-1]
 
 
 def label_loss(logits: Any, y: Any) -> Loss:
-    """Cross-entropy and accuracy of logits [B, ..., C] for labels [B, ...], of which negative ones do not count."""
+    """Cross-entropy and accuracy of logits [B, ..., C] for labels [B, ...].
+
+    Negative ones do not count. Of one that is no class the loss is NaN.
+    """
     if logits.shape[:-1] != y.shape:
         raise ArgumentError(
             f"logits {logits.shape} for labels {y.shape}: must be the labels' shape and one axis of classes."
         )
+    y = whole(y, logits.shape[-1])
     real, logits = y >= 0, logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(real, y, 0))
     right = (jnp.argmax(logits, axis=-1) == y).astype(jnp.float32)
@@ -130,7 +168,9 @@ def flax_task(
         convolutions,
         'must be "auto", "matmul" or "xla".',
     )
-    first = {name: np.asarray(array[:1]) for name, array in sample.items()}
+    check_computable({inputs: np.asarray(sample[inputs][:1])})
+    first = {name: np.array(array[:1]) for name, array in sample.items()}
+    first = {name: array for name, array in first.items() if is_computable(array)}
     prepare = preprocess or (lambda batch: batch)
 
     def example() -> Any:

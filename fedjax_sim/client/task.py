@@ -1,6 +1,6 @@
 """Tasks: what is learnt. A pair of functions on any pytree of parameters; masking and weighting are done here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -55,6 +55,9 @@ class Task(NamedTuple):
         collections: top-level entries of `params` (then a dict) that are not trained by gradients but replaced
             by `Loss.variables`, such as batch statistics. Servers average them plainly.
         evaluate: like `loss`, for evaluation (no dropout); None uses `loss` itself.
+        check: `(columns) -> None`, on the host: raises an `fs.ArgumentError` for examples that cannot be right, labels
+            without a class say. `columns` maps an entry's name to its examples [n, ...], as NumPy: of data in memory all
+            that clients hold, when a simulation is built and in evaluation; of streamed data each block that is read.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -68,6 +71,7 @@ class Task(NamedTuple):
     reduction: Literal["mean", "sum"] = "mean"
     collections: tuple[str, ...] = ()
     evaluate: Callable[[Params, Batch, Key], Any] | None = None
+    check: Callable[[Mapping[str, Any]], None] | None = None
 
 
 class Gradient(NamedTuple):

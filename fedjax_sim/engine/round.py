@@ -1,5 +1,6 @@
 """One round on the devices: for each phase broadcast, train, encode, reduce, decode, and take a server step."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -232,6 +233,7 @@ def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: flo
 
         weight = jnp.asarray(update.weight, jnp.float32)
         finite = jnp.isfinite(squared_norm((update.payload, update.state))) & jnp.isfinite(weight)
+        finite &= ~_any_nan(update.metrics.get("loss"))
         trained = lane.steps > 0
         contributes = trained & finite
         payload = jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), update.payload)
@@ -275,6 +277,12 @@ def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: flo
         )
 
     return one_client
+
+
+def _any_nan(metric: Metric | None) -> Any:
+    """Whether a metric holds NaN: labels without a class make a loss so, and leave the update finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(metric) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    return functools.reduce(jnp.logical_or, (jnp.any(jnp.isnan(leaf)) for leaf in leaves), jnp.zeros((), bool))
 
 
 def checked_update(update: Any, row: Any) -> ClientUpdate:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from flax.errors import ScopeParamShapeError
 
 from fedjax_sim.client.labels import example_of, label_check, whole
 from fedjax_sim.client.task import Batch, Loss, Task
@@ -180,7 +181,7 @@ def flax_task(
     if isinstance(model, linen.Module):
         module = _linen(model, example, inputs)
     elif isinstance(model, nnx.Module) or callable(model):
-        module = _nnx(model, inputs)
+        module = _nnx(model, inputs, batch_stats == "frozen")
     else:
         raise ArgumentError(f"model={model!r}: must be a Flax module, linen or nnx.")
     if module.collections and batch_stats not in ("average", "frozen"):
@@ -193,10 +194,17 @@ def flax_task(
 
     def run(params: Params, batch: Batch, key: Key, train: bool) -> Any:
         mask = batch["mask"]
+        _check_input(inputs, batch, first)
         batch = {**prepare(batch), "mask": mask}
         # In a batch of nothing but padding the module sees plain examples, so that no statistic is 0/0.
         some = jnp.sum(mask) > 0
-        outputs, variables = module.apply(params, {**batch, "mask": jnp.where(some, mask, 1.0)}, key, train)
+        try:
+            outputs, variables = module.apply(params, {**batch, "mask": jnp.where(some, mask, 1.0)}, key, train)
+        except ScopeParamShapeError as error:
+            raise ArgumentError(
+                f"input {inputs!r}, [B, ...] = {batch[inputs].shape}: {error} The parameters are those of one example of "
+                f"the sample, {first.get(inputs, mask).shape}; a module reads [B, features] at least."
+            ) from error
         variables = {name: where(some, value, params[name]) for name, value in variables.items()}
         result = loss(outputs, batch)
         if isinstance(result, tuple) and not isinstance(result, Loss):
@@ -216,6 +224,15 @@ def flax_task(
     return Task(module.init, train_loss, collections=module.collections, evaluate=evaluate)
 
 
+def _check_input(inputs: str, batch: Batch, sample: dict[str, Any]) -> None:
+    """A module is made for examples like the sample's: of as many axes, if the data hold that entry."""
+    if inputs in batch and inputs in sample and jnp.ndim(batch[inputs]) != sample[inputs].ndim:
+        raise ArgumentError(
+            f"input {inputs!r} has examples of shape {jnp.shape(batch[inputs])[1:]}: the task's sample has "
+            f"{sample[inputs].shape[1:]}. Make the task with a sample of these data, or reshape in preprocess=."
+        )
+
+
 def _linen(model: linen.Module, example: Callable[[], Any], inputs: str) -> _Module:
     takes = _parameters(type(model).__call__)
 
@@ -225,7 +242,8 @@ def _linen(model: linen.Module, example: Callable[[], Any], inputs: str) -> _Mod
         kwargs = _mode(takes, train=False)
         if "mask" in takes:
             kwargs["mask"] = jnp.ones(1, jnp.float32)
-        return model.init(keys, example(), **kwargs)
+        with linen.intercept_methods(_check_convolution):
+            return model.init(keys, example(), **kwargs)
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     collections = tuple(sorted(name for name in shapes if name != "params"))
@@ -243,6 +261,21 @@ def _linen(model: linen.Module, example: Callable[[], Any], inputs: str) -> _Mod
     return _Module(init, apply, collections)
 
 
+def _check_convolution(next_function: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """A linen convolution takes inputs without the batch's axis too, and would mix the examples of a batch."""
+    module = context.module
+    if isinstance(module, linen.Conv | linen.ConvTranspose) and context.method_name == "__call__":
+        x = args[0] if args else kwargs["inputs"]
+        size = module.kernel_size
+        axes = (1 if isinstance(size, int) else len(size)) + 2
+        if jnp.ndim(x) < axes:
+            raise ArgumentError(
+                f"{module.name or type(module).__name__} with kernel_size={size} gets inputs {jnp.shape(x)}: must have "
+                f"{axes} axes, [B, ..., channels]. Add the missing one, as x[..., None] for one channel."
+            )
+    return next_function(*args, **kwargs)
+
+
 def _mask_batch_norm(mask: Any) -> Callable[..., Any]:
     """Padding examples must not enter batch statistics: hand the mask to every linen BatchNorm."""
 
@@ -256,7 +289,7 @@ def _mask_batch_norm(mask: Any) -> Callable[..., Any]:
     return interceptor
 
 
-def _nnx(model: Any, inputs: str) -> _Module:
+def _nnx(model: Any, inputs: str, frozen: bool) -> _Module:
     make = None if isinstance(model, nnx.Module) else model
     template = model if make is None else make(nnx.Rngs(0))
     if not isinstance(template, nnx.Module):
@@ -270,10 +303,10 @@ def _nnx(model: Any, inputs: str) -> _Module:
         for train, module in ((True, training), (False, testing))
     }
     stats = bool(jax.tree.leaves(graphs[True][2]))
-    if stats and "mask" not in takes:
+    if stats and "mask" not in takes and not frozen:
         raise ArgumentError(
             "the nnx module keeps batch statistics, which padding examples would enter: give its __call__ an "
-            "argument `mask` ([B], 0 for padding) and hand it to BatchNorm as mask."
+            'argument `mask` ([B], 0 for padding) and hand it to BatchNorm as mask; or say batch_stats="frozen".'
         )
 
     def init(key: Key) -> Params:

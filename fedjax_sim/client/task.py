@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.kinds import check_leaves
 from fedjax_sim.core.metrics import Mean, Metric
 from fedjax_sim.core.pytree import pytree
 from fedjax_sim.core.types import Key, Params
@@ -142,6 +143,7 @@ def gradient(task: Task) -> Callable[[Params, Batch, Key], Gradient]:
 
     def gradient_fn(params: Params, batch: Batch, key: Key) -> Gradient:
         trained, held = split_params(task, params)
+        _check_trained(trained)
 
         def objective(trained):
             loss = as_loss(task, task.loss({**trained, **held} if held else trained, batch, key), batch)
@@ -251,6 +253,16 @@ def _check_per_example(what: str, value: Any, size: tuple[int, ...]) -> None:
             f"the task's {what} are {kind}: must be one number an example, shape {size}. "
             "Return them unreduced; masking and averaging are done for you."
         )
+
+
+def _check_trained(trained: Params) -> None:
+    check_leaves("params", trained)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ArgumentError(
+                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: gradients train floats alone. Make it a "
+                "float, keep it out of the parameters, or name its top-level entry in fs.Task(collections=...)."
+            )
 
 
 def _check_task(task: Any) -> None:

@@ -14,6 +14,7 @@ from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.kinds import check_keeps, check_leaves
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import bits, pytree, squared_norm, where
 from fedjax_sim.core.rng import Purpose
@@ -87,6 +88,7 @@ class PhaseRound:
         expected: clients that the sampler expects.
         sent: what the phase sends.
         members: as in `CohortMap`.
+        population: clients of the federation.
     """
 
     def __init__(
@@ -101,9 +103,10 @@ class PhaseRound:
         sent: "Sent",
         members: str | None = None,
         exact: bool = False,
+        population: int | None = None,
     ):
         self.index, self.phase, self.mesh, self.capacity = index, phase, mesh, capacity
-        self.expected, self.sent, self.exact = expected, sent, exact
+        self.expected, self.sent, self.exact, self.population = expected, sent, exact, population
         self.aggregator: Aggregator = phase.aggregator  # type: ignore[assignment]
         self.train = CohortMap(
             _client(phase, self.aggregator, expected, sent.downlink, exact),
@@ -165,6 +168,7 @@ class PhaseRound:
                 step=step,
                 sums=result.sums,
                 round_key=keys[Purpose.ENCODE],
+                population=self.population,
             ),
             self.expected,
         )
@@ -291,13 +295,16 @@ def checked_update(update: Any, row: Any) -> ClientUpdate:
         raise ArgumentError(f"the client function returned {type(update).__name__}: must be a fs.ClientUpdate.")
     if jnp.shape(update.weight) != ():
         raise ArgumentError(f"ClientUpdate.weight has shape {jnp.shape(update.weight)}: must be a scalar.")
+    check_leaves("ClientUpdate.payload", update.payload)
     state = row if update.state is None or not jax.tree.leaves(row) else update.state
+    check_leaves("ClientUpdate.state", state)
     _check_like("ClientUpdate.state", row, state, "the row that the algorithm's init returned")
     payload = jax.tree.map(jnp.asarray, update.payload)
     return ClientUpdate(payload, update.weight, state=state, metrics=metrics_lib.as_metrics(update.metrics))
 
 
 def _check_server(old: Any, new: Any) -> None:
+    check_leaves("the server function's result", new)
     _check_like("the server function's result", old, new, "the server state")
 
 
@@ -312,6 +319,7 @@ def _check_like(what: str, old: Any, new: Any, like: str) -> None:
             raise ArgumentError(
                 f"{what}{jax.tree_util.keystr(path)} has shape {jnp.shape(b)}: must be {jnp.shape(a)}, as in {like}."
             )
+    check_keeps(what, old, new)
 
 
 def _by_lane(tree: Any) -> Any:
@@ -374,7 +382,8 @@ def sent(
 
 
 def check_params(like: Params, params: Params) -> None:
-    """Given parameters have the structure and shapes of the task's."""
+    """Given parameters have the structure, shapes and kinds of the task's."""
+    check_leaves("params", params)
     expected, given = jax.tree.structure(like), jax.tree.structure(params)
     if expected != given:
         raise ArgumentError(f"params have structure {given}: the task's have {expected}.")
@@ -384,3 +393,4 @@ def check_params(like: Params, params: Params) -> None:
             raise ArgumentError(
                 f"params{jax.tree_util.keystr(path)} has shape {jnp.shape(b)}: the task's has {a.shape}."
             )
+    check_keeps("params", like, params)

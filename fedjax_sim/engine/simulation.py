@@ -15,7 +15,7 @@ from fedjax_sim.aggregate.checks import check_build, check_cohort, check_sampler
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count
-from fedjax_sim.core.kinds import check_computable
+from fedjax_sim.core.kinds import check_computable, shapes_of
 from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape
@@ -121,12 +121,9 @@ class Simulation:
         ):
             check(isinstance(value, kind), name, value, f"must be a {kind.__name__}.")
         rng.check_seed(seed)
-        check(
-            on_nonfinite in ("raise", "drop"),
-            "on_nonfinite",
-            on_nonfinite,
-            'must be "raise" or "drop".',
-        )
+        check(on_nonfinite in ("raise", "drop"), "on_nonfinite", on_nonfinite, 'must be "raise" or "drop".')
+        told = algorithm.num_clients
+        check(told in (None, data.num_clients), "num_clients", told, f"the data have {data.num_clients}; leave it out.")
         self.algorithm, self.data, self.sampler, self.batching = algorithm, data, sampler, batching
         self.seed, self.on_nonfinite, self.debug = int(seed), on_nonfinite, debug
         self.evaluate, self.exact = evaluate, exact
@@ -146,8 +143,8 @@ class Simulation:
         self.shared = self._mesh.is_multi_process
         if self.shared:
             check(not debug, "debug", debug, "debug in one process: clients run one by one, outside the devices' map.")
-        self.model = jax.eval_shape(algorithm.task.init, jax.random.key(0))
-        server, row = jax.eval_shape(algorithm.init, self.model)
+        self.model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
+        server, row = shapes_of("algorithm.init's (server_state, row)", algorithm.init, self.model)
         self._capacity = int(sampler.capacity(data.num_clients))
         per_device = -(-self._capacity // len(self.devices))
         self.lanes_chosen = lanes == "auto"
@@ -428,7 +425,8 @@ class Simulation:
     def _parts(self, shape: PlanShape, members: str | None = None) -> list[PhaseRound]:
         fixed = (self._mesh, self.batching, self._planner.longest, shape.capacity, self._expected)
         return [
-            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact) for i, phase in enumerate(self._phases)
+            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact, self.data.num_clients)
+            for i, phase in enumerate(self._phases)
         ]
 
     def _resident_arrays(self) -> Any:

@@ -112,10 +112,10 @@ def num_classes(
 
     bare = lambda outputs, batch: outputs  # noqa: E731
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in example.items()}
-    task = flax_task(
-        model, zeros, bare, inputs=inputs, preprocess=watched, batch_stats=batch_stats, convolutions="xla"
-    )
-    outputs = jax.eval_shape(lambda batch: task.evaluate(task.init(jax.random.key(0)), batch, jax.random.key(0)), example)  # type: ignore[misc]
+    task = flax_task(model, zeros, bare, inputs=inputs, preprocess=watched, batch_stats=batch_stats, convolutions="xla")
+    outputs = jax.eval_shape(
+        lambda batch: task.evaluate(task.init(jax.random.key(0)), batch, jax.random.key(0)), example
+    )  # type: ignore[misc]
     return None if changed else outputs.value.shape[-1]
 
 

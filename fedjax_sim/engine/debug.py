@@ -28,7 +28,11 @@ def explained(sim: Any, clients: bool = False) -> Iterator[None]:
         if sim.debug and clients and not isinstance(error, FedSimError):
             size = sim.batching.batch_size
             shapes = jax.tree.map(lambda a: f"{a.dtype}{[size, *a.shape[1:]]}", sim.data.arrays)
-            how = f"{_NO_VALUES} In debug mode {_HOW_TO_LOOK}" if isinstance(error, _ABSTRACT) else "every client fails alike"
+            how = (
+                f"{_NO_VALUES} In debug mode {_HOW_TO_LOOK}"
+                if isinstance(error, _ABSTRACT)
+                else "every client fails alike"
+            )
             raise ClientError(f"{how}; batches are {shapes}: {type(error).__name__}: {error}") from error
         if isinstance(error, _ABSTRACT):
             error.add_note(f"{_NO_VALUES} With Simulation(debug=True), {_HOW_TO_LOOK}.")

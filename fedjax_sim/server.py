@@ -181,7 +181,7 @@ def _check_rate(learning_rate: Any) -> None:
     if not callable(learning_rate):
         check_positive("learning_rate", learning_rate, "Or an optax schedule: steps -> rate.")
         return
-    first = learning_rate(jnp.zeros((), jnp.int32))
+    first: Any = learning_rate(jnp.zeros((), jnp.int32))
     check(jnp.shape(first) == (), "learning_rate(0)", first, "a schedule must give one number for a count of steps.")
     check_not_negative("learning_rate(0)", first, "It is the rate of the first server step.")
 
@@ -216,7 +216,7 @@ def _adaptive(
         count = state.count + 1
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.m, gradient)
         v = jax.tree.map(lambda v, g: accumulate(v, g**2, b2), state.v, gradient)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
         if bias_correction:
             rate = rate / (1 - b1**count)
             rate = rate if b2 is None else rate * jnp.sqrt(1 - b2**count)

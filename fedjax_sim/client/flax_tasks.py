@@ -113,10 +113,14 @@ def num_classes(
     bare = lambda outputs, batch: outputs  # noqa: E731
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in example.items()}
     task = flax_task(model, zeros, bare, inputs=inputs, preprocess=watched, batch_stats=batch_stats, convolutions="xla")
-    outputs = jax.eval_shape(
-        lambda batch: task.evaluate(task.init(jax.random.key(0)), batch, jax.random.key(0)), example
-    )  # type: ignore[misc]
-    return None if changed else outputs.value.shape[-1]
+    evaluate = task.evaluate or task.loss
+
+    def trace(batch: Batch) -> Any:
+        key = jax.random.key(0)
+        return evaluate(task.init(key), batch, key).value
+
+    outputs = jax.eval_shape(trace, example)
+    return None if changed else outputs.shape[-1]
 
 
 def label_loss(logits: Any, y: Any) -> Loss:
@@ -202,8 +206,8 @@ def flax_task(
             outputs, variables = module.apply(params, {**batch, "mask": jnp.where(some, mask, 1.0)}, key, train)
         except ScopeParamShapeError as error:
             raise ArgumentError(
-                f"input {inputs!r}, [B, ...] = {batch[inputs].shape}: {error} The parameters are those of one example of "
-                f"the sample, {first.get(inputs, mask).shape}; a module reads [B, features] at least."
+                f"input {inputs!r}, [B, ...] = {jnp.shape(batch[inputs])}: {error} The parameters are those of one example "
+                f"of the sample, {np.shape(first[inputs])}; a module reads [B, features] at least."
             ) from error
         variables = {name: where(some, value, params[name]) for name, value in variables.items()}
         result = loss(outputs, batch)

@@ -60,7 +60,7 @@ def label_check(
     classes = functools.cache(classes)
 
     def check(columns: Mapping[str, Any]) -> None:
-        y = columns[name] if name in columns else None
+        y = columns.get(name)
         if y is None or is_traced(y) or np.asarray(y).dtype.kind not in "biuf":
             return
         count = classes()

@@ -57,8 +57,8 @@ class Task(NamedTuple):
             by `Loss.variables`, such as batch statistics. Servers average them plainly.
         evaluate: like `loss`, for evaluation (no dropout); None uses `loss` itself.
         check: `(columns) -> None`, on the host: raises an `fs.ArgumentError` for examples that cannot be right, labels
-            without a class say. `columns` maps an entry's name to its examples [n, ...], as NumPy: of data in memory all
-            that clients hold, when a simulation is built and in evaluation; of streamed data each block that is read.
+            without a class say. `columns` maps an entry's name to its examples [n, ...]: of data in memory all that
+            clients hold, when a simulation is built and in evaluation; of streamed data each block that is read.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -260,8 +260,8 @@ def _check_trained(trained: Params) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ArgumentError(
-                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: gradients train floats alone. Make it a "
-                "float, keep it out of the parameters, or name its top-level entry in fs.Task(collections=...)."
+                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: gradients train floats alone. Make it "
+                "a float, keep it out of the parameters, or name its top-level entry in fs.Task(collections=...)."
             )
 
 

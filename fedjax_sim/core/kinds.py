@@ -23,19 +23,19 @@ def check_computable(arrays: Any) -> None:
         what = {"M": "dates", "m": "spans of time"}.get(leaf.dtype.kind, "text or Python objects")
         raise ArgumentError(
             f"column {name!r} holds {what} ({leaf.dtype}), with which devices do not compute. Turn it into numbers, as "
-            f'fs.data.sources.table(..., categories={{"{name}": [...]}}) does of texts and fs.data.next_token_windows of '
-            "sentences, or leave the column out."
+            f'fs.data.sources.table(..., categories={{"{name}": [...]}}) does of texts and fs.data.next_token_windows '
+            "of sentences, or leave the column out."
         )
 
 
 def check_leaves(what: str, tree: Any) -> None:
-    """Raise `ArgumentError`, naming the leaf, for what is no number: functions and texts belong in no pytree of ours."""
+    """Raise `ArgumentError`, naming the leaf, for what is no number, such as a function or a text."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         number = isinstance(leaf, bool | int | float | complex)
         if not number and not (hasattr(leaf, "dtype") and hasattr(leaf, "shape") and is_computable(leaf)):
             raise ArgumentError(
-                f"{what}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, {leaf!r}: must be an array or a number. "
-                "Keep functions, texts and settings out of it, in the closure of the function that uses them."
+                f"{what}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, {leaf!r}: must be an array or a "
+                "number. Keep functions, texts and settings out of it, in the closure of the function that uses them."
             )
 
 
@@ -51,13 +51,13 @@ def shapes_of(what: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def check_keeps(what: str, old: Any, new: Any) -> None:
-    """Raise `ArgumentError` where an update's leaf would be cut to the old leaf's kind, a fraction to a whole number."""
+    """Raise `ArgumentError` where a leaf would be cut to the old one's kind, a fraction to a whole number."""
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
         kept, given = jnp.result_type(a), jnp.result_type(b)
         if _rank(given) > _rank(kept):
             raise ArgumentError(
-                f"{what}{jax.tree_util.keystr(path)} is {given}, which {kept} would cut: it keeps the type that it began "
-                "with. Begin with a float (0.0), or round the new value: jnp.round(value).astype(jnp.int32)."
+                f"{what}{jax.tree_util.keystr(path)} is {given}, which {kept} would cut: it keeps the type that it "
+                "began with. Begin with a float (0.0), or round the new value: jnp.round(value).astype(jnp.int32)."
             )
 
 

@@ -288,11 +288,15 @@ RANKS = {
 def test_inputs_of_a_wrong_rank(case):
     model, sample, given, message = RANKS[case]
     y = np.zeros(2, np.int32)
-    with pytest.raises(fs.FedSimError, match=message):
+
+    def meet():
         task = fs.classification(model, {"x": np.zeros((1, *sample), np.float32), "y": y[:1]})
         params = jax.eval_shape(task.init, KEY)
         batch = {"x": np.zeros((2, *given), np.float32), "y": y, "mask": np.ones(2, np.float32)}
         jax.eval_shape(client.gradient(task), params, batch, KEY)
+
+    with pytest.raises(fs.FedSimError, match=message):
+        meet()
 
 
 @pytest.mark.parametrize("kind", KINDS)

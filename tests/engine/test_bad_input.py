@@ -301,8 +301,7 @@ def test_server_may_return_python_numbers():
     assert step(algorithm)[0].server["rate"] == 0.25
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold", "two_phase", "fedsgd"])
-@pytest.mark.parametrize("exact", [False, True], ids=["floating", "exact"])
+@pytest.mark.parametrize("name, exact", [("fedavg", False), ("scaffold", True), ("fedsgd", False)])
 def test_leaves_without_numbers_change_nothing(name, exact):
     """Parameters with a leaf of size 0, and with none at all but that."""
     more = {"none": jnp.zeros((0, 3)), "empty": {}}
@@ -369,7 +368,7 @@ def test_a_client_that_reads_values_is_told_that_it_is_traced(debug):
             raise ValueError("what a client")
         return fs.ClientUpdate(server)
 
-    with pytest.raises(Exception, match="client_id|int32") as caught:
+    with pytest.raises(Exception, match=r"client_id|int32") as caught:
         simulation(custom(reads), debug=debug)
     words = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert isinstance(caught.value, fs.ClientError) == debug
@@ -379,11 +378,11 @@ def test_a_client_that_reads_values_is_told_that_it_is_traced(debug):
     assert "traced once for all clients" in words
 
     def guarded(key, server, row, batches):
-        if eval(guard.replace("3", "4")):  # noqa: S307
+        if eval(guard.replace("3", "4")):
             raise ValueError("what a client")
         return fs.ClientUpdate(server)
 
-    with pytest.raises(fs.ClientError, match="client 4 .* failed in round 0.*what a client"):
+    with pytest.raises(fs.ClientError, match=r"client 4 .* failed in round 0.*what a client"):
         step(custom(guarded), debug=True)
 
 

@@ -1,4 +1,4 @@
-"""Where a task meets its data: labels without a class, text, NaN; in memory, streamed, made on demand, in evaluation."""
+"""Where a task meets its data: labels without a class, text, NaN; in memory, streamed, made, in evaluation."""
 
 import jax
 import jax.numpy as jnp
@@ -112,9 +112,7 @@ def test_a_column_of_text_is_named(text):
         lambda: simulation(federation(Y, city=text)),
         lambda: fs.evaluate(TASK, ZEROS, {"x": X, "y": Y, "city": text}, devices=DEVICES),
     ):
-        with pytest.raises(
-            fs.FedSimError, match=r"column 'city' holds text.*categories=\{\"city\".*leave the column out"
-        ):
+        with pytest.raises(fs.FedSimError, match=r"column 'city' holds text.*categories=\{\"city\".*leave the column"):
             build()
     fs.classification(fs.models.LogisticRegression(3), {**SAMPLE, "city": text})  # a sample may hold more
     for entry in ("x", "y"):

@@ -206,8 +206,8 @@ def flax_task(
             outputs, variables = module.apply(params, {**batch, "mask": jnp.where(some, mask, 1.0)}, key, train)
         except ScopeParamShapeError as error:
             raise ArgumentError(
-                f"input {inputs!r}, [B, ...] = {jnp.shape(batch[inputs])}: {error} The parameters are those of one example "
-                f"of the sample, {np.shape(first[inputs])}; a module reads [B, features] at least."
+                f"input {inputs!r}, [B, ...] = {jnp.shape(batch[inputs])}: {error} The parameters are those of one "
+                f"example of the sample, {np.shape(first[inputs])}; a module reads [B, features] at least."
             ) from error
         variables = {name: where(some, value, params[name]) for name, value in variables.items()}
         result = loss(outputs, batch)

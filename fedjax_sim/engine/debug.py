@@ -47,8 +47,8 @@ _ABSTRACT = (
 )
 _NO_VALUES = (
     "A function of the algorithm is traced once for all clients, when the simulation is built and when a round is "
-    "compiled; there, batches.client_id, the examples and the server state have shapes and no values, and Python cannot "
-    "decide by them (use jnp.where, jax.lax.cond)."
+    "compiled; there, batches.client_id, the examples and the server state have shapes and no values, and Python "
+    "cannot decide by them (use jnp.where, jax.lax.cond)."
 )
 _HOW_TO_LOOK = (
     "each client also runs alone before its round, with values: look at one where "

@@ -52,6 +52,7 @@ class Aggregate:
         bound: scalar, the L2 bound of one client's decoded message at the chain's end, under the states that the
             round's clients used; infinity where none holds. For server sides, as all that follow.
         expected: the sampler's expected cohort.
+        population: K, the federation's clients; algorithms' server functions have it too.
         sums: the sum of what this transform's `sums` gave, or None.
         step: how much one unit of the integers that are sent is worth; 1 where they are none.
         round_key: the key of this transform that the round's clients had as `context.round_key`.
@@ -71,6 +72,7 @@ class Aggregate:
     _: dataclasses.KW_ONLY
     bound: Any = None
     expected: Any = None
+    population: Any = None
     sums: Any = None
     round_key: Any = None
     step: Any = None

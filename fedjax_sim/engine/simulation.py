@@ -15,11 +15,12 @@ from fedjax_sim.aggregate.checks import check_build, check_cohort, check_sampler
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count, is_traced
+from fedjax_sim.core.kinds import check_computable, shapes_of
 from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape
 from fedjax_sim.engine import debug as debug_lib
-from fedjax_sim.engine import describe, ledger, mapping, privacy, recording, states
+from fedjax_sim.engine import describe, examples, ledger, mapping, privacy, recording, states
 from fedjax_sim.engine import lanes as lanes_lib
 from fedjax_sim.engine import residency as residency_lib
 from fedjax_sim.engine import rows as rows_lib
@@ -52,9 +53,10 @@ class Simulation:
         devices: JAX devices; None for all local ones, or those of all processes (`fs.use_processes`).
         rounds_per_dispatch: rounds in one compiled dispatch of `run`, or "auto": 1 on a CPU, where a dispatch
             costs little beside a round, 8 elsewhere; always 1 for samplers that observe rounds.
-        on_nonfinite: an update with NaN, infinity or a squared norm beyond float32: "raise" an error that names
-            client and round and carries the last good state; or "drop" the client from the round (of several
-            phases, from the failing one on its own) and record it. A client's new row counts as its update.
+        on_nonfinite: an update with NaN, infinity or a squared norm beyond float32, or a metric "loss" that is NaN:
+            "raise" an error that names client and round and carries the last good state; or "drop" the client from
+            the round (of several phases, from the failing one on its own) and record it. A client's new row counts
+            as its update.
         debug: run each client alone and eagerly before each round, so that an error in a client function names
             the client and its batch.
         evaluate: `params -> dict of numbers`: what `run` evaluates, unless it is told otherwise.
@@ -125,12 +127,9 @@ class Simulation:
         rng.check_seed(seed)
         if noise_seed is not None:
             rng.check_seed(noise_seed, "noise_seed")
-        check(
-            on_nonfinite in ("raise", "drop"),
-            "on_nonfinite",
-            on_nonfinite,
-            'must be "raise" or "drop".',
-        )
+        check(on_nonfinite in ("raise", "drop"), "on_nonfinite", on_nonfinite, 'must be "raise" or "drop".')
+        told = algorithm.num_clients
+        check(told in (None, data.num_clients), "num_clients", told, f"the data have {data.num_clients}; leave it out.")
         self.algorithm, self.data, self.sampler, self.batching = algorithm, data, sampler, batching
         self.seed, self.on_nonfinite, self.debug = int(seed), on_nonfinite, debug
         self.evaluate, self.exact = evaluate, exact
@@ -151,8 +150,8 @@ class Simulation:
         self.shared = self._mesh.is_multi_process
         if self.shared:
             check(not debug, "debug", debug, "debug in one process: clients run one by one, outside the devices' map.")
-        self.model = jax.eval_shape(algorithm.task.init, jax.random.key(0))
-        server, row = jax.eval_shape(algorithm.init, self.model)
+        self.model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
+        server, row = shapes_of("algorithm.init's (server_state, row)", algorithm.init, self.model)
         self._capacity = int(sampler.capacity(data.num_clients))
         per_device = -(-self._capacity // len(self.devices))
         self.lanes_chosen = lanes == "auto"
@@ -168,13 +167,15 @@ class Simulation:
         check_count("rounds_per_dispatch", rounds_per_dispatch, advice='or "auto".')
         self.rounds_per_dispatch = 1 if sampler.observe is not None else int(rounds_per_dispatch)
 
+        check_computable(data.arrays)
         streamed = residency_lib.streams(residency, data, self._mesh.local_devices[0])
         self.residency: residency_lib.Residency = "stream" if streamed else "device"
-        self._reader = residency_lib.Reader(data, self._mesh) if streamed else None
+        self._reader = residency_lib.Reader(data, self._mesh, algorithm.task.check) if streamed else None
         longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data.arrays)
         with debug_lib.explained(self, clients=True):
             self._sent = sent(self._phases, server, row, like, batching, longest)
+        examples.check_all(algorithm.task, data, streamed)
         aggregator_states, aggregator_rows = states.aggregators(self)
         self._check_aggregation(aggregator_states, self._capacity)
         privacy.check_rows(self, row)
@@ -264,7 +265,7 @@ class Simulation:
         after, rounds = self._dispatch(state, self._plan(state, 1, slots=1), self._copy_if_donated)
         if self.on_nonfinite == "raise":
             try:
-                check_finite(rounds, self.data.name, self.exact)
+                check_finite(rounds, self)
             except NonFiniteUpdateError as error:
                 error.state = state
                 raise
@@ -355,9 +356,9 @@ class Simulation:
             for i, cohort in enumerate(cohorts)
         ]
         plans = [plan for plan, _ in planned]
-        examples = None
+        read = None
         if self._reader is not None:
-            examples = self._reader.ask(plans, slots, self._planner.examples(shape), (shape, slots))
+            read = self._reader.ask(plans, slots, self._planner.examples(shape), (shape, slots))
         padded = plans + [plans[0]] * (slots - count)
         return Plans(
             state.round,
@@ -368,7 +369,7 @@ class Simulation:
             slots,
             sampler_state,
             plans,
-            examples,
+            read,
         )
 
     def _dispatch(
@@ -439,7 +440,7 @@ class Simulation:
     def _parts(self, shape: PlanShape, members: str | None = None) -> list[PhaseRound]:
         fixed = (self._mesh, self.batching, self._planner.longest, shape.capacity, self._expected)
         return [
-            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact, self._everyone)
+            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact, self._everyone, self.data.num_clients)
             for i, phase in enumerate(self._phases)
         ]
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.aggregate.checks import check_build, check_cohort, check_sampler
+from fedjax_sim.aggregate.checks import check_build, check_sampler
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count, is_traced
@@ -24,7 +24,7 @@ from fedjax_sim.engine import describe, examples, ledger, mapping, privacy, reco
 from fedjax_sim.engine import lanes as lanes_lib
 from fedjax_sim.engine import residency as residency_lib
 from fedjax_sim.engine import rows as rows_lib
-from fedjax_sim.engine.block import Plans, block, widened
+from fedjax_sim.engine.block import Plans, block, pack
 from fedjax_sim.engine.history import History, RoundMetrics, check_finite
 from fedjax_sim.engine.recording import Callback, Recording
 from fedjax_sim.engine.round import DeviceState, PhaseRound, make_round, sent
@@ -335,42 +335,9 @@ class Simulation:
         return ledger.setting(self)
 
     def _plan(self, state: RoundState, count: int, slots: int) -> Plans:
-        """`_pack`, placed on the devices."""
-        plans = self._pack(state, count, slots)
+        """`block.pack`, placed on the devices."""
+        plans = pack(self, state, count, slots)
         return plans._replace(words=mapping.place_plans(self._mesh, plans.words))
-
-    def _pack(self, state: RoundState, count: int, slots: int, capacity: int = 0) -> Plans:
-        """Cohorts and plans of the next rounds; all of one capacity, so that they share a dispatch of `slots`."""
-        sampler_state, cohorts = state.sampler, []
-        for r in range(state.round, state.round + count):
-            cohort, sampler_state = self.sampler.sample(sampler_state, r, state.seed)
-            for phase in self._phases:
-                check_cohort(phase.aggregator, cohort, self.sampler.name)
-            cohorts.append(cohort)
-        capacity = max(capacity, self._capacity, *(len(cohort.ids) for cohort in cohorts))
-        if capacity > self._capacity:
-            self._check_aggregation(state.aggregator, capacity)
-        shape = self._planner.shape(capacity, self.lanes)
-        planned = [
-            self._planner.plan(widened(cohort, capacity), shape, state.seed, state.round + i)
-            for i, cohort in enumerate(cohorts)
-        ]
-        plans = [plan for plan, _ in planned]
-        read = None
-        if self._reader is not None:
-            read = self._reader.ask(plans, slots, self._planner.examples(shape), (shape, slots))
-        padded = plans + [plans[0]] * (slots - count)
-        return Plans(
-            state.round,
-            [widened(cohort, capacity) for cohort in cohorts],
-            [stats for _, stats in planned],
-            mapping.pack_plans(padded),
-            shape,
-            slots,
-            sampler_state,
-            plans,
-            read,
-        )
 
     def _dispatch(
         self, state: RoundState, plans: Plans, copy: Callable[[Any], Any]

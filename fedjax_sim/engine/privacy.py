@@ -10,7 +10,7 @@ from fedjax_sim.core.errors import ArgumentError, check_count
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.engine import ledger as ledger_lib
 from fedjax_sim.privacy.accounting import Epsilon, Meter, compose
-from fedjax_sim.privacy.rounds import check_sampler
+from fedjax_sim.privacy.rounds import check_sampler, common_neighbours
 
 
 def default_delta(num_clients: int) -> float:
@@ -78,9 +78,11 @@ def meter(sim: Any) -> Meter | None:
     """Of epsilon per round; None without noise, without the package, or where nothing can be said of its own rounds."""
     if not noisy(sim) or importlib.util.find_spec("dp_accounting") is None:
         return None
-    found = Meter(sim.delta)
-    one = ledger_lib.rounds(ledger_lib.planned([], sim._released, 1))
-    return found if math.isfinite(found.epsilon(one)) else None
+    try:
+        common_neighbours(ledger_lib.rounds(ledger_lib.planned([], sim._released, 1)))
+    except ArgumentError:
+        return None
+    return Meter(sim.delta)
 
 
 def spent(meter: Meter, ledger: Any, rounds: int) -> float:

@@ -181,8 +181,9 @@ class Aggregator(NamedTuple):
     def _key(self, i: int, key: Key, noise_key: Key | None) -> Key:
         """The key of a transform's side."""
         before = self.stages[i - 1].noise if i else ()
-        noisy = noise_key is not None and len(self.stages[i].noise) > len(before)
-        return jax.random.fold_in(noise_key if noisy else key, i)
+        if noise_key is not None and len(self.stages[i].noise) > len(before):
+            key = noise_key
+        return jax.random.fold_in(key, i)
 
     def _weighs(self, i: int) -> bool:
         return self.stages[i].weighted and (i == 0 or not self.stages[i - 1].weighted)

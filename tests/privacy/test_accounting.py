@@ -84,7 +84,7 @@ def bins(q, mu, step=1e-3):
     return one[keep], other[keep]
 
 
-def composed(losses, masses, times, delta, step=1e-3):
+def composed(losses, masses, times, delta, step=1e-3) -> float:
     """Epsilon of a loss's law, composed by FFT on a grid that keeps the law's mean."""
     places, size = np.floor(losses / step).astype(int), 1 << 17
     right = losses / step - places
@@ -94,7 +94,7 @@ def composed(losses, masses, times, delta, step=1e-3):
     law = np.maximum(np.fft.irfft(np.fft.rfft(law) ** times, size), 0)
     loss = np.where(np.arange(size) < 0.75 * size, np.arange(size), np.arange(size) - size) * step
     over = lambda eps: (law * -np.expm1(np.minimum(eps - loss, 0))).sum() - delta  # noqa: E731
-    return optimize.brentq(over, 0, 60)
+    return float(optimize.brentq(over, 0, 60))  # type: ignore[arg-type]
 
 
 def test_a_fixed_number_by_pld_lies_between_an_explicit_pair_and_rdp():

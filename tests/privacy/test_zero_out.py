@@ -20,7 +20,7 @@ def chain(z, z_bit):
     return fs.aggregate.chain(adaptive, fs.aggregate.gaussian_noise(z), reduce=fs.aggregate.mean("uniform"))
 
 
-def exact(times, multipliers, moves):
+def exact(times, multipliers, moves) -> float:
     """Epsilon of independent Gaussians, each released so many times: they are one, of the distance in all."""
     mu = (times * sum((move / z) ** 2 for z, move in zip(multipliers, moves, strict=True))) ** 0.5
     norm = stats.norm
@@ -29,7 +29,7 @@ def exact(times, multipliers, moves):
         tail = norm.logcdf(-mu / 2 - epsilon / mu)
         return norm.cdf(mu / 2 - epsilon / mu) - np.exp(epsilon + tail)
 
-    return optimize.brentq(lambda epsilon: delta(epsilon) - DELTA, 0, 500)
+    return float(optimize.brentq(lambda epsilon: delta(epsilon) - DELTA, 0, 500))  # type: ignore[arg-type]
 
 
 def what_is_sent(aggregator, value):
@@ -63,7 +63,9 @@ def test_both_readings_of_zeros():
     np.testing.assert_allclose(exact(10, (1.0, 1.0), (1.0, 0.5)), 20.68, atol=0.01)
     np.testing.assert_allclose(exact(10, (1.0, 1.0), (1.0, 1.0)), 28.37, atol=0.01)
     noise = chain(1.0, 2.0).mechanisms(CLIENTS)
-    claim = fs.privacy.epsilon(noise, fs.sampler.min_separation(CLIENTS, APART).event(40), ROUNDS, DELTA)
+    event = fs.sampler.min_separation(CLIENTS, APART).event
+    assert event is not None
+    claim = fs.privacy.epsilon(noise, event(40), ROUNDS, DELTA)
     np.testing.assert_allclose(claim.epsilon, 20.68, atol=0.01)
     bits = [what_is_sent(chain(1.0, 2.0), value)[1] for value in (0.0, 0.4, 0.6)]
     assert bits == [0.0, 0.5, -0.5]

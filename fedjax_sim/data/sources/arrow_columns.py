@@ -143,7 +143,8 @@ def label_names(schema: Any) -> dict[str, list[str]]:
     """Column to the names of its classes, where Hugging Face's library says that it is a `ClassLabel`."""
     said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = said.get("info", {}).get("features", {})
-    return {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+    kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}  # a list is a feature, too
+    return {name: kind["names"] for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
 
 
 def _column(

@@ -172,7 +172,7 @@ class Aggregator(NamedTuple):
         weight, count = aggregate.weight, aggregate.count
         if self.facts.noisy:
             weight = count = jnp.asarray(expected, jnp.float32)
-        return Aggregate(value, weight, count), tuple(new_states), metrics
+        return Aggregate(value, weight, count, population=given.population), tuple(new_states), metrics
 
     def mechanisms(self, expected: float) -> tuple[Mechanism, ...]:
         """All noise that the chain adds, for an expected cohort."""

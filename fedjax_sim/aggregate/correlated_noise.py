@@ -79,7 +79,9 @@ def tree_noise(multiplier: float, separation: int, efficient: bool = True) -> Tr
         nodes = jax.tree.map(lambda leaf, n: leaf.at[height].set(n), nodes, new)
         return _noised(aggregate, residual, sigma, {"rounds": state["rounds"] + 1, "nodes": nodes})
 
-    mechanism = Mechanism("tree", multiplier, transform=name, details={"separation": separation})
+    mechanism = Mechanism(
+        "tree", multiplier, transform=name, details={"separation": separation, "efficient": efficient}
+    )
     return Transform(name=name, init=init, server=server, facts=lambda facts: _facts(facts, name, mechanism))
 
 
@@ -160,7 +162,12 @@ def banded_noise(
         sigma = multiplier * sensitivity(rounds) * aggregate.bound
         return _noised(aggregate, jax.tree.map(lambda leaf: sigma * leaf, correlated), sigma, state)
 
-    details = {"separation": separation, "rounds": rounds, "sensitivity": sensitivity}
+    details = {
+        "separation": separation,
+        "rounds": rounds,
+        "sensitivity": sensitivity,
+        "coefficients": [float(c) for c in column],
+    }
     mechanism = Mechanism("banded", multiplier, transform=name, details=details)
     return Transform(name=name, init=init, server=server, facts=lambda facts: _facts(facts, name, mechanism))
 

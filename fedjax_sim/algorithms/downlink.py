@@ -127,6 +127,7 @@ def compress_downlink(
         init,
         params=lambda server: algorithm.params(server.exact),
         phases=tuple(wrapped(phase) for phase in algorithm.passes()),
+        num_clients=algorithm.num_clients,
     )
 
 

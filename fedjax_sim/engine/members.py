@@ -22,7 +22,7 @@ from fedjax_sim.core.types import ClientRows, Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import PlanShape
 from fedjax_sim.engine import mapping, states
-from fedjax_sim.engine.block import block
+from fedjax_sim.engine.block import block, pack
 from fedjax_sim.engine.grid import Group, Setting
 from fedjax_sim.engine.lanes import auto_lanes
 from fedjax_sim.engine.run import Evaluate
@@ -121,11 +121,11 @@ class Members:
             RoundState(first, seed, None, self._aggregator, sampler, ClientRows())
             for seed, sampler in zip(seeds, samplers, strict=True)
         ]
-        plans = [self.base._pack(state, count, self.slots) for state in states]
+        plans = [pack(self.base, state, count, self.slots) for state in states]
         widest = max(plan.shape.capacity for plan in plans)
         for i, state in enumerate(states):
             if plans[i].shape.capacity < widest:
-                plans[i] = self.base._pack(state, count, self.slots, widest)
+                plans[i] = pack(self.base, state, count, self.slots, widest)
         words = plans[0].words if self.shared else np.stack([plan.words for plan in plans])
         placed = plans[0]._replace(words=mapping.place_plans(self.base._mesh, words))
         return placed, [plan.sampler_state for plan in plans]

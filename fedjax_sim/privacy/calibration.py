@@ -59,6 +59,8 @@ def calibrate(
     check_count("rounds", rounds)
     check_delta(delta)
     event = sampler
+    said = getattr(sampler, "population", population)
+    check(population in (None, said), "population", population, f"the event has {said} clients; leave it out.")
     if hasattr(sampler, "event"):
         local = mechanisms is not None and all(m.where == "local" for m in mechanisms(1.0))
         if sampler.event is None and not local:

@@ -9,6 +9,7 @@ from scipy import optimize, stats
 import fedjax_sim as fs
 from fedjax_sim.privacy import curves
 from fedjax_sim.privacy.accounting import Meter
+from fedjax_sim.privacy.rounds import Rounds
 
 dp = pytest.importorskip("dp_accounting")
 pld = pytest.importorskip("dp_accounting.pld")
@@ -227,19 +228,21 @@ def test_distributed_noise_is_near_a_gaussians_and_falls_with_the_clients(kind):
     plain = fs.privacy.epsilon(gaussian(1.0), FIXED, 100, 1e-5, accountant="rdp").epsilon
     assert (full.accountant, full.adjacency) == ("RDP", "replace-one")
     np.testing.assert_allclose(full.epsilon, plain, rtol=2e-3)
-    contributed = fs.privacy.epsilon(discrete(kind), FIXED, 100, 1e-5, contributed={100: 100})
-    assert contributed.epsilon == full.epsilon
-    dropped = fs.privacy.epsilon(discrete(kind), FIXED, 100, 1e-5, contributed={100: 50, 60: 50})
-    # 60 of 100 shares have 0.6 of the variance, and 60 of 10,000 clients took part.
-    event = fs.sampler.uniform(60).event(10_000)
-    base = curves.without_replacement(curves.gaussian(curves.ORDERS, math.sqrt(0.6), 2.0), 0.006)
+    sent = fs.privacy.epsilon(discrete(kind), FIXED, 100, 1e-5, counts={(100, 100): 100})
+    assert sent.epsilon == full.epsilon
+    dropped = fs.privacy.epsilon(discrete(kind), FIXED, 100, 1e-5, counts={(100, 100): 50, (100, 60): 50})
+    # 60 of 100 shares have 0.6 of the variance, and 100 of 10,000 clients were drawn.
+    base = curves.without_replacement(curves.gaussian(curves.ORDERS, math.sqrt(0.6), 2.0), 0.01)
     both = 50 * curves.without_replacement(curves.gaussian(curves.ORDERS, 1.0, 2.0), 0.01) + 50 * base
     np.testing.assert_allclose(dropped.epsilon, rdp.compute_epsilon(curves.ORDERS, both, 1e-5)[0], rtol=2e-3)
     assert dropped.epsilon > full.epsilon
-    alone = fs.privacy.epsilon(gaussian(math.sqrt(0.6)), event, 50, 1e-5, accountant="rdp").epsilon
+    alone = fs.privacy.epsilon(gaussian(math.sqrt(0.6)), FIXED, 50, 1e-5, accountant="rdp").epsilon
     assert alone < dropped.epsilon
-    # Under Poisson sampling the expected number is meant, given which the clients are a uniform choice.
-    assert fs.privacy.epsilon(discrete(kind), poisson(0.01), 100, 1e-5).epsilon == full.epsilon
+    # Given a draw of Poisson sampling, the clients are a uniform choice; one to come may be smaller than expected.
+    drawn = fs.privacy.epsilon(discrete(kind), poisson(0.01), 100, 1e-5, counts={(100, 100): 100})
+    assert drawn.epsilon == full.epsilon
+    planned = fs.privacy.epsilon(discrete(kind), poisson(0.01), 100, 1e-5)
+    assert full.epsilon < planned.epsilon < 1.05 * full.epsilon
 
 
 def test_local_noise_is_one_clients_in_each_round():
@@ -254,7 +257,7 @@ def test_local_noise_is_one_clients_in_each_round():
 def test_no_rounds_cost_nothing():
     for noise, event in ((gaussian(1), poisson(0.1)), (gaussian(1), FIXED), (discrete("skellam"), FIXED)):
         assert fs.privacy.epsilon(noise, event, 0, 1e-5).epsilon == 0
-    assert fs.privacy.epsilon(discrete("skellam"), FIXED, 3, 1e-5, contributed={0: 3}).epsilon == 0
+    assert fs.privacy.epsilon(discrete("skellam"), FIXED, 3, 1e-5, counts={(0, 0): 3}).epsilon == 0
 
 
 def test_epsilon_says_what_it_means():
@@ -276,11 +279,11 @@ def test_epsilon_says_what_it_means():
     "noise, event", [(gaussian(1), poisson(0.05)), (gaussian(1), FIXED), (discrete("skellam"), FIXED)]
 )
 def test_the_meter_reads_what_rdp_says(noise, event):
-    meter = Meter(noise, event, 1e-5)
-    assert meter.epsilon(0) == 0
+    meter = Meter(1e-5)
+    assert meter.epsilon([]) == 0
     for rounds in (1, 2, 50):
         expected = fs.privacy.epsilon(noise, event, rounds, 1e-5, accountant="rdp").epsilon
-        np.testing.assert_allclose(meter.epsilon(rounds), expected, rtol=1e-9)
+        np.testing.assert_allclose(meter.epsilon([Rounds(tuple(noise), event, rounds)]), expected, rtol=1e-9)
 
 
 REFUSED = {

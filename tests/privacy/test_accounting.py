@@ -397,3 +397,9 @@ def test_calibration_refuses(changes, message):
     known = {"target_epsilon": 1.0, "delta": 1e-5, "rounds": 2, "sampler": fs.sampler.poisson(0.1), "population": 100}
     with pytest.raises(fs.FedSimError, match=message):
         fs.privacy.calibrate(**{**known, **changes})
+
+
+def test_a_population_given_twice_must_agree():
+    event = fs.sampler.poisson(0.1).event(100)
+    with pytest.raises(fs.FedSimError, match="population=50: the event has 100 clients"):
+        fs.privacy.calibrate(target_epsilon=2.0, delta=1e-5, rounds=10, sampler=event, population=50)

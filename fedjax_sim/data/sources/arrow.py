@@ -12,8 +12,8 @@ import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.limits import RATIO, check_memory
 from fedjax_sim.data.sources.grouping import group
-from fedjax_sim.data.sources.limits import RATIO, check_memory
 
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4, "FIXED_LEN_BYTE_ARRAY": 4, "INT96": 8}
 """Bytes that a value of Parquet takes in memory, at least; 8 for other types."""

@@ -19,7 +19,7 @@ from PIL import Image
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.sources import limits
+from fedjax_sim.data import limits
 
 COLUMNS = {
     "who": pa.array(["bob", "anne", "bob"]),

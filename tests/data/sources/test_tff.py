@@ -574,8 +574,8 @@ def test_what_lies_in_other_files_is_not_read(kind, level, tmp_path):
         if kind == "external storage":
             file.create_dataset("examples/u/x", (40,), np.uint8, external=[(str(tmp_path / "secret"), 0, 40)])
         elif kind == "a virtual array":
-            layout = h5py.VirtualLayout((40,), np.uint8)
-            layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "examples/u/x", (40,))
+            layout = h5py.VirtualLayout((len(SECRET),), np.uint8)
+            layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "examples/u/x", (len(SECRET),))
             file.create_virtual_dataset("examples/u/x", layout)
         else:
             if level == "examples":
@@ -586,7 +586,7 @@ def test_what_lies_in_other_files_is_not_read(kind, level, tmp_path):
                 file[level] = h5py.SoftLink("/elsewhere")
         seen = file["examples/u/x"][()].tobytes()
         assert seen == SECRET[: len(seen)]  # the library does return it
-    with pytest.raises(ArgumentError, match="is a link to another place|takes its values from other files"):
+    with pytest.raises(ArgumentError, match=r"is a link to another place|takes its values from other files"):
         read_hdf5(tmp_path / "a.h5")
 
 

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.limits import check_room, growth, memory
 from fedjax_sim.data.pickled_tables import NAMES, Part, Refused, unfold
+from fedjax_sim.data.sources.limits import check_room, growth, memory
 
 OPENERS: dict[str | None, Any] = {None: open, "gzip": gzip.open, "xz": lzma.open}
 OBJECT = 64

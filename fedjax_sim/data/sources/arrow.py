@@ -12,12 +12,9 @@ import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import FederatedData
-from fedjax_sim.data.limits import RATIO, check_memory
+from fedjax_sim.data.sources import arrow_files
 from fedjax_sim.data.sources.grouping import group
-
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4, "FIXED_LEN_BYTE_ARRAY": 4, "INT96": 8}
-"""Bytes that a value of Parquet takes in memory, at least; 8 for other types."""
-END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+from fedjax_sim.data.sources.limits import check_growth, check_room
 
 
 def table(
@@ -66,7 +63,7 @@ def table(
     wanted = None if entries is None else list(dict.fromkeys([*entries, client]))
     reader: Callable[[], Any]
     if kind in (".parquet", ".pq"):
-        reader = lambda: _parquet(path)  # noqa: E731
+        reader = lambda: arrow_files.parquet(path)  # noqa: E731
     elif kind in (".csv", ".tsv"):
         reader = lambda: _csv(path, client, "\t" if kind == ".tsv" else ",")  # noqa: E731
     else:
@@ -131,17 +128,6 @@ def _check_nulls(nulls: str) -> None:
         raise ArgumentError(f"nulls={nulls!r}: must be 'error' or 'nan'.")
 
 
-def _parquet(path: Path) -> Any:
-    import pyarrow.parquet
-
-    file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    needed = sum(chunk.num_values * WIDTHS.get(chunk.physical_type, 8) for chunk in chunks)
-    check_memory(f"{path}", needed, "take some of its rows or columns.")
-    return file.read()
-
-
 def _csv(path: Path, client: str, delimiter: str) -> Any:
     import pyarrow.csv
 
@@ -156,16 +142,15 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, path: Path):
         self._file = gzip.open(path)  # noqa: SIM115 # closed with this
-        self._left = RATIO * path.stat().st_size + (1 << 20)
+        self._path, self._held, self._made = path, path.stat().st_size, 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         count = self._file.readinto(buffer)
-        self._left -= count
-        if self._left < 0:
-            raise ValueError(f"it grows to more than {RATIO} times its size; it is no data set")
+        self._made += count
+        check_growth(f"{self._path}", self._made, self._held, "unpack it yourself.")
         return count
 
     def close(self) -> None:
@@ -176,6 +161,7 @@ class _Unpacked(io.RawIOBase):
 def _saved(folder: Path, split: str | None) -> Any:
     """The table of a folder that `save_to_disk` wrote."""
     import pyarrow
+    import pyarrow.compute
 
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
@@ -190,24 +176,17 @@ def _saved(folder: Path, split: str | None) -> Any:
     rows = pyarrow.concat_tables([_stream(folder, file["filename"]) for file in state["_data_files"]])
     if files := state.get("_indices_data_files"):
         order = pyarrow.concat_tables([_stream(folder, file["filename"]) for file in files])["indices"]
+        if len(order):
+            most = pyarrow.compute.max(pyarrow.compute.value_counts(order).field("counts")).as_py()
+            check_room(f"{folder}", most * rows.nbytes, rows.nbytes + order.nbytes, "save it without select().")
         return rows.take(order)
     return rows
 
 
 def _stream(folder: Path, name: str) -> Any:
-    import pyarrow
-
     if Path(name).name != name:
         raise ArgumentError(f"{folder}: state.json names the file {name!r}, outside the folder.")
-    file = pyarrow.memory_map(str(folder / name))
-    # A stream that is cut off between two batches reads as a shorter one; only this mark tells.
-    file.seek(max(0, file.size() - len(END_OF_STREAM)))
-    if file.read() != END_OF_STREAM:
-        raise ArgumentError(f"{folder / name}: does not end as an Arrow stream does. It is cut off; save it again.")
-    file.seek(0)
-    rows = pyarrow.ipc.open_stream(file).read_all()
-    rows.validate(full=True)  # offsets beyond a damaged file's buffers would crash the interpreter
-    return rows
+    return arrow_files.stream(folder / name)
 
 
 def _federation(
@@ -225,6 +204,8 @@ def _federation(
     try:
         rows = reader()
         rows.validate(full=True)
+        if (path := Path(where)).is_file():
+            arrow_files.check_unpacked(rows, where, path.stat().st_size)
         names: list[str] = rows.column_names
         if len(set(names)) != len(names):
             raise ArgumentError(f"{where}: two columns have the same name: {names}.")
@@ -318,6 +299,7 @@ def _pictures(encoded: list[bytes | None], where: str) -> np.ndarray:
     except ImportError as error:
         raise ArgumentError(f"{where}: pictures need Pillow ({error}): pip install pillow.") from error
     pictures: list[np.ndarray] = []
+    held = sum(len(data) for data in encoded if data is not None)
     for row, data in enumerate(encoded):
         if data is None:
             raise ArgumentError(f"{where}, row {row}: the picture is a path only; save the set with the files in it.")
@@ -325,6 +307,9 @@ def _pictures(encoded: list[bytes | None], where: str) -> np.ndarray:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # Pillow warns of decompression bombs
                 with Image.open(io.BytesIO(data)) as picture:
+                    check_room(
+                        "pictures", len(encoded) * picture.width * picture.height * 3, held, "make them smaller."
+                    )
                     pictures.append(np.asarray(picture.convert("RGB") if picture.mode == "P" else picture))
         except Exception as error:  # Pillow raises many kinds
             raise ArgumentError(f"{where}, row {row}: is no picture that Pillow can read ({error}).") from error

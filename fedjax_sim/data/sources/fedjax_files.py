@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.cache import Client, cached, file_fingerprint
 from fedjax_sim.data.federated import FederatedData
-from fedjax_sim.data.limits import check_growth, check_room, growth
+from fedjax_sim.data.sources.limits import check_growth, check_room, growth
 from fedjax_sim.data.sources.sqlite_file import check_alone, opened
 from fedjax_sim.data.sources.tff import check_unchanged
 

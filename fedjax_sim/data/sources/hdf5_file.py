@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.limits import check_room, growth
+from fedjax_sim.data.sources.limits import check_room, growth
 
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 """What a chunk may have gone through; others take the lengths of what they unpack from the file."""

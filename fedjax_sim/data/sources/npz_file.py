@@ -9,8 +9,8 @@ import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import FederatedData
-from fedjax_sim.data.limits import check_growth, check_memory
 from fedjax_sim.data.sources.grouping import group, text_of
+from fedjax_sim.data.sources.limits import check_growth, check_memory
 
 TEXT = 100
 """Bytes of memory that a text takes besides its letters, about."""

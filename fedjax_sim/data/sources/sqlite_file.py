@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.limits import growth
+from fedjax_sim.data.sources.limits import growth
 
 JOURNAL = bytes.fromhex("d9d505f920a163d7")
 STEPS = 1_000_000

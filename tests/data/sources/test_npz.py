@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data import limits
+from fedjax_sim.data.sources import limits
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
 Y = np.array([0, 1, 0, 1, 1, 0], np.int32)

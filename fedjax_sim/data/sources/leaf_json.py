@@ -81,7 +81,9 @@ def leaf(
                 yield user, _arrays(examples, f"{path}: user {user!r}")
         for path, before in zip(paths, fingerprint["files"], strict=True):
             if file_fingerprint(path) != before:
-                raise ArgumentError(f"{path}: was changed while it was read; wait until it is whole, and read it again.")
+                raise ArgumentError(
+                    f"{path}: was changed while it was read; wait until it is whole, and read it again."
+                )
 
     name = "-".join(folder.resolve().parts[-3:])
     try:

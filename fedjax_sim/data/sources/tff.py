@@ -125,7 +125,7 @@ def _sqlite_clients(
                 except (ArgumentError, TypeError) as error:
                     raise ArgumentError(f"{path}: client {client_id!r}: {error}") from error
                 made += sum(column.nbytes for column in columns.values())
-                check_growth(f"{path}", made, held, "it is damaged; fetch it again.")
+                check_growth(f"{path}", made, held, "store it in another format, such as .npz.")
                 yield client_id, columns
             if listed != there:
                 raise ArgumentError(f"{path}: holds {there} examples of {split!r}, but lists clients of {listed} only.")

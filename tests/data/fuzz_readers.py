@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import pickle
 import resource
 import select
@@ -92,8 +93,9 @@ def unpickle(compression):
         from fedjax_sim.data.pickles import unpickle
 
         found = unpickle(path, compression=compression)
-        columns = {name: found[name] for name in found} if hasattr(found, "columns") else found
-        return {str(name): np.asarray(column) for name, column in dict(columns).items()}
+        if not hasattr(found, "columns") and not isinstance(found, dict):
+            return {"": np.array([repr(found)], object)}
+        return {str(name): np.asarray(found[name]) for name in found}
 
     return read
 
@@ -336,10 +338,10 @@ def one(name: str, number: int, seed: int, good: dict[str, Any], root: Path) -> 
         whole.mkdir()
         file = form.make(whole)
         good[name] = (whole, file.relative_to(whole), file.read_bytes(), digest(form.read(file, root / "cache")))
-        shutil.copytree(whole, folder)
-        if digest(form.read(folder / file, folder / "a cache")) != good[name][-1]:
+        copy = root / f"copy {len(good)}"
+        shutil.copytree(whole, copy)
+        if digest(form.read(copy / good[name][1], copy / "a cache")) != good[name][-1]:
             return "WRONG: other data from a copy"
-        shutil.rmtree(folder)
     whole, file, content, wanted = good[name]
     shutil.copytree(whole, folder)
     (folder / file).write_bytes(damaged(content, np.random.default_rng([seed, number])))
@@ -390,7 +392,9 @@ def fuzz(count: int, seed: int = 0) -> tuple[Counter[tuple[str, str]], list[str]
     first = 0
     while first < count:
         command = [sys.executable, "-m", "tests.data.fuzz_readers", "--worker", str(first), str(count), str(seed)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": (said := tempfile.TemporaryFile())}  # noqa: SIM115
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}  # else each thread reserves 64 MiB of addresses
+        with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
             assert process.stdout is not None
             limit = 120.0  # imports
             while True:
@@ -410,7 +414,10 @@ def fuzz(count: int, seed: int = 0) -> tuple[Counter[tuple[str, str]], list[str]
             process.kill()
             if first < count:
                 name = [*FORMATS][first % len(FORMATS)]
-                what = "a hang" if line is None else f"a crash ({process.wait()})"
+                said.seek(max(0, said.seek(0, 2) - 1000))
+                what = (
+                    "a hang" if line is None else f"a crash ({process.wait()}): {said.read().decode(errors='replace')}"
+                )
                 failures.append(f"case {first} of seed {seed}, {name}: {what}")
                 first += 1
     return outcomes, failures

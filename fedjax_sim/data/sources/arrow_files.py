@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.data.sources import parquet_footer
 from fedjax_sim.data.sources.limits import check_growth, check_memory, check_room
 
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4, "FIXED_LEN_BYTE_ARRAY": 4, "INT96": 8}
-"""Bytes that a value of Parquet takes in memory, at least; 8 for other types."""
 TEXT = 50
 """Bytes that a text takes besides its letters, about."""
 ADVICE = "take some of its rows or columns, or write them without dictionary and compression."
@@ -24,13 +23,11 @@ def parquet(path: Path) -> Any:
     import pyarrow.parquet
 
     held = path.stat().st_size
-    metadata = pyarrow.parquet.read_metadata(path)
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    needed = sum(chunk.num_values * WIDTHS.get(chunk.physical_type, 8) for chunk in chunks)
-    check_growth(f"{path}", max(needed, sum(chunk.total_uncompressed_size for chunk in chunks)), held, ADVICE)
+    chunks = parquet_footer.chunks_of(path)
+    needed = sum(chunk.values * chunk.width for chunk in chunks)
+    check_growth(f"{path}", max(needed, sum(chunk.unpacked for chunk in chunks)), held, ADVICE)
     check_memory(f"{path}", needed, "take some of its rows or columns.")
-    texts = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
+    texts = {chunk.name for chunk in chunks if chunk.type == parquet_footer.TEXT}
     options: Any = {"read_dictionary": sorted(texts), "page_checksum_verification": True}
     return pyarrow.parquet.ParquetFile(path, memory_map=True, **options).read()
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.sources import limits
+from fedjax_sim.data.sources import limits, parquet_footer
 
 COLUMNS = {
     "who": pa.array(["bob", "anne", "bob"]),
@@ -159,6 +159,19 @@ def test_the_checksums_of_parquets_pages_are_compared(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content.replace(np.int64([77777, 5]).tobytes(), np.int64([7, 5]).tobytes()))
     fails(table, path, "checksum|crc|CRC")
+
+
+def test_a_footer_is_read_as_arrow_reads_it(tmp_path):
+    path = write(tmp_path / "rows.parquet")
+    metadata = pa.parquet.read_metadata(path)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    theirs = [group.column(i) for group in groups for i in range(group.num_columns)]
+    ours = parquet_footer.chunks_of(path)
+    names = ["BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"]
+    assert [(c.name, names[c.type], c.values, c.unpacked) for c in ours] == [
+        (c.path_in_schema, c.physical_type, c.num_values, c.total_uncompressed_size) for c in theirs
+    ]
+    assert len(ours) == 10
 
 
 def test_a_stream_that_goes_on_after_its_end_is_refused(tmp_path):

@@ -161,7 +161,6 @@ class _Unpacked(io.RawIOBase):
 def _saved(folder: Path, split: str | None) -> Any:
     """The table of a folder that `save_to_disk` wrote."""
     import pyarrow
-    import pyarrow.compute
 
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
@@ -177,7 +176,7 @@ def _saved(folder: Path, split: str | None) -> Any:
     if files := state.get("_indices_data_files"):
         order = pyarrow.concat_tables([_stream(folder, file["filename"]) for file in files])["indices"]
         if len(order):
-            most = pyarrow.compute.max(pyarrow.compute.value_counts(order).field("counts")).as_py()
+            most = int(order.value_counts().field("counts").to_numpy().max())
             check_room(f"{folder}", most * rows.nbytes, rows.nbytes + order.nbytes, "save it without select().")
         return rows.take(order)
     return rows

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -244,6 +245,9 @@ def read_idx(path, cache):
 def cache_file(name):
     def make(folder):
         read_cache(None, folder)
+        for thread in threading.enumerate():  # which bring it to the disk
+            if thread.name == "cache":
+                thread.join(30)
         (path,) = (folder / "converted").iterdir()
         return path / name
 

@@ -29,4 +29,4 @@ def test_the_fuzz_finds_what_it_looks_for(monkeypatch, tmp_path):
     assert run(lambda path, cache: np.zeros(3)) == "WRONG: other data, in silence"
     assert run(lambda path, cache: 1 / 0).startswith("WRONG: ZeroDivisionError")
     monkeypatch.setattr(fuzz_readers, "MEMORY", 1 << 20)
-    assert run(lambda path, cache: np.ones(1 << 20)).startswith("WRONG: grew by")
+    assert run(lambda path, cache: np.ones(1 << 24)).startswith("WRONG: grew by")

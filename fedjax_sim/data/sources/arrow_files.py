@@ -15,7 +15,7 @@ END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def parquet(path: Path) -> Any:
-    """The table of a Parquet file. Texts stay packed, and the pages' checksums are compared where there are any.
+    """The table of a Parquet file. Texts stay packed until they are counted; pages' checksums are compared, if any.
 
     Raises:
         ArgumentError: it says to hold far more than it does, or than the memory.
@@ -27,9 +27,15 @@ def parquet(path: Path) -> Any:
     needed = sum(chunk.values * chunk.width for chunk in chunks)
     check_growth(f"{path}", max(needed, sum(chunk.unpacked for chunk in chunks)), held, ADVICE)
     check_memory(f"{path}", needed, "take some of its rows or columns.")
-    texts = {chunk.name for chunk in chunks if chunk.type == parquet_footer.TEXT}
+    texts = {chunk.name for chunk in chunks if chunk.type == parquet_footer.TEXT and "." not in chunk.name}
     options: Any = {"read_dictionary": sorted(texts), "page_checksum_verification": True}
-    return pyarrow.parquet.ParquetFile(path, memory_map=True, **options).read()
+    rows = pyarrow.parquet.ParquetFile(path, memory_map=True, **options).read()
+    rows.validate(full=True)
+    check_unpacked(rows, f"{path}", held)
+    for place, field in enumerate(rows.schema):
+        if field.name in texts and pyarrow.types.is_dictionary(field.type):
+            rows = rows.set_column(place, field.name, rows.column(place).cast(field.type.value_type))
+    return rows
 
 
 def stream(path: Path) -> Any:
@@ -55,6 +61,7 @@ def stream(path: Path) -> Any:
     rows = pyarrow.ipc.open_stream(file).read_all()
     check_growth(f"{path}", 8 * rows.num_rows, file.size(), "save it again.")  # rows of no bytes
     rows.validate(full=True)  # offsets beyond a damaged file's buffers would crash the interpreter
+    check_unpacked(rows, f"{path}", file.size())
     return rows
 
 

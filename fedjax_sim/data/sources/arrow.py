@@ -7,14 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.data.federated import FederatedData, Partitioner, federate
-from fedjax_sim.data.sources import arrow_columns, csv_text, table_files
+from fedjax_sim.data.sources import arrow_columns, arrow_files, csv_text, table_files
 from fedjax_sim.data.sources.arrow_columns import Rules
 from fedjax_sim.data.sources.grouping import group
-from fedjax_sim.data.sources.limits import check_memory
-
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4, "FIXED_LEN_BYTE_ARRAY": 4, "INT96": 8}
-"""Bytes that a value of Parquet takes in memory, at least; 8 for other types."""
-END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+from fedjax_sim.data.sources.limits import check_memory, check_room
 
 
 def table(
@@ -174,15 +170,7 @@ def hugging_face(
 
 
 def _parquet(paths: list[Path]) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    files = [pyarrow.parquet.ParquetFile(path, memory_map=True) for path in paths]
-    groups = [file.metadata.row_group(i) for file in files for i in range(file.num_row_groups)]
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    needed = sum(chunk.num_values * WIDTHS.get(chunk.physical_type, 8) for chunk in chunks)
-    check_memory(f"{paths[0]}", needed, "take some of its rows or columns.")
-    return _joined(paths, [file.read() for file in files])
+    return _joined(paths, [arrow_files.parquet(path) for path in paths])
 
 
 def _text(paths: list[Path], delimiter: str, encoding: str) -> Any:
@@ -221,24 +209,17 @@ def _saved(folder: Path, split: str | None) -> Any:
     rows = pyarrow.concat_tables([_stream(folder, file["filename"]) for file in state["_data_files"]])
     if files := state.get("_indices_data_files"):
         order = pyarrow.concat_tables([_stream(folder, file["filename"]) for file in files])["indices"]
+        if len(order):
+            most = int(order.value_counts().field("counts").to_numpy().max())
+            check_room(f"{folder}", most * rows.nbytes, rows.nbytes + order.nbytes, "save it without select().")
         return rows.take(order)
     return rows
 
 
 def _stream(folder: Path, name: str) -> Any:
-    import pyarrow
-
     if Path(name).name != name:
         raise ArgumentError(f"{folder}: state.json names the file {name!r}, outside the folder.")
-    file = pyarrow.memory_map(str(folder / name))
-    # A stream that is cut off between two batches reads as a shorter one; only this mark tells.
-    file.seek(max(0, file.size() - len(END_OF_STREAM)))
-    if file.read() != END_OF_STREAM:
-        raise ArgumentError(f"{folder / name}: does not end as an Arrow stream does. It is cut off; save it again.")
-    file.seek(0)
-    rows = pyarrow.ipc.open_stream(file).read_all()
-    rows.validate(full=True)  # offsets beyond a damaged file's buffers would crash the interpreter
-    return rows
+    return arrow_files.stream(folder / name)
 
 
 class _Made(NamedTuple):

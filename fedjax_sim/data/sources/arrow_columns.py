@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import CATEGORIES, FederatedData
 from fedjax_sim.data.sources import csv_text
+from fedjax_sim.data.sources.limits import check_room
 
 TICKS = {"s": 86400, "ms": 86400 * 10**3, "us": 86400 * 10**6, "ns": 86400 * 10**9}
 """Units in a day."""
@@ -339,6 +340,7 @@ def _pictures(encoded: list[bytes | None], where: str) -> np.ndarray:
     except ImportError as error:
         raise ArgumentError(f"{where}: pictures need Pillow ({error}): pip install pillow.") from error
     pictures: list[np.ndarray] = []
+    held = sum(len(data) for data in encoded if data is not None)
     for row, data in enumerate(encoded):
         if data is None:
             raise ArgumentError(f"{where}, row {row}: the picture is a path only; save the set with the files in it.")
@@ -346,6 +348,9 @@ def _pictures(encoded: list[bytes | None], where: str) -> np.ndarray:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # Pillow warns of decompression bombs
                 with Image.open(io.BytesIO(data)) as picture:
+                    check_room(
+                        "pictures", len(encoded) * picture.width * picture.height * 3, held, "make them smaller."
+                    )
                     pictures.append(np.asarray(picture.convert("RGB") if picture.mode == "P" else picture))
         except Exception as error:  # Pillow raises many kinds
             raise ArgumentError(f"{where}, row {row}: is no picture that Pillow can read ({error}).") from error

@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.cache import Client, cached, file_fingerprint
 from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.sources.limits import check_memory
 
 FIX = "It is cut off or damaged; write it again by LEAF's preprocess.sh."
 
@@ -78,6 +79,11 @@ def leaf(
         for number, (file, user, examples) in enumerate(users):
             if number >= start:
                 yield user, _arrays(examples, f"{file}: user {user!r}")
+        for each, before in zip(paths, fingerprint["files"], strict=True):
+            if file_fingerprint(each) != before:
+                raise ArgumentError(
+                    f"{each}: was changed while it was read; wait until it is whole, and read it again."
+                )
 
     name = "-".join(path.resolve().parts[-3:])
     try:
@@ -120,6 +126,7 @@ def _merged(paths: list[Path], hierarchies: bool) -> Iterator[tuple[Path, str, E
 def _users(path: Path, hierarchies: bool) -> Iterator[tuple[str, Examples]]:
     """Each user's fields, lists of equal lengths, of a file whose parts agree."""
     try:
+        check_memory(f"{path}", 4 * path.stat().st_size, "split it into several files, as LEAF does.")
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise ArgumentError(f"{path}: cannot be read ({error.strerror or error}).") from error
@@ -174,7 +181,12 @@ def _column(values: list[Any], where: str, floating: bool) -> np.ndarray:
             raise ArgumentError(f"{where} is no Unicode text ({error}).") from error
         return out
     try:
+        kinds = set(map(type, np.array(values, object).ravel().tolist()))
+        if str in kinds:  # NumPy would make all of them as long as the longest text
+            raise ArgumentError(f"{where} holds texts among numbers: numbers or texts are wanted.")
         array = np.array(values)
+    except ArgumentError:
+        raise
     except (ValueError, OverflowError) as error:
         raise ArgumentError(
             f"{where} holds lists of different lengths, or what is no number. Cut or pad token lists to one length "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.sources.limits import RATIO
+from fedjax_sim.data.sources.limits import check_growth
 
 PARQUET = (".parquet", ".pq")
 TEXT = {".csv": ",", ".tsv": "\t", ".txt": None, ".dat": None, ".data": None}
@@ -140,16 +140,15 @@ class Unpacked(io.RawIOBase):
 
     def __init__(self, file: Any, size: int):
         self._file = file
-        self._left = RATIO * size + (1 << 20)
+        self._held, self._made = size, 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         count = self._file.readinto(buffer)
-        self._left -= count
-        if self._left < 0:
-            raise ValueError(f"it grows to more than {RATIO} times its size; it is no data set")
+        self._made += count
+        check_growth("it", self._made, self._held, "unpack it yourself.")
         return count
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import CATEGORIES, FederatedData, Partitioner, federate
 from fedjax_sim.data.sources.arrow_columns import check_classes
 from fedjax_sim.data.sources.grouping import group, text_of
+from fedjax_sim.data.sources.limits import check_room
 
 
 def tfds(
@@ -143,7 +145,14 @@ def _records(builder: Any, split: str, needed: list[str], where: str) -> list[di
     except Exception as error:
         raise ArgumentError(f"{where}: split={split!r}: there are {sorted(builder.info.splits)}.") from error
     try:
-        records = [{entry: record[entry] for entry in needed} for record in _iterate(builder, split, where)]
+        held = sum(path.stat().st_size for path in Path(builder.data_path).iterdir() if path.is_file())
+        records, made = [], 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", category=_bomb_warning())  # of pictures that unpack to far more
+            for record in _iterate(builder, split, where):
+                records.append({entry: record[entry] for entry in needed})
+                made += sum(_size(value) for value in records[-1].values())
+                check_room(where, made, held, "it is damaged; prepare it again.")
     except ArgumentError:
         raise
     except Exception as error:  # readers and decoders raise many kinds
@@ -154,6 +163,21 @@ def _records(builder: Any, split: str, needed: list[str], where: str) -> list[di
     if len(records) != declared or not records:
         raise ArgumentError(f"{where}: {split!r} has {len(records)} records, but dataset_info.json says {declared}.")
     return records
+
+
+def _size(value: Any) -> int:
+    """Bytes of a feature, about."""
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return int(getattr(value, "nbytes", 0)) or (len(value) if isinstance(value, str | bytes) else 8)
+
+
+def _bomb_warning() -> type[Warning]:
+    try:
+        from PIL.Image import DecompressionBombWarning
+    except ImportError:
+        return ImportWarning
+    return DecompressionBombWarning
 
 
 def _iterate(builder: Any, split: str, where: str) -> Iterator[dict[str, Any]]:

@@ -133,6 +133,14 @@ def test_a_user_in_two_files_names_both_or_is_merged(tmp_path):
     assert data.client(0)["y"].tolist() == [3, 4, 0]
 
 
+def test_one_long_text_among_numbers_does_not_make_all_as_long(tmp_path, peak):
+    values = ["x" * 100_000, *range(1000)]
+    folder = write(tmp_path, a=content(anne={"x": values, "y": [0] * 1001}))
+    peak.again()
+    fails(folder, "'x' holds texts among numbers")
+    assert peak() < 64 << 20
+
+
 def test_users_of_other_columns_are_refused(tmp_path):
     fails(write(tmp_path, a=content(anne=ANNE, bob={"x": [[1.0]], "y": [0]})), "'bob'.*differ from those of client")
 

@@ -49,7 +49,7 @@ def state_of(sim, drawn=None):
     return fs.RoundState(ROUNDS, 5, None, None, None, None, ledger), seen
 
 
-def least(*rounds):
+def least(*rounds, delta=DELTA):
     """The least epsilon of rounds, each (law under one population, law under its neighbour, times)."""
     composed = []
     for one, other, times in rounds:
@@ -57,7 +57,7 @@ def least(*rounds):
         logs = [{o: math.log(law[o]) for o in both} for law in (other, one)]
         pair = PLD.from_two_probability_mass_functions(*logs, False, 5e-3, symmetric=False)
         composed.append(pair.self_compose(times))
-    return functools.reduce(lambda a, b: a.compose(b), composed).get_epsilon_for_delta(DELTA)
+    return functools.reduce(lambda a, b: a.compose(b), composed).get_epsilon_for_delta(delta)
 
 
 def law(cases, noise):
@@ -194,6 +194,19 @@ def test_distributed_noise(kind, sampler):
             pairs = [(*replaced(sampler, drawn, noise, told=True)[i], 1) for drawn, _ in seen]
             bound = max(bound, least(*pairs))
     check(sim.epsilon(state=state, delta=DELTA).epsilon, bound)
+
+
+def test_a_plan_of_poisson_rounds_covers_draws_that_are_smaller_than_expected():
+    """One round in which a single client may be drawn, with half of the noise; the expected cohort alone is too little."""
+    z, delta, noise = 1.0, 1e-4, integers("skellam", UNIT, UNIT)
+    one, other = (law(draws("poisson", None, v, True, K - 1), noise) for v in (1, -1))
+    bound = least((one, other, 1), delta=delta)
+    details = {"norm": float(UNIT), "dimension": 1, "shares": float(M)}
+    mechanism = fs.aggregate.Mechanism("skellam", z, "distributed", details=details)
+    event = SAMPLERS["poisson"].event(K)
+    of = lambda counts: fs.privacy.epsilon([mechanism], event, 1, delta, counts=counts).epsilon  # noqa: E731
+    check(of(None), bound, at_most=2)
+    assert of({(M, M): 1}) < bound
 
 
 @pytest.mark.parametrize("efficient", [True, False])

@@ -197,7 +197,7 @@ def test_distributed_noise(kind, sampler):
 
 
 def test_a_plan_of_poisson_rounds_covers_draws_that_are_smaller_than_expected():
-    """One round in which a single client may be drawn, with half of the noise; the expected cohort alone is too little."""
+    """A round in which one client may be drawn alone, with half of the noise; the expected cohort says too little."""
     z, delta, noise = 1.0, 1e-4, integers("skellam", UNIT, UNIT)
     one, other = (law(draws("poisson", None, v, True, K - 1), noise) for v in (1, -1))
     bound = least((one, other, 1), delta=delta)

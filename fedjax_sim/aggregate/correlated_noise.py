@@ -30,6 +30,7 @@ def tree_noise(multiplier: float, separation: int, efficient: bool = True) -> Tr
     tree begins, so that a client is in one leaf of a tree at most.
 
     It runs with `fs.sampler.min_separation(..., separation)` or more. The server keeps log2(separation) + 1 models.
+    Runs of one seed share their noise, as with `gaussian_noise`.
 
     Metrics: `noise_std`, of a node.
 
@@ -102,7 +103,8 @@ def banded_noise(
     times the L2 bound of one client: all n rounds together cost as much as one Gaussian of this multiplier. More rounds
     than n may be run, and cost more.
 
-    It runs with `fs.sampler.min_separation(..., separation)` or more. The server keeps bands - 1 models.
+    It runs with `fs.sampler.min_separation(..., separation)` or more. The server keeps bands - 1 models. Runs of one
+    seed share their noise, as with `gaussian_noise`.
 
     Metrics: `noise_std`, of Z.
 
@@ -149,6 +151,8 @@ def banded_noise(
     inverse = toeplitz.inverse_as_streaming_matrix(jnp.asarray(column, jnp.float32))
 
     def init(payload_shapes: Any):
+        if not jax.tree.leaves(payload_shapes):
+            raise ArgumentError(f"{name}: the payload {payload_shapes!r} has no leaf that noise could be added to.")
         like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), payload_shapes)
         return inverse.init_multiply(like), None
 

@@ -21,8 +21,8 @@ def discrete_gaussian_noise(multiplier: Any, survivors: float | None = None) -> 
     where C bounds one client's message, rounded, s is what a unit of its integers is worth, and n the number of
     clients whose shares make up the whole noise. With m senders the sum's noise has multiplier
     :math:`z \sqrt{m / n}`, and a sum of discrete Gaussians is nearly, not quite, one. Goes between a quantiser and
-    `secure_sum`: a message by itself has too little noise to be shown. Metrics: `signal_to_noise` of the sum, and
-    `noise_multiplier`, of those who sent.
+    `secure_sum`: a message by itself has too little noise to be shown. Runs of one seed share their noise, as with
+    `gaussian_noise`. Metrics: `signal_to_noise` of the sum, and `noise_multiplier`, of those who sent.
 
     All clients that are drawn and arrive send their share, also those without examples or whose update is dropped,
     which send zeros with it: the noise must not tell who has data.

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree
 
@@ -50,6 +52,7 @@ class Aggregate:
         bound: scalar, the L2 bound of one client's decoded message at the chain's end, under the states that the
             round's clients used; infinity where none holds. For server sides, as all that follow.
         expected: the sampler's expected cohort.
+        population: K, the federation's clients; algorithms' server functions have it too.
         sums: the sum of what this transform's `sums` gave, or None.
         step: how much one unit of the integers that are sent is worth; 1 where they are none.
         round_key: the key of this transform that the round's clients had as `context.round_key`.
@@ -69,6 +72,7 @@ class Aggregate:
     _: dataclasses.KW_ONLY
     bound: Any = None
     expected: Any = None
+    population: Any = None
     sums: Any = None
     round_key: Any = None
     step: Any = None
@@ -164,6 +168,7 @@ class RoundState:
         sampler: the sampler's state (host).
         rows: `ClientRows`; of rows on the host, `fedjax_sim.engine.host_rows.HostRows`.
         ledger: what each past round released, for accountants (host, plain values; `fedjax_sim.engine.ledger`).
+        noise_seed: what noise for privacy is drawn from, a host int; None for the seed.
 
     Example:
         >>> import jax.numpy as jnp, optax, fedjax_sim as fs
@@ -183,3 +188,9 @@ class RoundState:
     sampler: Any
     rows: Any
     ledger: Any = None
+    noise_seed: int | None = None
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """[2] uint32: the run's seed and its noise's."""
+        return np.array([self.seed, self.seed if self.noise_seed is None else self.noise_seed], np.uint32)

@@ -59,7 +59,7 @@ def run_rounds(
         pending.clear()
         if sim.on_nonfinite == "raise":
             try:
-                check_finite(metrics, sim.data.name, sim.exact)
+                check_finite(metrics, sim)
             except NonFiniteUpdateError as error:
                 before, again = sim._replay(good, error.round)
                 keep(again)

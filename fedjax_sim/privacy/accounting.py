@@ -33,7 +33,8 @@ class Epsilon:
         epsilon, delta: the guarantee.
         rounds: that it covers.
         adjacency: which populations are neighbours: "add-or-remove-one" client, "replace-one", "zero-out" (one client
-            sends zeros whenever it takes part), or "local" (one client's value, against the server too).
+            sends nothing, or zeros, whenever it takes part; its bit of adaptive clipping is 0, too), or "local" (one
+            client's value, against the server too).
         sampler: who was drawn, by name.
         event: what was released, and how often.
         accountant: "PLD" (privacy loss distributions) or "RDP" (Rényi).
@@ -59,7 +60,8 @@ class Epsilon:
     def __str__(self) -> str:
         return (
             f"epsilon {self.epsilon:.4g} at delta {self.delta:g} for {self.rounds} rounds; {self.adjacency} client, "
-            f"{self.sampler}, {self.event}; {self.accountant}"
+            f"{self.sampler}, {self.event}; {self.accountant}; for one run: released runs of one seed share their "
+            "noise, which cancels"
         )
 
 

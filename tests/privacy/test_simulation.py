@@ -81,6 +81,33 @@ def test_rounds_report_epsilon(central):
     assert (entry["rounds"], entry["sampler"]) == (3, "poisson(0.2) of 40")
 
 
+LOCAL = {
+    "gaussian": (CLIP, fs.aggregate.local_gaussian_noise(4.0)),
+    "laplace": (fs.aggregate.local_laplace_noise(0.5, 4.0),),
+}
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_local_noise_is_accounted_under_any_sampler(kind):
+    cohorts = fs.sampler.fixed([[0, 1], [0], [2, 0]])
+    sim = simulation(*LOCAL[kind], sampler=cohorts)
+    state, history = sim.run(sim.init(), rounds=3)
+    spent = sim.epsilon(state=state, delta=1e-4)
+    assert (spent.adjacency, spent.rounds) == ("local", 3)
+    assert spent.epsilon == simulation(*LOCAL[kind]).epsilon(rounds=3, delta=1e-4).epsilon  # nothing is amplified
+    if kind == "gaussian":  # client 0's three messages, of any two values
+        mu, eps = 3**0.5 * 2 / 4, spent.epsilon
+        tails = stats.norm.cdf([mu / 2 - eps / mu, -mu / 2 - eps / mu])
+        np.testing.assert_allclose(tails[0] - np.exp(eps) * tails[1], 1e-4, rtol=0.02)
+    assert np.isfinite(history["privacy/epsilon"]).all()
+    with pytest.raises(fs.FedSimError, match="no accounting event"):
+        simulation(*CENTRAL, sampler=cohorts)
+    noise = lambda z: [fs.aggregate.Mechanism(kind, z, "local")]  # noqa: E731
+    known = {"target_epsilon": spent.epsilon, "delta": 1e-4, "rounds": 3, "tolerance": 0.01}
+    z = fs.privacy.calibrate(**known, sampler=cohorts, population=K, mechanisms=noise)
+    assert 4 * (1 - 1e-3) < z < 4 * 1.05
+
+
 def test_without_noise_there_is_no_epsilon():
     sim = simulation(CLIP)
     _, metrics = sim.step(sim.init())

@@ -17,6 +17,7 @@ from scipy import stats
 
 import fedjax_sim as fs
 from fedjax_sim.engine import ledger as ledger_lib
+from fedjax_sim.engine.block import pack
 from tests.privacy.test_shares import rounded
 
 pytest.importorskip("dp_accounting")
@@ -43,7 +44,7 @@ def state_of(sim, drawn=None):
     ledger, seen = None, []
     for round in range(ROUNDS):
         empty = fs.RoundState(round, 5, None, None, sim._sampler_state, None)
-        (stats,) = sim._pack(empty, 1, slots=1).stats
+        (stats,) = pack(sim, empty, 1, slots=1).stats
         seen.append((stats.drawn, stats.sent) if drawn is None else drawn)
         ledger = ledger_lib.entered(ledger, sim._released, *seen[-1])
     return fs.RoundState(ROUNDS, 5, None, None, None, None, ledger), seen
@@ -254,16 +255,16 @@ def test_banded_noise():
         check(sim.epsilon(rounds=rounds, delta=DELTA).epsilon, least((noise(0, 1), noise(0, 0), 1)), at_most=1.1)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "fixed"])
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
 def test_local_noise(kind, sampler):
     """A message says 1 or -1, and one of a client without examples says 0."""
-    z = 4.0
+    z, who = 4.0, SAMPLERS.get(sampler) or fs.sampler.fixed([[0, 2, 3, 7]] * ROUNDS)
     if kind == "gaussian":
-        sim, noise = simulation(fs.aggregate.local_gaussian_noise(z), sampler=SAMPLERS[sampler]), gaussian(z)
+        sim, noise = simulation(fs.aggregate.local_gaussian_noise(z), sampler=who), gaussian(z)
     else:
         local = fs.aggregate.local_laplace_noise(1.0, z)
-        sim, edges = simulation(local, sampler=SAMPLERS[sampler], clip=()), np.arange(-80, 80, 0.25)
+        sim, edges = simulation(local, sampler=who, clip=()), np.arange(-80, 80, 0.25)
         noise = lambda seen, mean: dict(enumerate(np.diff(stats.laplace.cdf(edges, mean, z)).tolist()))  # noqa: E731
     state, _ = state_of(sim)
     bound = max(least((noise(0, 1), noise(0, other), ROUNDS)) for other in (-1, 0))

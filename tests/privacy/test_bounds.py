@@ -17,6 +17,7 @@ from scipy import stats
 
 import fedjax_sim as fs
 from fedjax_sim.engine import ledger as ledger_lib
+from fedjax_sim.engine.block import pack
 from tests.privacy.test_shares import rounded
 
 pytest.importorskip("dp_accounting")
@@ -43,13 +44,13 @@ def state_of(sim, drawn=None):
     ledger, seen = None, []
     for round in range(ROUNDS):
         empty = fs.RoundState(round, 5, None, None, sim._sampler_state, None)
-        (stats,) = sim._pack(empty, 1, slots=1).stats
+        (stats,) = pack(sim, empty, 1, slots=1).stats
         seen.append((stats.drawn, stats.sent) if drawn is None else drawn)
         ledger = ledger_lib.entered(ledger, sim._released, *seen[-1])
     return fs.RoundState(ROUNDS, 5, None, None, None, None, ledger), seen
 
 
-def least(*rounds):
+def least(*rounds, delta=DELTA):
     """The least epsilon of rounds, each (law under one population, law under its neighbour, times)."""
     composed = []
     for one, other, times in rounds:
@@ -57,7 +58,7 @@ def least(*rounds):
         logs = [{o: math.log(law[o]) for o in both} for law in (other, one)]
         pair = PLD.from_two_probability_mass_functions(*logs, False, 5e-3, symmetric=False)
         composed.append(pair.self_compose(times))
-    return functools.reduce(lambda a, b: a.compose(b), composed).get_epsilon_for_delta(DELTA)
+    return functools.reduce(lambda a, b: a.compose(b), composed).get_epsilon_for_delta(delta)
 
 
 def law(cases, noise):
@@ -196,6 +197,19 @@ def test_distributed_noise(kind, sampler):
     check(sim.epsilon(state=state, delta=DELTA).epsilon, bound)
 
 
+def test_a_plan_of_poisson_rounds_covers_draws_that_are_smaller_than_expected():
+    """A round in which one client may be drawn alone, with half of the noise; the expected cohort says too little."""
+    z, delta, noise = 1.0, 1e-4, integers("skellam", UNIT, UNIT)
+    one, other = (law(draws("poisson", None, v, True, K - 1), noise) for v in (1, -1))
+    bound = least((one, other, 1), delta=delta)
+    details = {"norm": float(UNIT), "dimension": 1, "shares": float(M)}
+    mechanism = fs.aggregate.Mechanism("skellam", z, "distributed", details=details)
+    event = SAMPLERS["poisson"].event(K)
+    of = lambda counts: fs.privacy.epsilon([mechanism], event, 1, delta, counts=counts).epsilon  # noqa: E731
+    check(of(None), bound, at_most=2)
+    assert of({(M, M): 1}) < bound
+
+
 @pytest.mark.parametrize("efficient", [True, False])
 def test_a_tree(efficient):
     """The released residuals are a Gaussian vector; one client moves one round of each tree by 1."""
@@ -241,16 +255,16 @@ def test_banded_noise():
         check(sim.epsilon(rounds=rounds, delta=DELTA).epsilon, least((noise(0, 1), noise(0, 0), 1)), at_most=1.1)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "fixed"])
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
 def test_local_noise(kind, sampler):
     """A message says 1 or -1, and one of a client without examples says 0."""
-    z = 4.0
+    z, who = 4.0, SAMPLERS.get(sampler) or fs.sampler.fixed([[0, 2, 3, 7]] * ROUNDS)
     if kind == "gaussian":
-        sim, noise = simulation(fs.aggregate.local_gaussian_noise(z), sampler=SAMPLERS[sampler]), gaussian(z)
+        sim, noise = simulation(fs.aggregate.local_gaussian_noise(z), sampler=who), gaussian(z)
     else:
         local = fs.aggregate.local_laplace_noise(1.0, z)
-        sim, edges = simulation(local, sampler=SAMPLERS[sampler], clip=()), np.arange(-80, 80, 0.25)
+        sim, edges = simulation(local, sampler=who, clip=()), np.arange(-80, 80, 0.25)
         noise = lambda seen, mean: dict(enumerate(np.diff(stats.laplace.cdf(edges, mean, z)).tolist()))  # noqa: E731
     state, _ = state_of(sim)
     bound = max(least((noise(0, 1), noise(0, other), ROUNDS)) for other in (-1, 0))

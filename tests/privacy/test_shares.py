@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim.engine.block import pack
 
 K, DIM, Z, STEP = 12, 4000, 2.0, 1 / 64
 SIZES = np.array([2, 0, 1, 3, 0, 1, 2, 5, 0, 1, 3, 2])  # clients 1, 4 and 8 have nothing
@@ -150,6 +151,6 @@ def test_a_client_without_examples_is_drawn_all_the_same():
     aggregator = fs.aggregate.chain(*stages, fs.aggregate.secure_sum(), reduce=fs.aggregate.mean("uniform"))
     algorithm = fs.fedavg(task, optax.sgd(0.1), aggregator=aggregator)
     sim = fs.Simulation(algorithm, data, fs.sampler.uniform(100), fs.Batching(1))
-    plans = sim._pack(sim.init(), 5, slots=5)
+    plans = pack(sim, sim.init(), 5, slots=5)
     assert [(stats.drawn, stats.sent) for stats in plans.stats] == [(100, 100)] * 5
     assert max(stats.clients for stats in plans.stats) < 30

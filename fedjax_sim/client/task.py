@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.metrics import Mean, Metric
 from fedjax_sim.core.pytree import pytree
@@ -55,6 +56,8 @@ class Task(NamedTuple):
         collections: top-level entries of `params` (then a dict) that are not trained by gradients but replaced
             by `Loss.variables`, such as batch statistics. Servers average them plainly.
         evaluate: like `loss`, for evaluation (no dropout); None uses `loss` itself.
+        convolutions: of whatever clients compute in a simulation, and of evaluation: "matmul" as products of matrices,
+            "xla" as they are, "auto" as is faster on the platform (see `fs.matmul_convolutions`).
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -68,6 +71,7 @@ class Task(NamedTuple):
     reduction: Literal["mean", "sum"] = "mean"
     collections: tuple[str, ...] = ()
     evaluate: Callable[[Params, Batch, Key], Any] | None = None
+    convolutions: Convolutions = "auto"
 
 
 class Gradient(NamedTuple):

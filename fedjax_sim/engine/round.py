@@ -12,6 +12,7 @@ from fedjax_sim.algorithms.base import Phase
 from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
+from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import bits, pytree, squared_norm, where
@@ -85,7 +86,7 @@ class PhaseRound:
         capacity: places in a cohort.
         expected: clients that the sampler expects.
         sent: what the phase sends.
-        members: as in `CohortMap`.
+        members, convolutions: as in `CohortMap`.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class PhaseRound:
         sent: "Sent",
         members: str | None = None,
         exact: bool = False,
+        convolutions: Convolutions = "auto",
     ):
         self.index, self.phase, self.mesh, self.capacity = index, phase, mesh, capacity
         self.expected, self.sent, self.exact = expected, sent, exact
@@ -113,6 +115,7 @@ class PhaseRound:
             self.aggregator.facts.weighted,
             members,
             capacity if exact else None,
+            convolutions,
         )
 
     def shared(self, seed: Any, state: DeviceState, plan: RoundPlan) -> Any:

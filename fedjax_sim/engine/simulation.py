@@ -424,7 +424,8 @@ class Simulation:
     def _parts(self, shape: PlanShape, members: str | None = None) -> list[PhaseRound]:
         fixed = (self._mesh, self.batching, self._planner.longest, shape.capacity, self._expected)
         return [
-            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact) for i, phase in enumerate(self._phases)
+            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact, self.algorithm.task.convolutions)
+            for i, phase in enumerate(self._phases)
         ]
 
     def _resident_arrays(self) -> Any:

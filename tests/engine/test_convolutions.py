@@ -1,4 +1,4 @@
-"""Whatever clients compute has its convolutions rewritten on a CPU: read in the text of the programs that are compiled."""
+"""Whatever clients compute has its convolutions rewritten on a CPU: read in the text of the compiled programs."""
 
 import jax
 import jax.numpy as jnp

@@ -18,7 +18,7 @@ from flax.errors import ScopeParamShapeError
 
 from fedjax_sim.client.labels import example_of, label_check, whole
 from fedjax_sim.client.task import Batch, Loss, Task
-from fedjax_sim.core.convolution import matmul_convolutions, pays_on
+from fedjax_sim.core.convolution import Convolutions, check_convolutions
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.core.kinds import check_computable, is_computable
 from fedjax_sim.core.pytree import where
@@ -44,7 +44,7 @@ def classification(
     labels: str = "y",
     preprocess: Preprocess | None = None,
     batch_stats: BatchStats | None = None,
-    convolutions: Literal["auto", "matmul", "xla"] = "auto",
+    convolutions: Convolutions = "auto",
 ) -> Task:
     r"""Softmax classification by a Flax module, with the metrics "loss" and "accuracy".
 
@@ -63,8 +63,7 @@ def classification(
         batch_stats: for modules with batch statistics: "average", they are updated locally and averaged over
             clients, plainly, whatever the server optimizer; or "frozen", the module always runs in evaluation
             mode. Padding examples are kept out of the statistics.
-        convolutions: "matmul" writes the module's convolutions as matrix products, "xla" leaves them, "auto"
-            takes what is faster on this platform (see `fs.matmul_convolutions`).
+        convolutions: as in `fs.Task`.
 
     Raises:
         ArgumentError: batch statistics without a policy; entries that the sample lacks.
@@ -153,7 +152,7 @@ def flax_task(
     inputs: str = "x",
     preprocess: Preprocess | None = None,
     batch_stats: BatchStats | None = None,
-    convolutions: Literal["auto", "matmul", "xla"] = "auto",
+    convolutions: Convolutions = "auto",
 ) -> Task:
     """A task from a Flax module and a loss of its outputs; arguments as in `fs.classification`.
 
@@ -167,12 +166,7 @@ def flax_task(
         >>> task = fs.flax_task(nn.Dense(1), {"x": np.zeros((1, 3)), "y": np.zeros(1)}, squared_error)
     """
     check(inputs in sample, "inputs", inputs, f"the sample has only the entries {list(sample)}.")
-    check(
-        convolutions in ("auto", "matmul", "xla"),
-        "convolutions",
-        convolutions,
-        'must be "auto", "matmul" or "xla".',
-    )
+    check_convolutions(convolutions)
     check_computable({inputs: np.asarray(sample[inputs][:1])})
     first = {name: np.array(array[:1]) for name, array in sample.items()}
     first = {name: array for name, array in first.items() if is_computable(array)}
@@ -223,9 +217,13 @@ def flax_task(
     def evaluate(params: Params, batch: Batch, key: Key) -> Any:
         return run(params, batch, key, False)
 
-    if convolutions == "matmul" or (convolutions == "auto" and pays_on(jax.default_backend())):
-        train_loss, evaluate = matmul_convolutions(train_loss), matmul_convolutions(evaluate)
-    return Task(module.init, train_loss, collections=module.collections, evaluate=evaluate)
+    return Task(
+        module.init,
+        train_loss,
+        collections=module.collections,
+        evaluate=evaluate,
+        convolutions=convolutions,
+    )
 
 
 def _check_input(inputs: str, batch: Batch, sample: dict[str, Any]) -> None:

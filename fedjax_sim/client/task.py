@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.kinds import check_leaves
 from fedjax_sim.core.metrics import Mean, Metric
@@ -59,6 +60,8 @@ class Task(NamedTuple):
         check: `(columns) -> None`, on the host: raises an `fs.ArgumentError` for examples that cannot be right, labels
             without a class say. `columns` maps an entry's name to its examples [n, ...]: of data in memory all that
             clients hold, when a simulation is built and in evaluation; of streamed data each block that is read.
+        convolutions: of whatever clients compute in a simulation, and of evaluation: "matmul" as products of matrices,
+            "xla" as they are, "auto" as is faster on the platform (see `fs.matmul_convolutions`).
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -73,6 +76,7 @@ class Task(NamedTuple):
     collections: tuple[str, ...] = ()
     evaluate: Callable[[Params, Batch, Key], Any] | None = None
     check: Callable[[Mapping[str, Any]], None] | None = None
+    convolutions: Convolutions = "auto"
 
 
 class Gradient(NamedTuple):

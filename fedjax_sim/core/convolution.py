@@ -33,25 +33,30 @@ where XLA's scatters. A step of the EMNIST CNN takes 0.69, 0.64 and 0.64 of the 
 """
 
 import functools
-import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
+from fedjax_sim.core.errors import check
+from fedjax_sim.core.maxima import maximum_of
+from fedjax_sim.core.products import product_of
+
 Fn = TypeVar("Fn", bound=Callable[..., Any])
-Ints = tuple[int, ...]
+Convolutions = Literal["auto", "matmul", "xla"]
+"""As products of matrices, as XLA's own, or as is faster on the platform."""
 
 # Primitives that mean the same when convolutions in their parameters' jaxprs are replaced, by name,
 # as `jax.extend.core.primitives` lacks some in some versions.
-_CONTAINERS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "scan", "while", "cond"}
+_CONTAINERS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "scan", "while", "cond", "shard_map"}
 _CUSTOM_RULES = {"custom_jvp_call", "custom_vjp_call"}
-_MAX_SLICES = 256  # one operation a slice: above this, compilation would be slow
-_BLOCK = 2**20  # bytes of patches that are made, multiplied and forgotten together: they stay in a core's cache
+_REPLACED = {
+    "conv_general_dilated": product_of,
+    "reduce_window_max": maximum_of,
+    "select_and_gather_add": maximum_of,
+    "select_and_scatter_add": maximum_of,
+}
 
 
 def pays_on(platform: str) -> bool:
@@ -67,6 +72,34 @@ def pays_on(platform: str) -> bool:
         (True, False)
     """
     return platform == "cpu"
+
+
+def rewritten(convolutions: Convolutions, platform: str) -> bool:
+    """Whether a task's choice means products on a platform.
+
+    Example:
+        >>> rewritten("auto", "cpu"), rewritten("auto", "gpu"), rewritten("xla", "cpu")
+        (True, False, False)
+    """
+    check_convolutions(convolutions)
+    return convolutions == "matmul" or (convolutions == "auto" and pays_on(platform))
+
+
+def check_convolutions(convolutions: Any) -> None:
+    """One of the three choices."""
+    choices = get_args(Convolutions)
+    check(convolutions in choices, "convolutions", convolutions, 'must be "auto", "matmul" or "xla".')
+
+
+def traced(fn: Callable[..., Any], args: tuple[Any, ...], rewrite: bool) -> tuple[Callable[..., Any], Any]:
+    """`fn` traced once, its convolutions rewritten if wanted: a function of arguments like `args`, and result shapes.
+
+    What the engine calls: it computes derivatives too, which are rewritten as they are.
+    """
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    run = jaxpr_as_fun(_rewrite(closed) if rewrite else closed)
+    structure = jax.tree.structure(shapes)
+    return lambda *args: jax.tree.unflatten(structure, run(*jax.tree.leaves(args))), shapes
 
 
 def matmul_convolutions(fn: Fn) -> Fn:
@@ -149,12 +182,12 @@ def _split(tree: Any) -> tuple[list[jax.Array], Callable[[Any], Any]]:
 
 def _rewrite(value: Any) -> Any:
     """A jaxpr, or a parameter that may hold some, rewritten; the same object if nothing changed."""
+    if isinstance(value, Jaxpr):  # asked first, as JAX 0.12's is its own `ClosedJaxpr` and its own `.jaxpr`
+        eqns = [_rewrite_equation(eqn) for eqn in value.eqns]
+        return value if _same(eqns, value.eqns) else value.replace(eqns=eqns)
     if isinstance(value, ClosedJaxpr):
         jaxpr = _rewrite(value.jaxpr)
         return value if jaxpr is value.jaxpr else value.replace(jaxpr=jaxpr)
-    if isinstance(value, Jaxpr):
-        eqns = [_rewrite_equation(eqn) for eqn in value.eqns]
-        return value if _same(eqns, value.eqns) else value.replace(eqns=eqns)
     if type(value) is tuple:  # the branches of a `cond`
         values = tuple(_rewrite(v) for v in value)
         return value if _same(values, value) else values
@@ -167,11 +200,9 @@ def _same(new: Any, old: Any) -> bool:
 
 def _rewrite_equation(eqn: JaxprEqn) -> JaxprEqn:
     name = eqn.primitive.name
-    if name == "conv_general_dilated" and _eligible(eqn):
-        keep = ("window_strides", "padding", "rhs_dilation", "dimension_numbers", "precision", "preferred_element_type")
-        return _replace(eqn, _conv_as_matmul(**{name: eqn.params[name] for name in keep}))
-    if name == "reduce_window_max" and _tiles(eqn):
-        return _replace(eqn, functools.partial(_max_pool, eqn.params["window_dimensions"]))
+    if name in _REPLACED:
+        fn = _REPLACED[name](eqn)
+        return eqn if fn is None else _replace(eqn, fn)
     if name in _CONTAINERS:
         params = {key: _rewrite(value) for key, value in eqn.params.items()}
         return eqn if _same(params.values(), eqn.params.values()) else eqn.replace(params=params)
@@ -204,127 +235,3 @@ def _rewrite_custom_rule(eqn: JaxprEqn) -> JaxprEqn:
         forward = matmul_convolutions(functools.partial(jax.vjp, original))
         fn.defvjp(forward, matmul_convolutions(lambda pullback, cotangents: pullback(cotangents)))
     return _replace(eqn, jax.jit(lambda *args: fn(*args)))
-
-
-def _eligible(eqn: JaxprEqn) -> bool:
-    params = eqn.params
-    x, kernel, y = (cast(ShapedArray, v.aval) for v in (*eqn.invars, *eqn.outvars))
-    spec = params["dimension_numbers"]
-    window = math.prod(kernel.shape[i] for i in spec.rhs_spec[2:])
-    output = math.prod(y.shape[i] for i in spec.out_spec[2:])
-    return (
-        params["feature_group_count"] == params["batch_group_count"] == 1
-        and all(d == 1 for d in params["lhs_dilation"])
-        and params.get("out_sharding") is None
-        and min(x.size, kernel.size, y.size) > 0
-        and min(window, output) <= _MAX_SLICES
-    )
-
-
-@functools.cache  # equal convolutions share one jitted function, hence one compilation
-def _conv_as_matmul(
-    window_strides: Ints,
-    padding: tuple[tuple[int, int], ...],
-    rhs_dilation: Ints,
-    dimension_numbers: jax.lax.ConvDimensionNumbers,
-    precision: Any,
-    preferred_element_type: Any,
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The convolution of these parameters as a jitted function of the input and the kernel."""
-    lhs, rhs, out = dimension_numbers  # each: batch (or output channels), channels, *space
-
-    @jax.jit
-    def conv_as_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        x = jnp.transpose(x, (lhs[0], *lhs[2:], lhs[1]))  # [N, *space, I]
-        kernel = jnp.transpose(kernel, (*rhs[2:], rhs[1], rhs[0]))  # [*window, I, O]
-        if any(p != (0, 0) for p in padding):
-            borders = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
-            x = jax.lax.pad(x, jnp.zeros((), x.dtype), borders)
-        window = kernel.shape[:-2]
-        sizes = zip(x.shape[1:-1], window, rhs_dilation, window_strides, strict=True)
-        output = tuple((n - (k - 1) * d - 1) // s + 1 for n, k, d, s in sizes)
-
-        # A slice for each window position, with all outputs' values there, or for each output
-        # position, with its whole window. Whichever are fewer: in a weight gradient the window is
-        # as large as an image.
-        def patches_of(x: jax.Array) -> jax.Array:
-            if math.prod(window) <= math.prod(output):
-                slices = list(_slices(x, window, rhs_dilation, output, window_strides))
-                return slices[0] if len(slices) == 1 else jnp.concatenate(slices, axis=-1)
-            return jnp.stack(list(_slices(x, output, window_strides, window, rhs_dilation)), axis=1)
-
-        # Plain matrices, as backward products of [N, *space, I] arrays are slower on a CPU.
-        matrix = kernel.reshape(-1, kernel.shape[-1])
-
-        def product(x: jax.Array) -> jax.Array:
-            rows = patches_of(x).reshape(-1, matrix.shape[0])
-            return jax.lax.dot(rows, matrix, precision=precision, preferred_element_type=preferred_element_type)
-
-        images, bytes_of_one = x.shape[0], math.prod(output) * matrix.shape[0] * x.dtype.itemsize
-        block = _divisor(images, _BLOCK // bytes_of_one)
-        if block == images:
-            y = product(x)
-        else:
-            # Backwards the patches are made again, rather than kept.
-            y = jax.lax.map(jax.checkpoint(product, prevent_cse=False), x.reshape(-1, block, *x.shape[1:]))
-        y = y.reshape(images, *output, matrix.shape[1])
-        return jnp.transpose(y, np.argsort((out[0], *out[2:], out[1])).tolist())
-
-    return conv_as_matmul
-
-
-def _divisor(n: int, most: int) -> int:
-    """The largest divisor of n up to `most`, at least 1."""
-    return next(d for d in range(max(1, min(n, most)), 0, -1) if n % d == 0)
-
-
-def _tiles(eqn: JaxprEqn) -> bool:
-    """Whether the windows lie side by side, and begin at the first element."""
-    params = eqn.params
-    return (
-        params["window_dimensions"] == params["window_strides"]
-        and all(low == 0 and high <= 0 for low, high in params["padding"])
-        and all(d == 1 for d in (*params["base_dilation"], *params["window_dilation"]))
-        and jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating)  # type: ignore[union-attr]
-    )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _max_pool(window: Ints, x: jax.Array) -> jax.Array:
-    r"""The maximum of each window; what is left over at the end is left out.
-
-    Its derivative is that of the first element that is the maximum, as of XLA's, whose scatter on a CPU takes as long
-    as a convolution: with :math:`p` an element's place in its window, :math:`\dot y = \sum_i [p_i = \min \{p_j :
-    x_j = y\}] \, \dot x_i`.
-    """
-    return jnp.max(_windows(window, x), axis=_inner(x))
-
-
-@_max_pool.defjvp
-def _max_pool_jvp(window: Ints, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (x,), (tangent,) = primals, tangents
-    y, inner = _max_pool(window, x), _inner(x)
-    windows = _windows(window, x)
-    size = math.prod(window)
-    shape = [n for w in window for n in (1, w)]
-    place = jnp.arange(size, dtype=jnp.int32).reshape(shape)
-    first = jnp.min(jnp.where(windows == jnp.expand_dims(y, inner), place, size), axis=inner, keepdims=True)
-    return y, jnp.sum(jnp.where(place == first, _windows(window, tangent), 0), axis=inner)
-
-
-def _windows(window: Ints, x: jax.Array) -> jax.Array:
-    """[windows, window, windows, window, ...]: a pair of axes for each of x."""
-    x = x[tuple(slice(n // w * w) for n, w in zip(x.shape, window, strict=True))]
-    return x.reshape([n for size, w in zip(x.shape, window, strict=True) for n in (size // w, w)])
-
-
-def _inner(x: jax.Array) -> Ints:
-    return tuple(range(1, 2 * x.ndim, 2))
-
-
-def _slices(x: jax.Array, corners: Ints, steps: Ints, sizes: Ints, strides: Ints) -> Iterator[jax.Array]:
-    """For each c in the grid `corners`, the strided box of x [N, *space, I] from c * steps on."""
-    for corner in np.ndindex(*corners):
-        start = [c * step for c, step in zip(corner, steps, strict=True)]
-        limit = [a + (n - 1) * s + 1 for a, n, s in zip(start, sizes, strides, strict=True)]
-        yield jax.lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *strides, 1))

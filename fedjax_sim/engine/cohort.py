@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core.convolution import Convolutions, rewritten, traced
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.types import RoundPlan
 from fedjax_sim.data.plan import Batching
@@ -96,6 +97,13 @@ class CohortResult(NamedTuple):
 OneClient = Callable[[Any, Any, Lane, ClientBatches], ClientResult]
 
 
+class _Client(NamedTuple):
+    """The function of one client: `run(lane, row, bound) -> ClientResult`, and the shapes of that."""
+
+    run: Callable[[Lane, Any, Any], ClientResult]
+    like: Any
+
+
 class CohortMap:
     """A function of a whole cohort from a function of one client, `(shared, rows, plan, arrays) -> CohortResult`.
 
@@ -112,6 +120,7 @@ class CohortMap:
         members: the name of a vmap's axis over which plans differ. Loops then run as long as the longest member's, as
             bounds that differ would turn every step into a choice between old and new.
         exact: the most clients of a cohort, to sum exactly; None to sum in floating point.
+        convolutions: as in `fs.Task`.
     """
 
     def __init__(
@@ -124,9 +133,11 @@ class CohortMap:
         modular: bool = False,
         members: str | None = None,
         exact: int | None = None,
+        convolutions: Convolutions = "auto",
     ):
         self.one_client, self.mesh, self.batching, self.longest = one_client, mesh, batching, longest
         self.linear, self.members, self.exact = linear, members, exact
+        self.rewrite = rewritten(convolutions, mesh.devices.flat[0].platform)
         self._plainly = sums_lib.floating() if exact is None else sums_lib.exact(exact)
         self._for_messages = sums_lib.floating(own_type=True) if modular else self._plainly
 
@@ -136,7 +147,8 @@ class CohortMap:
             per_device = _length(rows)
             first = jax.lax.axis_index(AXIS) * per_device
             place = lambda chunk, lane: lane.client_id - first  # noqa: E731
-            sums, rows = self._chunks(shared, rows, plan, arrays, self._zero(shared, rows, plan, arrays), place)
+            client = self._client(shared, rows, plan, arrays)
+            sums, rows = self._chunks(client, rows, plan, self._zero(client, plan), place)
             return self._added(sums)._replace(rows=rows)
 
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
@@ -146,7 +158,8 @@ class CohortMap:
         """A cohort's sums before the first wave, dealt over the devices; `rows` as for `wave`."""
 
         def share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
-            zero = self._zero(shared, rows, jax.tree.map(lambda leaf: leaf[0], plan), arrays)
+            plan = jax.tree.map(lambda leaf: leaf[0], plan)
+            zero = self._zero(self._client(shared, rows, plan, arrays), plan)
             return jax.tree.map(lambda leaf: leaf[None], zero)
 
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
@@ -165,7 +178,8 @@ class CohortMap:
             lanes = plan.start.shape[1]
             place = lambda chunk, lane: (chunk - first) * lanes + jnp.arange(lanes)  # noqa: E731
             end = jnp.minimum(first + _length(rows) // lanes, plan.chunks)
-            sums, rows = self._chunks(shared, rows, plan, arrays, sums, place, first, end)
+            client = self._client(shared, rows, plan, arrays)
+            sums, rows = self._chunks(client, rows, plan, sums, place, first, end)
             return jax.tree.map(lambda leaf: leaf[None], sums), rows
 
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays), SHARDED, REPLICATED)
@@ -181,59 +195,58 @@ class CohortMap:
 
     # One device's share
 
-    def _run(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any, chunk: Any, place: Any):
-        """A chunk's clients: their results, [L, ...], and the places of their rows; an empty lane's is past the end."""
-        lanes = plan.start.shape[1]
-        alone = lanes == 1 and self.members is None
-        at = lambda name: jax.lax.dynamic_index_in_dim(getattr(plan, name), chunk, 0, False)  # noqa: E731
-        queue = Lane(**{name: at(name) for name in Lane._fields})
-        bound = self._longest_member(jnp.max(queue.steps))
+    def _client(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> "_Client":
+        """The function of one client, traced once, whoever wrote it: its convolutions rewritten where that pays."""
+        alone = self._alone(plan)
 
-        def client(lane: Lane, row: Any) -> ClientResult:
-            batches = client_batches(
-                lane,
-                plan.order,
-                arrays,
-                self.batching,
-                bound=lane.steps if alone else bound,
-                longest=self.longest,
-                alone=alone,
-            )
+        def client(shared: Any, order: Any, arrays: Any, lane: Lane, row: Any, bound: Any) -> ClientResult:
+            batches = client_batches(lane, order, arrays, self.batching, bound=bound, longest=self.longest, alone=alone)
             return self.one_client(shared, row, lane, batches)
 
+        one = lambda leaf, axes: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype)  # noqa: E731
+        lane = Lane(**{name: one(getattr(plan, name), 2) for name in Lane._fields})
+        row = jax.tree.map(lambda table: one(table, 1), rows)
+        run, like = traced(client, (shared, plan.order, arrays, lane, row, lane.steps), self.rewrite)
+        return _Client(lambda *each: run(shared, plan.order, arrays, *each), like)
+
+    def _alone(self, plan: RoundPlan) -> bool:
+        """A chunk is one client, whose own steps bound its loop."""
+        return plan.start.shape[1] == 1 and self.members is None
+
+    def _run(self, client: "_Client", rows: Any, plan: RoundPlan, chunk: Any, place: Any):
+        """A chunk's clients: their results, [L, ...], and the places of their rows; an empty lane's is past the end."""
+        at = lambda name: jax.lax.dynamic_index_in_dim(getattr(plan, name), chunk, 0, False)  # noqa: E731
+        queue = Lane(**{name: at(name) for name in Lane._fields})
+        bound = queue.steps[0] if self._alone(plan) else self._longest_member(jnp.max(queue.steps))
         places = jnp.where(queue.steps > 0, place(chunk, queue), _length(rows))
         mine = jax.tree.map(lambda table: table.at[places].get(mode="clip"), rows)
-        if lanes > 1:
-            return jax.vmap(client)(queue, mine), places
-        single = client(*jax.tree.map(lambda leaf: leaf[0], (queue, mine)))
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], single), places
+        if plan.start.shape[1] > 1:
+            return jax.vmap(client.run, in_axes=(0, 0, None))(queue, mine, bound), places
+        single = client.run(*jax.tree.map(lambda leaf: leaf[0], (queue, mine)), bound)
+        return jax.tree.map(lambda leaf: leaf[None], single), places
 
     def _longest_member(self, bound: Any) -> Any:
         return bound if self.members is None else jax.lax.pmax(bound, self.members)
 
-    def _zero(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
+    def _zero(self, client: "_Client", plan: RoundPlan) -> Any:
         """Nothing added yet, and room for what is kept of each client."""
-        chunks = len(plan.start)
-        nowhere = lambda chunk, lane: lane.client_id  # noqa: E731
-        run = lambda: self._run(shared, rows, plan, arrays, jnp.zeros((), jnp.int32), nowhere)[0]  # noqa: E731
-        like = jax.eval_shape(run)
-        buffer = lambda tree: jax.tree.map(lambda a: jnp.zeros((chunks, *a.shape), a.dtype), tree)  # noqa: E731
+        chunks, lanes = plan.start.shape
+        like: ClientResult = client.like
+        buffer = lambda tree: jax.tree.map(lambda a: jnp.zeros((chunks, lanes, *a.shape), a.dtype), tree)  # noqa: E731
         kept = (
             () if self.linear else buffer(like.message),
             buffer(like.weight),
             buffer(like.contributes),
             metrics_lib.zero(buffer(like.metrics)),
         )
-        one = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)  # noqa: E731
-        total = self._for_messages.zero(one(like.message)) if self.linear else ()
-        return total, self._plainly.zero(one(like.sums)), kept
+        total = self._for_messages.zero(like.message) if self.linear else ()
+        return total, self._plainly.zero(like.sums), kept
 
     def _chunks(
         self,
-        shared: Any,
+        client: "_Client",
         rows: Any,
         plan: RoundPlan,
-        arrays: Any,
         sums: Any,
         place: Any,
         first: Any = 0,
@@ -243,7 +256,7 @@ class CohortMap:
 
         def body(chunk: Any, carry: Any) -> Any:
             total, sums, kept, rows = carry
-            result, places = self._run(shared, rows, plan, arrays, chunk, place)
+            result, places = self._run(client, rows, plan, chunk, place)
             factor = result.weight if result.factor is None else result.factor
             total = self._for_messages.add(total, result.message, factor) if self.linear else total
             sums = self._plainly.add(sums, result.sums, jnp.ones_like(result.weight))

@@ -196,7 +196,7 @@ def _make_program(task: Task, mesh: jax.sharding.Mesh, batch_size: int):
         _, metrics = local_steps(lambda nothing, batch, key: (nothing, measure(params, batch, key)), (), batches, key)
         return ClientResult((), jnp.ones(()), lane.steps > 0, metrics, row)
 
-    run = CohortMap(one_client, mesh, Batching(batch_size, shuffle=False), 0)
+    run = CohortMap(one_client, mesh, Batching(batch_size, shuffle=False), 0, convolutions=task.convolutions)
     return jax.jit(lambda params, plan, arrays: run(params, None, plan, arrays).metrics)
 
 

@@ -14,6 +14,7 @@ from fedjax_sim.algorithms.base import Phase
 from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
+from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.kinds import check_keeps, check_leaves
 from fedjax_sim.core.metrics import Metric
@@ -91,7 +92,7 @@ class PhaseRound:
         capacity: places in a cohort.
         expected: clients that the sampler expects.
         sent: what the phase sends.
-        members: as in `CohortMap`.
+        members, convolutions: as in `CohortMap`.
         everyone: plans hold all clients that arrive, and each adds its noise (`Planner(everyone=True)`).
         population: clients of the federation.
     """
@@ -110,6 +111,7 @@ class PhaseRound:
         exact: bool = False,
         everyone: bool = False,
         population: int | None = None,
+        convolutions: Convolutions = "auto",
     ):
         self.index, self.phase, self.mesh, self.capacity = index, phase, mesh, capacity
         self.expected, self.sent, self.exact = expected, sent, exact
@@ -124,6 +126,7 @@ class PhaseRound:
             self.aggregator.facts.weighted,
             members,
             capacity if exact else None,
+            convolutions,
         )
 
     def shared(self, seeds: Any, state: DeviceState, plan: RoundPlan) -> Any:

@@ -407,7 +407,17 @@ class Simulation:
     def _parts(self, shape: PlanShape, members: str | None = None) -> list[PhaseRound]:
         fixed = (self._mesh, self.batching, self._planner.longest, shape.capacity, self._expected)
         return [
-            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact, self._everyone, self.data.num_clients)
+            PhaseRound(
+                i,
+                phase,
+                *fixed,
+                self._sent[i],
+                members,
+                self.exact,
+                self._everyone,
+                self.data.num_clients,
+                self.algorithm.task.convolutions,
+            )
             for i, phase in enumerate(self._phases)
         ]
 

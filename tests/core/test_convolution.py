@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_sim.core import convolution
+from fedjax_sim.core import products
 from fedjax_sim.core.convolution import matmul_convolutions, pays_on
 
 
@@ -108,44 +108,62 @@ def test_equals_xla(shape, window, kwargs):
 
 @st.composite
 def configurations(draw):
+    """A convolution's shapes and parameters: forward ones, and what derivatives are made of."""
     dims = draw(st.integers(1, 3))
     small = st.integers(1, 3)
 
     def each(strategy):
         return [draw(strategy) for _ in range(dims)]
 
+    groups, batch_groups = draw(st.sampled_from([(1, 1), (1, 1), (1, 1), (2, 1), (3, 1), (1, 2)]))
     window, dilation = each(st.integers(1, 3 if dims < 3 else 2)), each(st.integers(1, 2))
+    holes = each(st.integers(1, 2)) if draw(st.booleans()) else [1] * dims
+    strides = each(small) if draw(st.booleans()) else [1] * dims
     padding = [(draw(st.integers(-1, 2)), draw(st.integers(-1, 2))) for _ in range(dims)]
     # Large enough that one window fits.
     reach = [(w - 1) * d + 1 - sum(p) for w, d, p in zip(window, dilation, padding, strict=True)]
     space = [max(2, r) + draw(st.integers(0, 3)) for r in reach]
     lhs, rhs, out = (draw(st.permutations(range(dims + 2))) for _ in range(3))
-    return {
-        "lhs_shape": [dict(zip(lhs, (2, draw(small), *space), strict=True)), lhs],
-        "rhs_shape": [dict(zip(rhs, (draw(small), 0, *window), strict=True)), rhs],
-        "kwargs": {
-            "window_strides": each(small),
-            "padding": padding,
-            "rhs_dilation": dilation,
-            "dimension_numbers": jax.lax.ConvDimensionNumbers(tuple(lhs), tuple(rhs), tuple(out)),
-        },
+    channels = draw(small)
+    x = dict(zip(lhs, (2, channels * groups, *space), strict=True))
+    kernel = dict(zip(rhs, (draw(small) * groups * batch_groups, channels, *window), strict=True))
+    parameters = {
+        "window_strides": strides,
+        "padding": padding,
+        "lhs_dilation": holes,
+        "rhs_dilation": dilation,
+        "dimension_numbers": jax.lax.ConvDimensionNumbers(tuple(lhs), tuple(rhs), tuple(out)),
+        "feature_group_count": groups,
+        "batch_group_count": batch_groups,
     }
+    dtype = draw(st.sampled_from(["float32", "float32", "bfloat16"]))
+    return [x[i] for i in range(dims + 2)], [kernel[i] for i in range(dims + 2)], parameters, dtype
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(configurations())
-def test_equals_xla_for_any_configuration(configuration):
-    sizes, lhs = configuration["lhs_shape"]
-    window, rhs = configuration["rhs_shape"]
-    window[rhs[1]] = sizes[lhs[1]]  # the kernel's input channels
-    ndim = len(lhs)
-    x = normal(0, [sizes[i] for i in range(ndim)])
-    kernel = normal(1, [window[i] for i in range(ndim)])
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(configurations(), st.booleans())
+def test_equals_xla_for_any_configuration(configuration, lanes):
+    """Values and both gradients, rewritten before they are taken and after, for one and under vmap."""
+    x_shape, kernel_shape, parameters, dtype = configuration
+    shapes = [(2, *shape) if lanes else shape for shape in (x_shape, kernel_shape)]
+    x, kernel = (normal(i, shape).astype(dtype) for i, shape in enumerate(shapes))
 
     def fn(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, **configuration["kwargs"])
+        return jax.lax.conv_general_dilated(x, kernel, **parameters)
 
-    check(fn, x, kernel)
+    vmap = jax.vmap if lanes else lambda fn: fn
+    before, after = (vmap(gradient(matmul_convolutions(fn), 2)), vmap(matmul_convolutions(gradient(fn, 2))))
+    assert not convolutions(before, x, kernel)
+    assert not convolutions(after, x, kernel)
+    exact = [a.astype(jnp.float32) for a in (x, kernel)]
+    expected = compiled(vmap(gradient(fn, 2)))(*exact)
+    found = compiled(lambda *args: (before(*args), after(*args)))(x, kernel)
+    for actual in found:
+        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            assert a.dtype == dtype
+            size = max(1.0, float(jnp.abs(e).max()))
+            tolerance = (1e-5 if dtype == "float32" else 2e-2) * size
+            np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(e, np.float64), atol=tolerance)
 
 
 def test_one_by_one_window_is_just_a_product():
@@ -171,20 +189,9 @@ def test_precision_is_kept():
     assert "Precision.HIGHEST" in str(jax.make_jaxpr(fn)(X, K))
 
 
-@pytest.mark.parametrize(
-    "kernel, kwargs",
-    [
-        (K[:, :, :1, :3], {"feature_group_count": 3}),
-        (K, {"batch_group_count": 2}),
-        (K, {"lhs_dilation": (2, 2), "padding": [(1, 1), (1, 1)]}),
-        (jnp.ones((17, 17, 3, 1)), {"padding": [(16, 16), (16, 16)]}),
-    ],
-    ids=["depthwise", "batch groups", "transposed", "too many slices"],
-)
-def test_others_are_left_to_xla(kernel, kwargs):
-    def fn(x, k):
-        return conv(x, k, **kwargs)
-
+def test_too_many_slices_are_left_to_xla():
+    kernel = jnp.ones((17, 17, 3, 1))
+    fn = lambda x, k: conv(x, k, padding=[(16, 16), (16, 16)])  # noqa: E731
     assert str(jax.make_jaxpr(matmul_convolutions(fn))(X, kernel)) == str(jax.make_jaxpr(fn)(X, kernel))
     # Beside an eligible one: only that is rewritten.
     check(lambda x, k, kernel: jnp.tanh(fn(x, kernel)).mean() * conv(x, k), X, K, kernel, remaining=1)
@@ -323,6 +330,9 @@ def test_inside_shard_map():
         return jax.shard_map(fn, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
 
     assert_close(sharded(matmul_convolutions(wrong_jvp))(X, K), conv(X, K))
+    outside = matmul_convolutions(sharded(conv))
+    assert not convolutions(outside, X, K)
+    assert_close(compiled(outside)(X, K), conv(X, K))
 
 
 def test_any_pytrees():
@@ -442,8 +452,8 @@ def primitives(fn, *args):
 )
 def test_patches_are_made_a_block_of_images_at_a_time(monkeypatch, images, room, steps):
     one = 7 * 6 * 9 * 3 * 4  # bytes of an image's patches
-    monkeypatch.setattr(convolution, "_BLOCK", int(room * one))
-    convolution._conv_as_matmul.cache_clear()
+    monkeypatch.setattr(products, "_BLOCK", int(room * one))
+    products._as_product.cache_clear()
     x = normal(3, (images, 7, 6, 3))
     rewritten = matmul_convolutions(conv)
     assert (f"length={steps}" in primitives(rewritten, x, K)) == (steps > 0)
@@ -451,7 +461,9 @@ def test_patches_are_made_a_block_of_images_at_a_time(monkeypatch, images, room,
     assert_close(compiled(gradient(rewritten, 2))(x, K), gradient(conv, 2)(x, K))
     tangents = (normal(4, x.shape), normal(5, K.shape))
     assert_close(compiled(lambda: jax.jvp(rewritten, (x, K), tangents))(), jax.jvp(conv, (x, K), tangents))
-    convolution._conv_as_matmul.cache_clear()
+    after = matmul_convolutions(gradient(conv, 2))  # other forms
+    assert_close(compiled(after)(x, K), gradient(conv, 2)(x, K))
+    products._as_product.cache_clear()
 
 
 def pool(x, window=(1, 2, 2, 1), strides=None, padding="VALID"):
@@ -473,6 +485,12 @@ def test_maxima_of_windows_side_by_side(window, ties):
     np.testing.assert_array_equal(actual, expected)
     tangent = normal(7, x.shape)
     assert_close(jax.jvp(rewritten, (x,), (tangent,)), jax.jvp(fn, (x,), (tangent,)), 1e-6)
+    after = matmul_convolutions(gradient(fn, 1))
+    assert "select_and" not in primitives(after, x)
+    np.testing.assert_array_equal(after(x)[0][0], expected)
+    pushed = matmul_convolutions(lambda x, t: jax.jvp(fn, (x,), (t,)))
+    assert "select_and" not in primitives(pushed, x, tangent)
+    assert_close(pushed(x, tangent), jax.jvp(fn, (x,), (tangent,)), 1e-6)
     both = jnp.stack([x, -x])
     np.testing.assert_array_equal(
         jax.vmap(lambda x: gradient(rewritten, 1)(x)[0][0])(both), jnp.stack([gradient(fn, 1)(v)[0][0] for v in both])

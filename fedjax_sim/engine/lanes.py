@@ -31,8 +31,8 @@ TIMED = 3
 """Rounds of a candidate that are timed."""
 
 
-DRAWS = 32
-"""Cohorts that are drawn to weigh lanes against each other."""
+DRAWN = 3200
+"""Clients that are drawn to weigh lanes against each other, in 4 to 32 cohorts."""
 
 
 def for_simulation(sim: Any, members: int = 1) -> int:
@@ -81,7 +81,7 @@ def for_steps(most: int, steps: np.ndarray, clients: np.ndarray, cohort: float, 
     steps, clients = steps[falling], clients[falling]
     cost = dict.fromkeys(candidates, 0.0)
     draw = np.random.default_rng(0)  # no run's: what seeds share
-    for _ in range(DRAWS if size < population else 1):
+    for _ in range(max(4, min(32, DRAWN // size)) if size < population else 1):
         drawn = draw.multivariate_hypergeometric(clients, size, method="marginals") if size < population else clients
         each = np.repeat(steps, drawn)
         each = each[each > 0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.engine import evaluate as evaluate_lib
+from fedjax_sim.engine.evaluate import PROGRAMS
 from tests.engine import toys
 
 
@@ -30,9 +30,13 @@ def test_rounds_leave_no_objects(kept, tmp_path):
     sim = simulation()
     start = sim.init()
     names = iter("abcd")
-    options = lambda: {"run_dir": tmp_path / next(names), "checkpoint_every": 10} if kept == "folder" else {}  # noqa: E731
-    left(sim, start, 20, **options())
-    (few, arrays), (many, later) = (left(sim, start, rounds, **options()) for rounds in (20, 60))
+
+    def count(rounds):
+        folder = {"run_dir": tmp_path / next(names), "checkpoint_every": rounds // 4}  # Orbax keeps a path of each
+        return left(sim, start, rounds, **(folder if kept == "folder" else {}))
+
+    count(20)
+    (few, arrays), (many, later) = count(20), count(60)
     assert many - few < 20  # of 40 more rounds
     assert later == arrays
     assert sim.compile_count() == 1
@@ -72,7 +76,7 @@ def test_programs_of_evaluation_go_with_those_that_follow():
     first = measured(0)
     gc.collect()
     assert first() is not None  # found again where a run evaluates every few rounds
-    for k in range(evaluate_lib.PROGRAMS):
+    for k in range(PROGRAMS):
         measured(k)
     gc.collect()
     assert first() is None

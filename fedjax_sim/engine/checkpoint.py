@@ -18,7 +18,8 @@ from fedjax_sim.engine.host_rows import HostRows
 from fedjax_sim.engine.row_archive import RowArchive
 
 Record = dict[str, Any]
-"""What a checkpoint says of itself: `round`, `seed`, `ledger`, `digests`, `empty`, `layout`, `simulation`, `slots`."""
+"""What a checkpoint says of itself: `round`, `seed`, `noise_seed`, `ledger`, `digests`, `empty`, `layout`,
+`simulation`, `slots`."""
 
 _PARTS = ("server", "aggregator", "sampler", "rows")
 _HOST_ROWS = "['rows']"
@@ -93,6 +94,7 @@ class Checkpoints:
             "round": state.round,
             "seed": state.seed,
             "ledger": state.ledger,
+            "noise_seed": state.noise_seed,
             "digests": _digests(leaves),
             "empty": {name: [str(leaf.dtype), leaf.shape] for name, leaf in leaves.items() if not leaf.size},
             **facts,
@@ -235,7 +237,8 @@ def fill(like: RoundState, leaves: dict[str, np.ndarray], record: Record) -> Rou
     parts = jax.tree_util.tree_unflatten(structure, filled)
     if "slots" in record:
         parts["rows"] = parts["rows"]["first"]
-    return RoundState(round=int(record["round"]), seed=int(record["seed"]), ledger=record["ledger"], **parts)
+    known = {"round": int(record["round"]), "seed": int(record["seed"]), "ledger": record["ledger"]}
+    return RoundState(**known, noise_seed=record.get("noise_seed"), **parts)
 
 
 def _like(name: str, like: Any, leaf: np.ndarray) -> Any:

@@ -165,7 +165,7 @@ def tune(sim: Any, state: RoundState) -> dict[int, float]:
             sim.lanes = lanes
             plans = sim._plan(state, 1, slots=sim.rounds_per_dispatch)
             arrays = sim._resident_arrays() if plans.examples is None else plans.examples.result()
-            given = (np.uint32(state.seed), sim._on_devices(state), plans.words, np.int32(1), arrays)
+            given = (state.seeds, sim._on_devices(state), plans.words, np.int32(1), arrays)
             lowered = sim._program(plans.shape, plans.slots).lower(*given)
             if not key:
                 key = _key(sim, lowered, candidates)

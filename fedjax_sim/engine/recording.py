@@ -45,6 +45,7 @@ def facts(sim: Any) -> dict[str, Any]:
         "rounds_per_dispatch": sim.rounds_per_dispatch,
         **({"delta": sim.delta} if sim._noisy else {}),
         **({"exact": True} if sim.exact else {}),
+        **({"noise_seed": sim.noise_seed} if sim.noise_seed is not None else {}),
         **({"rows": "host"} if sim.rows == "host" else {}),
     }
 

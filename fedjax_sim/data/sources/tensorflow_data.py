@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.federated import FederatedData, Partitioner, federate
+from fedjax_sim.data.federated import CATEGORIES, FederatedData, Partitioner, federate
+from fedjax_sim.data.sources.arrow_columns import check_classes
 from fedjax_sim.data.sources.grouping import group, text_of
 
 
@@ -28,7 +30,9 @@ def tfds(
 
     Where `group_by` is a single value and all other features have a first axis of any length, as in `Tensor(shape=
     (None, 28, 28))`, a record is a client and that axis its examples; else a record is an example. Records are read
-    into memory. Needs the extra `data`; sets prepared as tfrecord, and most sets' preparation, need `tensorflow` too.
+    into memory. The names of a `ClassLabel` are kept in `about["categories of FEATURE"]`, as JSON; its -1, for no
+    label, is an error. Needs the extra `data`; sets prepared as tfrecord, and most sets' preparation, need `tensorflow`
+    too.
 
     Args:
         name: a set's name ("sentiment140", "mnist:3.0.1"), which is prepared first if it is not yet, or the folder of
@@ -62,7 +66,7 @@ def tfds(
     try:
         import array_record  # noqa: F401 # TensorFlow Datasets needs these two, and does not always ask for them
         import importlib_resources  # noqa: F401
-        import tensorflow_datasets  # noqa: F401
+        import tensorflow_datasets
     except ImportError as error:
         raise ArgumentError(
             f"{where}: needs TensorFlow Datasets ({error}): pip install 'fedjax-sim[data]'. TensorFlow itself is "
@@ -86,14 +90,19 @@ def tfds(
     )
     records = _records(builder, split, needed, where)
     columns = {entry: [record[entry] for record in records] for entry in needed}
+    about: dict[str, str] = {}
+    for entry in wanted:
+        if isinstance(features[entry], tensorflow_datasets.features.ClassLabel) and features[entry].num_classes:
+            check_classes(np.asarray(columns[entry]), features[entry].names, f"{where}: {entry!r}")
+            about[CATEGORIES + entry] = json.dumps(features[entry].names)
     if group_by is None:
         assert partition is not None
         arrays = {entry: _stack(values, f"{where}: {entry!r}") for entry, values in columns.items()}
-        return federate(arrays, partition, seed, labels="label" if "label" in arrays else "y")
+        return federate(arrays, partition, seed, "label" if "label" in arrays else "y", about)
     ids = columns.pop(group_by)
     if not per_client:
         arrays = {entry: _stack(values, f"{where}: {entry!r}") for entry, values in columns.items()}
-        return group(arrays, _stack(ids, f"{where}: {group_by!r}"), f"{where}: {group_by!r}")
+        return group(arrays, _stack(ids, f"{where}: {group_by!r}"), f"{where}: {group_by!r}", about)
     return _clients([_id(value, where) for value in ids], columns, where)
 
 

@@ -1,10 +1,12 @@
 """Parquet, CSV and Hugging Face's folders, written by pyarrow, and its live data sets."""
 
+import bz2
 import gzip
 import io
 import json
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -34,9 +36,13 @@ def write(path, columns=COLUMNS):
     rows = pa.table(columns)
     if path.suffix == ".csv":
         pa.csv.write_csv(rows, path)
-    elif path.suffix == ".gz":
+    elif path.suffix in (".gz", ".bz2", ".zip"):
         pa.csv.write_csv(rows, out := pa.BufferOutputStream())
-        path.write_bytes(gzip.compress(out.getvalue()))
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("rows.csv", out.getvalue().to_pybytes())
+        else:
+            path.write_bytes((gzip if path.suffix == ".gz" else bz2).compress(out.getvalue()))
     else:
         pa.parquet.write_table(rows, path, row_group_size=2)
     return path
@@ -61,7 +67,7 @@ def saved(folder, columns=COLUMNS, indices=None, files=("data-00000-of-00001.arr
 
 
 def table(path, **options):
-    return fs.data.sources.table(path, **{"client": "who"} | options)
+    return fs.data.sources.table(path, **{"client": "who", "missing": ()} | options)
 
 
 def hugging_face(dataset, split=None, **options):
@@ -173,7 +179,7 @@ def test_columns_that_are_no_arrays_are_refused(tmp_path, values, match):
 
 def test_other_files_are_refused(tmp_path):
     fails(table, tmp_path / "no.parquet", "cannot be read")
-    fails(table, tmp_path / "rows.xlsx", "must end in .parquet")
+    fails(table, tmp_path / "rows.xlsx", "must be a folder, or end in .parquet")
     for name in ("rows.parquet", "rows.csv"):
         for content in (b"", b"SQLite format 3\0", b"PAR1PAR1", b"\xff\xfe\0\0"):
             (tmp_path / name).write_bytes(content)
@@ -277,12 +283,15 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     fails(table, tmp_path / "rows.parquet", r"pip install 'fedjax-sim\[data\]'")
 
 
+TABLES = ("rows.parquet", "rows.csv", "rows.csv.gz", "rows.csv.bz2", "rows.csv.zip")
 FUZZ = {name: COLUMNS[name] for name in ("who", "x", "y", "text")}
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-@pytest.mark.parametrize("kind", ["rows.parquet", "rows.csv", "rows.csv.gz", "stream", "state"])
+@pytest.mark.parametrize(
+    "kind", ["rows.parquet", "rows.csv", "rows.csv.gz", "rows.csv.bz2", "rows.csv.zip", "stream", "state"]
+)
 def test_a_damaged_file_is_an_error_or_reads_in_the_declared_lengths(kind, data):
     with tempfile.TemporaryDirectory() as root:
         if kind in ("stream", "state"):
@@ -306,6 +315,6 @@ def test_a_damaged_file_is_an_error_or_reads_in_the_declared_lengths(kind, data)
         else:
             lengths = {len(array) for array in found.arrays.values()}
             assert len(lengths) == 1
-            if kind in ("rows.parquet", "rows.csv.gz"):
+            if kind in ("rows.parquet", "rows.csv.gz", "rows.csv.bz2", "rows.csv.zip"):
                 assert not cut
                 assert lengths == {3}

@@ -22,7 +22,7 @@ from fedjax_sim.data.plan import Batching, Planner
 from fedjax_sim.data.procedural import ProceduralData
 from fedjax_sim.engine import examples, mapping, residency
 from fedjax_sim.engine.cohort import ClientResult, CohortMap, Lane
-from fedjax_sim.engine.lanes import auto_lanes
+from fedjax_sim.engine.lanes import auto_lanes, for_steps
 from fedjax_sim.population import sampling
 
 
@@ -110,9 +110,13 @@ def evaluate_clients(
         >>> fs.evaluate_clients(task, jnp.zeros(()), data)["loss"]
         array([1. , 6.5])
     """
-    platform = mapping.client_mesh(devices).devices.flat[0].platform
+    mesh = mapping.client_mesh(devices)
+    platform = mesh.devices.flat[0].platform
     size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
     lanes = auto_lanes(size, platform, data.num_clients)
+    if platform == "cpu":
+        sizes, clients = data.kinds()
+        lanes = for_steps(lanes, -(-sizes // batch_size), clients, data.num_clients, mesh.size, size * batch_size)
     metrics = _evaluate_all(task, params, data, batch_size, devices, lanes)
     return ClientMetrics(metrics if _traced(params) else jax.device_get(metrics), data.sizes)
 
@@ -200,4 +204,7 @@ def _make_program(task: Task, mesh: jax.sharding.Mesh, batch_size: int):
     return jax.jit(lambda params, plan, arrays: run(params, None, plan, arrays).metrics)
 
 
-_program = functools.lru_cache(maxsize=64)(_make_program)
+PROGRAMS = 8
+"""Programs that are kept, each with its task: a small one takes 6 MB."""
+
+_program = functools.lru_cache(maxsize=PROGRAMS)(_make_program)

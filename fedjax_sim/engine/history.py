@@ -56,7 +56,8 @@ class RoundMetrics(Mapping[str, Any]):
 
     def _fetched(self) -> RoundOutput:
         if self._host is None:
-            self._host, self._device = jax.device_get(self._device), None
+            # Copies: on a CPU the devices' own buffers would stay for their views, a kilobyte each.
+            self._host, self._device = jax.tree.map(np.array, jax.device_get(self._device)), None
         return self._host  # type: ignore[return-value]
 
     def __getitem__(self, name: str) -> Any:

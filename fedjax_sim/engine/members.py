@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import eval_jaxpr
 from jax.errors import JAXTypeError
 
-from fedjax_sim.core import pytree, rng
+from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ArgumentError, check, deferring
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Params, RoundState
@@ -24,7 +24,7 @@ from fedjax_sim.data.plan import PlanShape
 from fedjax_sim.engine import mapping, states
 from fedjax_sim.engine.block import block, pack
 from fedjax_sim.engine.grid import Group, Setting
-from fedjax_sim.engine.lanes import auto_lanes
+from fedjax_sim.engine.lanes import for_simulation
 from fedjax_sim.engine.run import Evaluate
 from fedjax_sim.engine.simulation import Simulation
 
@@ -98,9 +98,7 @@ class Members:
         self.given = params
         self.shape = (len(seeds), len(group.places))
         if base.lanes_chosen:
-            per_device = max(1, -(-base._capacity // len(base.devices)))
-            platform, count = base.devices[0].platform, len(seeds) * len(group.places)
-            base.lanes = auto_lanes(pytree.size(base.model), platform, per_device, count)
+            base.lanes = for_simulation(base, len(seeds) * len(group.places))
         self.slots = base.rounds_per_dispatch
         self._aggregator = states.aggregators(base)[0]
         self.evaluates = False  # all members at once, which a trace finds out

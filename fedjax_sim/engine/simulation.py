@@ -44,9 +44,11 @@ class Simulation:
         sampler: from `fs.sampler`.
         batching: how a client's examples become batches.
         seed: 32-bit seed; all randomness comes from (seed, purpose, round, client id).
-        lanes: clients that a device trains side by side, or "auto": by parameter count and platform
-            (`fedjax_sim.engine.lanes.auto_lanes`), and then by measurement where `autotune` says so. It changes
-            results only within float tolerance. Where a round does not fit the devices' memory, it is halved.
+        lanes: clients that a device trains side by side, or "auto": once for the simulation, by parameter count,
+            platform and, on a CPU, how clients' steps differ (`fedjax_sim.engine.lanes.for_simulation`), and then by
+            measurement where `autotune` says so. It changes results only within float tolerance: in the order of
+            sums, and in the roundings of a client's own steps, which long training amplifies (docs/design.md). Where
+            a round does not fit the devices' memory, it is halved.
         autotune: time a few lanes before the first round, if they are "auto" (`fedjax_sim.engine.lanes.tune`); None
             for "not on a CPU", where the rule was measured. What was measured is in `tuning`, and kept beside the
             compiled programs (`fedjax_sim.engine.programs`) for the next time.
@@ -156,7 +158,7 @@ class Simulation:
         per_device = -(-self._capacity // len(self.devices))
         self.lanes_chosen = lanes == "auto"
         if lanes == "auto":
-            lanes = lanes_lib.auto_lanes(pytree.size(self.model), self.devices[0].platform, per_device)
+            lanes = lanes_lib.for_simulation(self)
         check_count("lanes", lanes, advice='or "auto".')
         self.lanes = min(int(lanes), max(per_device, 1))
         self.tuning: dict[int, float] | None = None
@@ -262,7 +264,8 @@ class Simulation:
     def step(self, state: RoundState) -> tuple[RoundState, RoundMetrics]:
         """One round: `(state, metrics)`. The given state stays usable."""
         self._tune(state)
-        after, rounds = self._dispatch(state, self._plan(state, 1, slots=1), self._copy_if_donated)
+        slots = self.rounds_per_dispatch if self._reader is None else 1  # room to stream costs more than a program
+        after, rounds = self._dispatch(state, self._plan(state, 1, slots), self._copy_if_donated)
         if self.on_nonfinite == "raise":
             try:
                 check_finite(rounds, self)
@@ -396,7 +399,8 @@ class Simulation:
         """The compiled program of a block of up to `slots` rounds."""
         if (shape, slots) not in self._programs:
             run = block(self._one_round(shape), shape, slots)
-            out = (states.placement(self), mapping.everywhere(self._mesh)) if self.shared else None
+            # Without a say, XLA may place the state elsewhere than it was, and the next round is another program.
+            out = (states.placement(self), mapping.everywhere(self._mesh) if self.shared else None)
             self._programs[shape, slots] = jax.jit(run, donate_argnums=(1,) if self._donates else (), out_shardings=out)
         return self._programs[shape, slots]
 
@@ -464,7 +468,12 @@ class Simulation:
         return good, rounds
 
     def compile_count(self) -> int:
-        """How many programs the rounds have needed so far; 1 unless a Poisson draw exceeded its capacity."""
+        """How many programs the rounds have needed so far.
+
+        It is 1, whatever is mixed of `step`, `run` and `restore`. Three things need another: a draw that exceeds its
+        sampler's capacity, fewer lanes where memory does not suffice, and `step` beside `run` where examples are
+        streamed and a dispatch is several rounds.
+        """
         if self._waves is not None:
             return self._waves.compile_count()
         return sum(program._cache_size() for program in self._programs.values())  # type: ignore[attr-defined]

@@ -294,6 +294,7 @@ def resumed(place, line, others):
         shutil.copytree(place / "first", path)
     config = json.loads((place / "by hand" / "config.json").read_text())
     (place / "by hand" / "config.json").write_text(json.dumps({**config, "experiment": None}))
+    (place / "by hand" / "checksums.json").unlink()
     (place / "by hand").rename(place / "by_hand")
     return in_one_process(
         place,
@@ -375,17 +376,26 @@ def test_what_cannot_go_on_is_one_line_and_a_status(resumed, words, told):
     assert done.err.count("\n") == 1
 
 
-def test_an_experiment_that_changed_since_the_run_began_is_told_of(resumed, place):
+def test_an_experiment_that_changed_since_the_run_began_is_not_run_unless_it_is_said(resumed, place):
     experiment = place / "changed" / "config.py"
     experiment.parent.mkdir()
-    experiment.write_text(LINE.replace("A line", "Another line"))
+    experiment.write_text(LINE.replace("A line", "Another line") + "\nopen('ran', 'w').close()\n")
     config = json.loads((place / "again" / "config.json").read_text())
     config["experiment"]["path"] = str(experiment)
     (place / "again" / "config.json").write_text(json.dumps(config))
-    done = fedjax_sim(place, "resume", "again", "--rounds", "4")
+    (place / "again" / "checksums.json").unlink()
+    (place / "again").rename(place / "a gain")
+    words = ["resume", "a gain", "--rounds", "4"]
+    told = f"fedjax-sim: {experiment} is not what it was when a gain was begun"
+    done = fedjax_sim(place, *words)
+    advice = ", and was not run. If you know what changed: fedjax-sim resume 'a gain' --changed\n"
+    assert done == Done(2, "", told + advice)
+    assert not (place / "ran").exists()
+    done = fedjax_sim(place, *words, "--changed")
     assert done.status == 0
-    assert done.err == f"fedjax-sim: {experiment} is not what it was when again was begun.\n"
+    assert done.err == f"{told}.\n"
     assert done.out.startswith("changed: Another line")
+    assert (place / "ran").exists()
 
 
 # What ends early

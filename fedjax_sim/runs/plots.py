@@ -241,7 +241,7 @@ def pictures(run: "Run") -> dict[str, Any]:
     for name in ("client/accuracy", "client/loss"):
         values = latest(table, name) if name in table else np.zeros(0)
         if np.isfinite(values).any():
-            everybody = int((run.config.get("simulation") or {}).get("clients", 0))
+            everybody = 0 if run.partition is None else len(run.partition["sizes"])
             never = np.full(max(0, everybody - len(values)), np.nan)
             found["clients"] = clients(np.concatenate([values, never]), f"{name}, each client's latest")
             break

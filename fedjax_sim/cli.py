@@ -212,9 +212,7 @@ def resume(words: list[str]) -> None:
     if library.digest(path) != source["sha256"]:  # before it is run
         told = f"{path} is not what it was when {folder} was begun"
         if not given.changed:
-            raise ArgumentError(
-                f"{told}, and was not run. If you know what changed: fedjax-sim resume {_quoted(folder)} --changed"
-            )
+            raise ArgumentError(f"{told}, and was not run. To run it: fedjax-sim resume {_quoted(folder)} --changed")
         _complain(f"fedjax-sim: {told}.")
     experiment = library.load_experiment(str(path))
     config = library.from_plain(experiment.config, kept["config"])
@@ -277,9 +275,11 @@ def show_list(words: list[str]) -> None:
 
 def show(words: list[str]) -> None:
     """What a run reached."""
-    from fedjax_sim.runs import plots, read
+    from fedjax_sim.runs import plots, read, sweep_words
 
     found = read(_parsed("show", words, ("DIR", None)).DIR)
+    if found.config.get("sweep"):
+        return _draw(sweep_words.saved_table(found))
     _print_run(found)
     for path in plots.save_all(found):
         _say(str(path))

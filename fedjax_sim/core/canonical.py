@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from fedjax_sim.core.errors import is_traced
+
 MOST = 64  # entries of a list or a dict that are told one by one
 _DEEPEST = 40
 _OURS = ("fedjax_sim", "jax", "jaxlib", "optax", "flax", "numpy")  # told by their versions
@@ -91,7 +93,7 @@ class _Walk:
         elif isinstance(value, collections.abc.Mapping):
             yield from sorted((f"[{key!r}]" if _word(key) else "[?]", each) for key, each in value.items())
         elif hasattr(value, "_fields") and isinstance(value, tuple):
-            yield from ((f".{name}", getattr(value, name)) for name in value._fields)
+            yield from ((f".{name}", getattr(value, name)) for name in value._fields)  # type: ignore[attr-defined]
         elif isinstance(value, list | tuple | collections.deque):
             yield from ((f"[{i}]", each) for i, each in enumerate(value))
         elif isinstance(value, set | frozenset):
@@ -99,7 +101,7 @@ class _Walk:
         elif dataclasses.is_dataclass(value):
             yield from ((f".{f.name}", getattr(value, f.name, None)) for f in dataclasses.fields(value))
         elif callable(value) and hasattr(value, "__wrapped__"):
-            yield "", value.__wrapped__
+            yield "", value.__wrapped__  # type: ignore[attr-defined]
         elif not jax.tree_util.all_leaves([value]):
             paths = jax.tree_util.tree_leaves_with_path(value)
             yield from ((jax.tree_util.keystr(path), leaf) for path, leaf in paths)
@@ -140,7 +142,7 @@ def _word(value: Any) -> str | None:
         return repr(value)
     if isinstance(value, str | bytes):
         return repr(value) if len(value) <= MOST else f"{len(value)} long, {_hash(repr(value))}"
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return "<traced>"
     if isinstance(value, jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"

@@ -248,14 +248,14 @@ def check(where: Any, record: Mapping[str, Any], sim: Any, facts: Mapping[str, A
         ArgumentError: `allow` names no part.
         RunFolderError: another part differs, or one cannot.
     """
-    allow, known = set(allow), {*PARTS, *(FACTS.get(name, name) for name in facts if name not in (*FREE, "rows"))}
+    allow, known = set(allow), {*PARTS, "delta", "exact", *(FACTS.get(n, n) for n in facts if n not in (*FREE, "rows"))}
     if allow - known:
         raise ArgumentError(f"allow={sorted(allow)}: must be among {sorted(known)}, what may be another.")
     differences: dict[str, str] = {}
     for name in {**record["simulation"], **facts}:
         words = differing({name: record["simulation"].get(name)}, {name: facts.get(name)})
         if words:
-            part = FACTS.get(name, name)
+            part = str(FACTS.get(name, name))
             differences[part] = f"{differences[part]}, {words}" if part in differences else words
     if "fingerprint" not in record:
         warnings.warn(
@@ -264,12 +264,17 @@ def check(where: Any, record: Mapping[str, Any], sim: Any, facts: Mapping[str, A
             stacklevel=5,
         )
     else:
-        found = compare(record["fingerprint"], sim._fingerprint)
+        try:
+            found = compare(record["fingerprint"], sim._fingerprint)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise RunFolderError(
+                f"{where}: what its checkpoint says of its simulation cannot be read: {error!r}"
+            ) from error
         differences = {**{part: f"{part}: {words}" for part, words in found.differences.items()}, **differences}
         if found.doubts and not set(differences) - allow:
             warnings.warn(f"{where} was saved with other packages: {found.doubts}.", stacklevel=5)
     if refused := {part: words for part, words in differences.items() if part not in allow}:
-        names = ", ".join(f'"{part}"' for part in sorted(differences))
+        names = ", ".join(f'"{part}"' for part in sorted(set(differences) & known))
         raise RunFolderError(
             f"{where} holds a run of another simulation: {'; '.join(refused.values())}. Build it as it was built then; "
             f"or go on with another deliberately: sim.restore(..., allow={{{names}}}), and in another folder."

@@ -22,8 +22,9 @@ from fedjax_sim.engine.history import RoundMetrics
 from fedjax_sim.engine.profiling import Profile
 from fedjax_sim.engine.rows import trim
 from fedjax_sim.runs import checksums, loggers
-from fedjax_sim.runs.folder import RunFolder, read, writing
+from fedjax_sim.runs.folder import RunFolder, read
 from fedjax_sim.runs.progress import Progress
+from fedjax_sim.runs.writing import writing
 
 Callback = Callable[[RoundMetrics], None] | loggers.Logger
 """A function of a round's metrics, or an `fs.runs.Logger`."""

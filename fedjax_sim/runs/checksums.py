@@ -10,6 +10,8 @@ import warnings
 import zlib
 from pathlib import Path
 
+from fedjax_sim.runs.writing import replace, writing
+
 FILE = "checksums.json"
 NAMES = ("config.json", "metrics.jsonl", "timing.jsonl", "partition.npz")
 
@@ -41,8 +43,6 @@ class Checksums:
         Raises:
             RunFolderError: they could not be written.
         """
-        from fedjax_sim.runs.folder import replace, writing
-
         with writing(self._folder):
             for name in NAMES:
                 if (self._folder / name).exists():
@@ -53,8 +53,6 @@ class Checksums:
 
 def forget(folder: Path) -> None:
     """Before files are changed that were checked as a whole."""
-    from fedjax_sim.runs.folder import writing
-
     with writing(folder):
         (folder / FILE).unlink(missing_ok=True)
 

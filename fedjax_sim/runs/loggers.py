@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.runs.folder import check_text, write_table, writing
+from fedjax_sim.runs.writing import check_text, write_table, writing
 
 
 class Round(Protocol):

@@ -20,10 +20,10 @@ from fedjax_sim.runs.client_plots import partition as partition
 from fedjax_sim.runs.client_plots import sizes as sizes
 from fedjax_sim.runs.drawing import COLOURS, INK, dress, new_figure
 from fedjax_sim.runs.drawing import png as png
-from fedjax_sim.runs.folder import writing
+from fedjax_sim.runs.writing import writing
 
 if TYPE_CHECKING:
-    from fedjax_sim.runs.folder import Run
+    from fedjax_sim.runs.reading import Run
 
 DASHES = ("-", "--", ":", "-.")
 TRAINING = ("client", "aggregate", "cohort", "plan")  # where a training round's own columns come from

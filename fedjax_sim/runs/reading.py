@@ -273,12 +273,12 @@ def _check_partition(counts: Mapping[str, np.ndarray]) -> None:
     """Sizes, and of those clients that are shown their examples of each class."""
     if any(array.dtype.kind not in "iu" for array in counts.values()) or "sizes" not in counts:
         raise ValueError("it holds no numbers of examples")
-    sizes, some = counts["sizes"], [counts.get(name) for name in ("clients", "labels", "counts")]
+    sizes = counts["sizes"]
     fits = sizes.ndim == 1 and len(sizes) > 0 and sizes.min() >= 0
-    if any(each is not None for each in some):
-        shown, labels, table = some
-        fits = fits and all(each is not None for each in some) and shown.ndim == labels.ndim == 1
-        fits = fits and table.shape == (len(shown), len(labels)) and table.size > 0
+    if set(counts) != {"sizes"}:
+        fits = fits and set(counts) == {"sizes", "clients", "labels", "counts"}
+        shown, labels, table = (counts.get(name, sizes) for name in ("clients", "labels", "counts"))
+        fits = fits and shown.ndim == labels.ndim == 1 and table.shape == (len(shown), len(labels)) and table.size > 0
         fits = fits and shown.min() >= 0 and shown.max() < len(sizes) and table.min() >= 0
     if not fits:
         raise ValueError("its numbers do not fit each other")

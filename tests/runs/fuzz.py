@@ -116,7 +116,8 @@ def look(folder: Path, drawn: bool) -> dict[str, Any]:
         "profile.json": run.profile,
         "clients": {name: column.tolist() for name, column in table.items()},
     }
-    repr(run), run._repr_html_(), tables.metrics_table(run), tables.profile_table(run)
+    for tell in (repr, fs.runs.Run._repr_html_, tables.metrics_table, tables.profile_table):
+        tell(run)
     if drawn:
         report.page([run]).encode()
     return found
@@ -138,32 +139,42 @@ def restore(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
+    """So many seconds of work, and six times as many of waiting, as machines are shared."""
+
     def late(*_: Any) -> None:
         raise TimeoutError(f"longer than {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    timers = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
+    before = {number: signal.signal(number, late) for number in timers}
+    for number, timer in timers.items():
+        signal.setitimer(timer, SECONDS if number == signal.SIGPROF else 6 * SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for number, timer in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
-def fuzz(folder: Path, mutations: int, seed: int = 0, draw_every: int = 25) -> tuple[list[str], Counter[str]]:
-    """Faults found, and how the mutations ended.
+def fuzz(folder: Path, mutations: int, seed: int = 0, draw_every: int = 25, tell: Any = lambda fault: None) -> Any:
+    """Faults found, each told at once, and how the mutations ended.
 
     Args:
         folder: what `make` gave.
         mutations: how many.
         draw_every: pictures are drawn for one in so many.
+        tell: called with each fault.
     """
-    draw, faults, ends = random.Random(seed), [], Counter()
+    draw, ends = random.Random(seed), Counter()
+    faults: list[str] = []
+    fault = lambda words: (faults.append(words), tell(words))  # noqa: E731
     seen = {name: repr(value) for name, value in look(folder, True).items()}
     kept = {place: restore(place) for place in (folder, folder / "host")}
-    places, memory = files(folder), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    places = files(folder)
+    few = [path for path in places if "checkpoints" not in path.parts]  # there are many of those
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(mutations):
-        path = draw.choice(places)
+        path = draw.choice(draw.choice([places, few]))
         whole, inside = path.read_bytes(), path.relative_to(folder)
         way = damage(path, draw)
         what = f"mutation {number} of seed {seed}, {inside}, {way}"
@@ -181,18 +192,18 @@ def fuzz(folder: Path, mutations: int, seed: int = 0, draw_every: int = 25) -> t
                     ends["warned" if warned else "the same" if not differs else "another"] += 1
                 told = [str(each.message) for each in warned]
                 if differs and not any(checksums.FILE in each for each in told):
-                    faults.append(f"{what}: {differs} differ in silence")
+                    fault(f"{what}: {differs} differ in silence")
         except FedSimError:
             ends["refused"] += 1
         except Exception as error:
-            faults.append(f"{what}: {type(error).__name__}: {str(error)[:200]}")
+            fault(f"{what}: {type(error).__name__}: {str(error)[:200]}")
         finally:
             if path.is_dir():
                 path.rmdir()
             path.write_bytes(whole)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) // 1024
     if grown > MEGABYTES:
-        faults.append(f"{grown} MB more memory")
+        fault(f"{grown} MB more memory")
     return faults, ends
 
 
@@ -200,8 +211,8 @@ def main() -> None:
     """The number of mutations and a seed from the command line."""
     given = [int(word) for word in sys.argv[1:]] + [5000, 0][len(sys.argv) - 1 :]
     with tempfile.TemporaryDirectory() as folder:
-        faults, ends = fuzz(make(Path(folder) / "run"), *given)
-    print("\n".join(faults), dict(ends), sep="\n")
+        faults, ends = fuzz(make(Path(folder) / "run"), *given, tell=lambda fault: print(fault, flush=True))
+    print(f"{sum(ends.values())} mutations, {len(faults)} faults:", dict(ends))
     sys.exit(bool(faults))
 
 

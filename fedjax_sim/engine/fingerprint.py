@@ -241,14 +241,17 @@ FACTS = {"clients": "data", "examples": "data", "sizes": "data", "parameters": "
 """The part that a fact of `recording.facts` belongs to; any other is one of its own."""
 
 
-def check(where: Any, record: Mapping[str, Any], sim: Any, facts: Mapping[str, Any], allow: Iterable[str]) -> set[str]:
-    """A checkpoint is of this simulation, but for the parts that may differ: those that do.
+def check(
+    where: Any, record: Mapping[str, Any], sim: Any, facts: Mapping[str, Any], allow: Iterable[str] | None
+) -> set[str]:
+    """A checkpoint is of this simulation, but for parts that may differ (None: of a run in its folder): those that do.
 
     Raises:
         ArgumentError: `allow` names no part.
         RunFolderError: another part differs, or one cannot.
     """
-    allow, known = set(allow), {*PARTS, "delta", "exact", *(FACTS.get(n, n) for n in facts if n not in (*FREE, "rows"))}
+    here, allow = allow is None, set(allow or ())
+    known = {*PARTS, "delta", "exact", *(FACTS.get(n, n) for n in facts if n not in (*FREE, "rows"))}
     if allow - known:
         raise ArgumentError(f"allow={sorted(allow)}: must be among {sorted(known)}, what may be another.")
     differences: dict[str, str] = {}
@@ -267,13 +270,14 @@ def check(where: Any, record: Mapping[str, Any], sim: Any, facts: Mapping[str, A
         try:
             found = compare(record["fingerprint"], sim._fingerprint)
         except (LookupError, TypeError, AttributeError) as error:
-            raise RunFolderError(
-                f"{where}: what its checkpoint says of its simulation cannot be read: {error!r}"
-            ) from error
+            raise RunFolderError(f"{where}: what it says of its simulation cannot be read: {error!r}.") from error
         differences = {**{part: f"{part}: {words}" for part, words in found.differences.items()}, **differences}
         if found.doubts and not set(differences) - allow:
             warnings.warn(f"{where} was saved with other packages: {found.doubts}.", stacklevel=5)
     if refused := {part: words for part, words in differences.items() if part not in allow}:
+        if here:
+            words = "; ".join(refused.values())
+            raise RunFolderError(f"{where} holds another run: {words}. Choose another folder for this one.")
         names = ", ".join(f'"{part}"' for part in sorted(set(differences) & known))
         raise RunFolderError(
             f"{where} holds a run of another simulation: {'; '.join(refused.values())}. Build it as it was built then; "

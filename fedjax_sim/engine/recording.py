@@ -134,7 +134,7 @@ class Recording:
             damaged.append(found)
         if good is not None:
             _check_same(path, state, good[2])
-            fingerprint.check(path, good[2], self.sim, facts(self.sim), allow=())
+            fingerprint.check(path, good[2], self.sim, facts(self.sim), allow=None)
             checkpoints.same(state, good[2])
         elif damaged:
             raise RunFolderError(f"{path} holds no checkpoint that can be read: {damaged[0]}. Choose another folder.")

@@ -279,7 +279,9 @@ def _software(runs: Sequence["Run"]) -> list[Row]:
 
 
 def _curves_section(runs: Sequence["Run"], names: list[str]) -> str:
-    drawable = {name: run.metrics for name, run in zip(names, runs, strict=True) if _curve_names(run)}
+    drawable = {
+        name.replace("$", r"\$"): run.metrics for name, run in zip(names, runs, strict=True) if _curve_names(run)
+    }
     main = [name for name in plots.main_names(drawable.values()) if any(_finite(run, name) for run in runs)]
     still = _image(plots.png(plots.curves(drawable, main)), "Curves of the main metrics over rounds.") if main else ""
     long = any(len(values) > POINTS for run in runs for _, values in _columns(run).values())

@@ -296,9 +296,7 @@ def test_a_run_goes_on_in_its_folder_as_what_it_was_alone(tmp_path):
     first, other = build(), build(fedavg(0.5))
     first.run(first.init(), 1, run_dir=tmp_path / "run")
     state = other.restore(tmp_path / "run", allow={"algorithm"})
-    with pytest.raises(
-        fs.RunFolderError, match=r"run holds a run of another simulation: algorithm: client\.optimizer\."
-    ):
+    with pytest.raises(fs.RunFolderError, match=r"run holds another run: algorithm: client\.optimizer\."):
         other.run(state, 1, run_dir=tmp_path / "run")
     assert first.restore(tmp_path / "run").round == 1
     other.run(state, 1, run_dir=tmp_path / "another")

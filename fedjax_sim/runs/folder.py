@@ -159,6 +159,8 @@ class RunFolder:
                         replace(path, "".join(f"{line}\n" for line in kept))
             before = None
             for path in sorted((self.path / "clients").glob("*.parquet")):
+                if not path.stem.isdigit():
+                    continue  # none of ours
                 if int(path.stem) >= round:
                     path.unlink()
                 else:

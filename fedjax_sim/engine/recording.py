@@ -145,7 +145,6 @@ class Recording:
             "count": len(devices),
         }
         checksums.warn_of_damage(path)
-        checksums.forget(path)
         folder.describe(facts(self.sim), described, state.round + rounds, self.sim.data.about)
         for round in checkpoints.rounds():
             if round > state.round:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim.core.errors import RunFolderError
+from fedjax_sim.runs import checksums
 from fedjax_sim.runs.reading import FORMAT, read_config, read_lines, read_table
 from fedjax_sim.runs.reading import Run as Run
 from fedjax_sim.runs.reading import read as read
@@ -144,6 +145,7 @@ class RunFolder:
                 )
             made = {**old, "rounds": max(rounds, old["rounds"])}
         if made != old:
+            checksums.forget(self.path)
             replace(path, json.dumps(made, indent=2) + "\n")
 
     def truncate(self, round: int) -> None:
@@ -156,6 +158,7 @@ class RunFolder:
                     lines = path.read_text(encoding="utf-8").split("\n")
                     kept = [line for line, of in zip(lines[:-1], found, strict=False) if of["round"] < round]
                     if "\n".join([*kept, ""]) != "\n".join(lines):
+                        checksums.forget(self.path)
                         replace(path, "".join(f"{line}\n" for line in kept))
             before = None
             for path in sorted((self.path / "clients").glob("*.parquet")):

@@ -20,7 +20,9 @@ def writing(path: Path) -> Iterator[None]:
     except ValueError as error:
         raise RunFolderError(f"{str(path)!r} cannot be written: {error}. Choose another name.") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise RunFolderError(f"{path} cannot be written: {error}. It was moved, removed or replaced.") from error
+        raise RunFolderError(
+            f"{path} cannot be written: {error}. There is no such folder, or no longer: choose another."
+        ) from error
     except OSError as error:
         raise RunFolderError(
             f"{path} cannot be written: {error}. What was saved there before stays; free some space or choose "

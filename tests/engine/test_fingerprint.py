@@ -62,9 +62,9 @@ def picky(first=0) -> fs.sampler.Sampler:
     return fs.sampler.Sampler(lambda num_clients: None, sample, lambda num_clients: 2, lambda num_clients: 2.0)
 
 
-def other_picky() -> fs.sampler.Sampler:
+def other_picky(first=0) -> fs.sampler.Sampler:
     def sample(state, round, seed):
-        return fs.sampler.cohort(np.array([0, 1 + (round + 2) % 5]), 2), state
+        return fs.sampler.cohort(np.array([first, 1 + (round + 2) % 5]), 2), state
 
     return fs.sampler.Sampler(lambda num_clients: None, sample, lambda num_clients: 2, lambda num_clients: 2.0)
 

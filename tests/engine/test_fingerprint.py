@@ -199,7 +199,7 @@ WORDS = {
     (
         "own sampler",
         "own sampler, other code",
-    ): "sampler: sample.first was 0 there and is not there here; sample code was <code ",
+    ): "sampler: sample code was <code ",
     ("fedavg", "data times 7"): "data: values of ['x'] was ",
 }
 

@@ -19,7 +19,7 @@ from fedjax_sim.core.types import Cohort, RoundState
 from fedjax_sim.data.plan import deal
 from fedjax_sim.engine.block import Plans
 from fedjax_sim.engine.residency import memory_of
-from fedjax_sim.runs.folder import replace
+from fedjax_sim.runs.writing import replace
 
 STEPS = 2
 """Local steps of a client, while candidates are timed."""

@@ -14,8 +14,8 @@ from fedjax_sim.core.types import RoundState
 from fedjax_sim.engine import mapping
 from fedjax_sim.engine.block import Plans, pack
 from fedjax_sim.engine.history import RoundMetrics
-from fedjax_sim.runs.folder import replace
 from fedjax_sim.runs.profile import FILE, PARTS, REST
+from fedjax_sim.runs.writing import replace
 
 TRACED = 3
 """Rounds in the trace, at least: blocks are traced whole."""

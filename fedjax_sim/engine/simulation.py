@@ -21,6 +21,7 @@ from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape
 from fedjax_sim.engine import debug as debug_lib
 from fedjax_sim.engine import describe, examples, ledger, mapping, privacy, recording, states
+from fedjax_sim.engine import fingerprint as fingerprint_lib
 from fedjax_sim.engine import lanes as lanes_lib
 from fedjax_sim.engine import residency as residency_lib
 from fedjax_sim.engine import rows as rows_lib
@@ -240,7 +241,9 @@ class Simulation:
         """
         recording.save(self, Path(folder), state)
 
-    def restore(self, folder: str | os.PathLike[str], round: int | None = None) -> RoundState:
+    def restore(
+        self, folder: str | os.PathLike[str], round: int | None = None, allow: Iterable[str] = ()
+    ) -> RoundState:
         """The state of a folder's newest checkpoint, or of a given round's.
 
         A damaged one is left aside for the one before it, with a warning. Lanes that were chosen automatically are
@@ -249,11 +252,13 @@ class Simulation:
         Args:
             folder: of `save`, or of a run.
             round: rounds of the state; None for the newest.
+            allow: what may differ, deliberately: "algorithm", "aggregator", "sampler", "batching", "data", "seed", or
+                another argument. Another sampler, or any on other data, begins anew.
 
         Raises:
             RunFolderError: no checkpoint there, none that can be read, or one of another simulation.
         """
-        return recording.restore(self, Path(folder), round)
+        return recording.restore(self, Path(folder), round, allow)
 
     def _check_aggregation(self, aggregator_states: Any, capacity: int) -> None:
         for phase, state, phase_sent in zip(self._phases, aggregator_states, self._sent, strict=True):
@@ -328,6 +333,7 @@ class Simulation:
         return self.algorithm.params(state.server)
 
     epsilon = privacy.epsilon
+    _fingerprint = functools.cached_property(fingerprint_lib.fingerprint)
 
     @functools.cached_property
     def _meter(self) -> Any:

@@ -52,11 +52,16 @@ def product_of(eqn: JaxprEqn) -> Callable[[jax.Array, jax.Array], jax.Array] | N
     spec = params["dimension_numbers"]
     window = math.prod(kernel.shape[i] for i in spec.rhs_spec[2:])
     output = math.prod(y.shape[i] for i in spec.out_spec[2:])
-    if params.get("out_sharding") is not None or min(x.size, kernel.size, y.size) == 0:
+    if _sharded(params.get("out_sharding")) or min(x.size, kernel.size, y.size) == 0:
         return None
     if min(window, output) > _MAX_SLICES:
         return None
     return _as_product(Convolution(**{name: params[name] for name in Convolution._fields}))
+
+
+def _sharded(sharding: Any) -> bool:
+    """Whether a result's axes are cut. Inside `shard_map` derivatives are given a sharding that cuts none."""
+    return sharding is not None and any(axis is not None for axis in getattr(sharding, "spec", sharding))
 
 
 @functools.cache  # equal convolutions share one jitted function, hence one compilation

@@ -183,7 +183,7 @@ def test_sweep_prints_a_table_and_writes_a_folder(place):
     assert table["client/loss"][2] == pytest.approx(alone, rel=1e-5)
     shown = fedjax_sim(place, "show", "swept")
     assert shown.status == 0
-    assert "sweep of line: 2 settings" in shown.out
+    assert "sweep of line: 2 settings" in plain(shown.out)
     for i in (0, 2):  # the seeds of a setting lie beside each other
         assert f"{(table['client/loss'][i][-1] + table['client/loss'][i + 1][-1]) / 2:.4f}" in shown.out
     assert "holds a sweep, and reports are of runs" in fedjax_sim(place, "report", "swept").err

@@ -306,11 +306,13 @@ def _check_record(record: Any, round: int) -> None:
         raise ValueError("its record is not what was saved")
     count = lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0  # noqa: E731
     words = lambda value: isinstance(value, dict) and all(isinstance(each, str) for each in value.values())  # noqa: E731
+    seed = lambda value: count(value) and value < 2**32  # noqa: E731
     layout, slots = record.get("layout"), record.get("slots", [])
     fits = {
         "round": count(record.get("round")),
-        "seed": count(record.get("seed")) and record["seed"] < 2**32,
-        "ledger": record.get("ledger", 0) is None or isinstance(record.get("ledger"), dict),
+        "seed": seed(record.get("seed")),
+        "noise_seed": record.get("noise_seed") is None or seed(record["noise_seed"]),
+        "ledger": _is_ledger(record.get("ledger", 0)),
         "digests": words(record.get("digests")),
         "names": words(dict(enumerate(record.get("names", [])))),
         "empty": isinstance(record.get("empty"), dict),
@@ -323,6 +325,11 @@ def _check_record(record: Any, round: int) -> None:
         raise ValueError(f"its record has no {', no '.join(wrong)} that can be")
     if record["round"] != round:
         raise ValueError(f"it is of round {record['round']}")
+
+
+def _is_ledger(value: Any) -> bool:
+    """Entries, as `fedjax_sim.engine.ledger` has them; or what earlier versions kept."""
+    return value is None or isinstance(value, dict) or (isinstance(value, list) and all(type(e) is dict for e in value))
 
 
 def _digest(leaf: np.ndarray) -> str:

@@ -74,7 +74,7 @@ def test_a_record_that_is_not_what_was_saved_is_refused(folder, change):
 WRONG = {
     "round": ["3", None, -1, 3.0, True],
     "seed": ["0", 2**32, None],
-    "ledger": [3, "", []],
+    "ledger": [3, "", [3]],
     "digests": [None, [], {"a": 1}],
     "names": [{}, [1], "ab", None],
     "layout": [None, {}, {"devices": "1", "lanes": 1}],

@@ -222,7 +222,8 @@ class CohortMap:
         mine = jax.tree.map(lambda table: table.at[places].get(mode="clip"), rows)
         if plan.start.shape[1] > 1:
             return jax.vmap(client.run, in_axes=(0, 0, None))(queue, mine, bound), places
-        single = client.run(*jax.tree.map(lambda leaf: leaf[0], (queue, mine)), bound)
+        lane, row = jax.tree.map(lambda leaf: leaf[0], (queue, mine))
+        single = client.run(lane, row, bound)
         return jax.tree.map(lambda leaf: leaf[None], single), places
 
     def _longest_member(self, bound: Any) -> Any:

@@ -4,7 +4,7 @@
 
 W2's network, data and cohorts. The plain task calls `jax.lax`; the client function takes its gradients itself. The
 engine rewrites the client function, whoever wrote it, so that the three should take the same time: `plain_over_flax`
-and `own_over_flax` are medians of ratios of rounds that alternate. JSON to the standard output.
+and `own_over_flax` are ratios of rounds that alternate. JSON to the standard output.
 """
 
 import argparse

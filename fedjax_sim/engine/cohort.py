@@ -223,7 +223,8 @@ class CohortMap:
         if plan.start.shape[1] > 1:
             return jax.vmap(client.run, in_axes=(0, 0, None))(queue, mine, bound), places
         lane, row = jax.tree.map(lambda leaf: leaf[0], (queue, mine))
-        return jax.tree.map(lambda leaf: leaf[None], client.run(lane, row, bound)), places
+        single = client.run(lane, row, bound)
+        return jax.tree.map(lambda leaf: leaf[None], single), places
 
     def _longest_member(self, bound: Any) -> Any:
         return bound if self.members is None else jax.lax.pmax(bound, self.members)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim.core.errors import ArgumentError
 
 DRAW = np.random.default_rng(0)
 DATA = fs.data.FederatedData(
@@ -126,7 +127,7 @@ def test_a_client_function_is_traced_once_for_a_program():
 
 
 def test_an_unknown_choice_is_refused():
-    with pytest.raises(fs.ArgumentError, match='must be "auto", "matmul" or "xla"'):
+    with pytest.raises(ArgumentError, match='must be "auto", "matmul" or "xla"'):
         evaluated(task("fast"))
-    with pytest.raises(fs.ArgumentError, match='must be "auto", "matmul" or "xla"'):
+    with pytest.raises(ArgumentError, match='must be "auto", "matmul" or "xla"'):
         trained(own_client, 1)(task("fast"))

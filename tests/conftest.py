@@ -1,6 +1,20 @@
-"""Shared settings: eight CPU devices, and no silent rank promotion."""
+"""Shared settings: eight CPU devices, no silent rank promotion, and programs that compile fast instead of running fast."""
 
-import jax
+import os
+
+COMPILE_FAST = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+"""XLA's flags for tests, most of whose time was compiling; processes that they start inherit them."""
+
+OWN_FLAGS = os.environ.setdefault("FEDJAX_SIM_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+"""As they were: `tests.helpers` compiles with them what is about compiled code."""
+
+os.environ["XLA_FLAGS"] = " ".join((OWN_FLAGS, *COMPILE_FAST)).strip()
+
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

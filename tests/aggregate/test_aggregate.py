@@ -7,7 +7,6 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.aggregate import Context, Facts, Mechanism, Transform, chain, clip_by_l2, mean, median
-from fedjax_sim.population.sampling import SamplingEvent
 
 VECTORS = np.array([[3, 4, 0], [0, 0, 0], [1, -2, 2], [-8, 1, 4], [0.5, 0, 1], [6, 6, -7], [9, 9, 9]], np.float32)
 SIZES = np.array([2, 1, 4, 3, 1, 2, 0])  # client 6 has no examples, so that its vector is never sent
@@ -373,8 +372,8 @@ def test_scaffolds_controls_stay_the_mean_of_rows_under_an_expected_denominator(
     task = fs.Task(lambda key: jnp.zeros(()), lambda x, batch, key: (x - batch["b"]) ** 2 / 2)
     aggregator = chain(clip_by_l2(1000.0), noise(shift=0.0), reduce=mean("uniform"))
     algorithm = fs.scaffold(task, 0.1, num_clients=6, aggregator=aggregator)
-    cohorts = fs.sampler.fixed([[0, 1, 2, 3, 4], [5]])
-    sampler = cohorts._replace(event=lambda k: SamplingEvent("poisson", k, probability=0.5))
+    cohorts = fs.sampler.fixed([[0, 1, 2, 3, 4], [5]])  # rows under noise need a law without amplification
+    sampler = cohorts._replace(event=fs.sampler.min_separation(3, separation=2).event, expected=lambda k: 3.0)
     sim = fs.Simulation(algorithm, data, sampler, fs.Batching(1), devices=jax.devices()[:1])
     state = sim.init()
     for _ in range(2):

@@ -90,7 +90,7 @@ def kernels(sim: fs.Simulation, state: fs.RoundState) -> int | None:
     plans = sim._plan(state, 1, 1)
     program = sim._program(plans.shape, 1)
     device_state = DeviceState(state.server, state.aggregator, state.rows)
-    lowered = program.lower(np.uint32(0), device_state, plans.words, np.int32(1), sim._resident_arrays())  # type: ignore[attr-defined]
+    lowered = program.lower(state.seeds, device_state, plans.words, np.int32(1), sim._resident_arrays())  # type: ignore[attr-defined]
     return count_kernels(lowered.compile().as_text())
 
 

@@ -66,7 +66,7 @@ def compare(name: str, work: works.Work, cohort: str, sizes: np.ndarray, lanes: 
     state = sim.init({"layers": work.params})
     plans = sim._plan(state, 1, slots=1)
     program, arrays = sim._program(plans.shape, 1), sim._resident_arrays()
-    given = (np.uint32(0), sim._on_devices(state), plans.words, np.int32(1), arrays)
+    given = (state.seeds, sim._on_devices(state), plans.words, np.int32(1), arrays)
     chunks = lambda: jax.block_until_ready(program(*given)[0].server.params)  # noqa: E731
 
     refilled, queues = refill(task, work, sim, plans.rounds[0], lanes)

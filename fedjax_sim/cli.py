@@ -25,7 +25,8 @@ USAGE = """usage: fedjax-sim COMMAND
                            train all combinations of the values, and N seeds, in one program; a table of them, and a
                            folder; `sweep EXPERIMENT --help` shows the rest
   list                     the experiments and their presets
-  resume DIR [--rounds N]  go on with an interrupted run; with N rounds in all, extend it
+  resume DIR [--rounds N]  go on with an interrupted run; with N rounds in all, extend it; --changed if its config.py is
+                           another than when it was begun
                            run and resume take --coordinator HOST:PORT --num-processes N --process-id I, to train in
                            several processes; in a cluster that JAX knows they find each other
   show DIR                 what a run reached; draws its plots again
@@ -183,11 +184,14 @@ def resume(words: list[str]) -> None:
     """Go on with a run from its newest checkpoint."""
     import fedjax_sim as fs
 
-    given = _parsed("resume", _join(words), ("DIR", None), ("--rounds", "N rounds in all, to extend the run"))
+    changed = "run its config.py though it is another than when the run was begun"
+    options = (("--rounds", "N rounds in all, to extend the run"), ("--changed", changed))
+    given = _parsed("resume", _join(words), ("DIR", None), *options)
     folder = Path(given.DIR)
     kept = fs.runs.read(folder).config
-    source = kept.get("experiment")
-    if not source:
+    source = kept.get("experiment") or {}
+    whole = all(source.get(name) for name in ("name", "path", "preset", "sha256")) and kept.get("rounds")
+    if not whole or not kept.get("config"):
         raise ArgumentError(
             f"{folder} was not begun by `fedjax-sim run`: build the same fs.Simulation in Python, and go on from "
             f"state = sim.restore({str(folder)!r})."
@@ -203,11 +207,14 @@ def resume(words: list[str]) -> None:
     if total == done:
         _say(f"{folder} has all its {done} rounds. For N rounds in all: fedjax-sim resume {_quoted(folder)} --rounds N")
         return
-    path = Path(source["path"])
     library = _experiments()
-    experiment = library.load_experiment(str(path) if path.exists() else source["name"])
-    if experiment.source(source["preset"])["sha256"] != source["sha256"]:
-        _complain(f"fedjax-sim: {experiment.path} is not what it was when {folder} was begun.")
+    path = library.find(source["path"] if Path(source["path"]).exists() else source["name"])
+    if library.digest(path) != source["sha256"]:  # before it is run
+        told = f"{path} is not what it was when {folder} was begun"
+        if not given.changed:
+            raise ArgumentError(f"{told}, and was not run. To run it: fedjax-sim resume {_quoted(folder)} --changed")
+        _complain(f"fedjax-sim: {told}.")
+    experiment = library.load_experiment(str(path))
     config = library.from_plain(experiment.config, kept["config"])
     _train(experiment, source["preset"], dataclasses.replace(config, rounds=total), folder, fresh=False)
 
@@ -268,9 +275,11 @@ def show_list(words: list[str]) -> None:
 
 def show(words: list[str]) -> None:
     """What a run reached."""
-    from fedjax_sim.runs import plots, read
+    from fedjax_sim.runs import plots, read, sweep_words
 
     found = read(_parsed("show", words, ("DIR", None)).DIR)
+    if found.config.get("sweep"):
+        return _draw(sweep_words.saved_table(found))
     _print_run(found)
     for path in plots.save_all(found):
         _say(str(path))
@@ -354,7 +363,9 @@ def _parsed(command: str, words: list[str], *arguments: tuple[str, str | None]) 
     """The words of a command without fields: a folder or several, and options."""
     parser = argparse.ArgumentParser(prog=f"fedjax-sim {command}", description=COMMANDS[command].__doc__)
     for name, about in arguments:
-        if name.startswith("--"):
+        if name == "--changed":
+            parser.add_argument(name, action="store_true", help=about)
+        elif name.startswith("--"):
             parser.add_argument(name, metavar=name[2:].upper(), help=about)
         else:
             parser.add_argument(name, nargs=about, help="the folder of a run")

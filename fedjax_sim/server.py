@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.core.errors import check_fraction, check_not_negative, check_positive
+from fedjax_sim.core.errors import check, check_fraction, check_not_negative, check_positive
 
 
 class AdaptiveState(NamedTuple):
@@ -40,7 +40,7 @@ def fedavgm(learning_rate: Any = 1.0, momentum: Any = 0.9) -> optax.GradientTran
     An average, :math:`(1 - \beta) \Delta` for :math:`\Delta`, would be slower by a factor :math:`1 - \beta`.
 
     Args:
-        learning_rate: :math:`\eta`.
+        learning_rate: :math:`\eta`, or an optax schedule, as in `fedadam`.
         momentum: :math:`\beta` in [0, 1).
 
     Example:
@@ -52,7 +52,7 @@ def fedavgm(learning_rate: Any = 1.0, momentum: Any = 0.9) -> optax.GradientTran
         >>> print(update)
         [1.5]
     """
-    check_positive("learning_rate", learning_rate)
+    _check_rate(learning_rate)
     check_fraction("momentum", momentum)
     return optax.sgd(learning_rate, momentum)
 
@@ -100,7 +100,8 @@ def fedadam(
         x \leftarrow x + \eta \frac{m}{\sqrt{v} + \tau}
 
     Args:
-        learning_rate: :math:`\eta`.
+        learning_rate: :math:`\eta`; or an optax schedule, a function of the server steps taken so far (0 in the first
+            round; rounds to which nobody contributed do not count), as `optax.cosine_decay_schedule(0.1, 100)`.
         b1, b2: decay rates in [0, 1).
         tau: :math:`\tau`, the degree of adaptivity, outside the root.
         bias_correction: multiply :math:`\eta` by :math:`\sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`, t = 1 in the first
@@ -176,6 +177,15 @@ def step(optimizer: optax.GradientTransformation, params: Any, state: Any, delta
     return optax.apply_updates(params, updates), state
 
 
+def _check_rate(learning_rate: Any) -> None:
+    if not callable(learning_rate):
+        check_positive("learning_rate", learning_rate, "Or an optax schedule: steps -> rate.")
+        return
+    first: Any = learning_rate(jnp.zeros((), jnp.int32))
+    check(jnp.shape(first) == (), "learning_rate(0)", first, "a schedule must give one number for a count of steps.")
+    check_not_negative("learning_rate(0)", first, "It is the rate of the first server step.")
+
+
 def _adaptive(
     accumulate: Callable[[Any, Any, Any], Any],
     learning_rate: Any,
@@ -185,7 +195,7 @@ def _adaptive(
     bias_correction: bool,
     initial_accumulator: Any,
 ) -> optax.GradientTransformation:
-    check_positive("learning_rate", learning_rate)
+    _check_rate(learning_rate)
     check_fraction("b1", b1)
     if b2 is not None:
         check_fraction("b2", b2)
@@ -206,7 +216,7 @@ def _adaptive(
         count = state.count + 1
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.m, gradient)
         v = jax.tree.map(lambda v, g: accumulate(v, g**2, b2), state.v, gradient)
-        rate = learning_rate
+        rate: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
         if bias_correction:
             rate = rate / (1 - b1**count)
             rate = rate if b2 is None else rate * jnp.sqrt(1 - b2**count)

@@ -181,6 +181,12 @@ def test_sweep_prints_a_table_and_writes_a_folder(place):
     assert fedjax_sim(place, *["run", "line", "--cohort-size", "4", "--run-dir", "alone"]).status == 0
     alone = [line["client/loss"] for line in lines(place / "alone")]
     assert table["client/loss"][2] == pytest.approx(alone, rel=1e-5)
+    shown = fedjax_sim(place, "show", "swept")
+    assert shown.status == 0
+    assert "sweep of line: 2 settings" in plain(shown.out)
+    for i in (0, 2):  # the seeds of a setting lie beside each other
+        assert f"{(table['client/loss'][i][-1] + table['client/loss'][i + 1][-1]) / 2:.4f}" in shown.out
+    assert "holds a sweep, and reports are of runs" in fedjax_sim(place, "report", "swept").err
     again = fedjax_sim(place, *command.split())
     assert (again.status, "holds a run or a sweep already" in again.err) == (2, True)
 
@@ -294,6 +300,7 @@ def resumed(place, line, others):
         shutil.copytree(place / "first", path)
     config = json.loads((place / "by hand" / "config.json").read_text())
     (place / "by hand" / "config.json").write_text(json.dumps({**config, "experiment": None}))
+    (place / "by hand" / "checksums.json").unlink()
     (place / "by hand").rename(place / "by_hand")
     return in_one_process(
         place,
@@ -375,17 +382,26 @@ def test_what_cannot_go_on_is_one_line_and_a_status(resumed, words, told):
     assert done.err.count("\n") == 1
 
 
-def test_an_experiment_that_changed_since_the_run_began_is_told_of(resumed, place):
+def test_an_experiment_that_changed_since_the_run_began_is_not_run_unless_it_is_said(resumed, place):
     experiment = place / "changed" / "config.py"
     experiment.parent.mkdir()
-    experiment.write_text(LINE.replace("A line", "Another line"))
+    experiment.write_text(LINE.replace("A line", "Another line") + "\nopen('ran', 'w').close()\n")
     config = json.loads((place / "again" / "config.json").read_text())
     config["experiment"]["path"] = str(experiment)
     (place / "again" / "config.json").write_text(json.dumps(config))
-    done = fedjax_sim(place, "resume", "again", "--rounds", "4")
+    (place / "again" / "checksums.json").unlink()
+    (place / "again").rename(place / "a gain")
+    words = ["resume", "a gain", "--rounds", "4"]
+    told = f"fedjax-sim: {experiment} is not what it was when a gain was begun"
+    done = fedjax_sim(place, *words)
+    advice = ", and was not run. To run it: fedjax-sim resume 'a gain' --changed\n"
+    assert done == Done(2, "", told + advice)
+    assert not (place / "ran").exists()
+    done = fedjax_sim(place, *words, "--changed")
     assert done.status == 0
-    assert done.err == f"fedjax-sim: {experiment} is not what it was when again was begun.\n"
+    assert done.err == f"{told}.\n"
     assert done.out.startswith("changed: Another line")
+    assert (place / "ran").exists()
 
 
 # What ends early
@@ -405,7 +421,7 @@ def test_a_reader_that_goes_away_ends_no_run(place):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_ends_a_run_after_its_round_and_tells_how_to_go_on(place, number, status):
-    run = f"stopped_{status}"
+    run = f"stopped {status}"
     process = start([*COMMAND, "run", "line", "--rounds", "100000", "--run-dir", run], place)
     assert process.stdout is not None
     for line in process.stdout:
@@ -416,7 +432,7 @@ def test_a_signal_ends_a_run_after_its_round_and_tells_how_to_go_on(place, numbe
     assert process.returncode == status, err
     done = len(lines(place / run))
     saved = "1 round is" if done == 1 else f"{done} rounds are"
-    assert f"stopped by {number.name}. {saved} saved in {run}; to go on: fedjax-sim resume {run}\n" in err
+    assert f"stopped by {number.name}. {saved} saved in {run}; to go on: fedjax-sim resume '{run}'\n" in err
     assert "Traceback" not in err
     assert (place / run / "checkpoints" / str(done)).is_dir()
 

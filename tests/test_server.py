@@ -73,6 +73,34 @@ def test_fedyogi_by_hand():
     np.testing.assert_allclose(trajectory(optimizer), x, rtol=1e-5)
 
 
+SCHEDULES = {
+    "cosine": optax.cosine_decay_schedule(0.5, 3),
+    "warm-up": optax.linear_schedule(0.0, 0.1, 2),
+    "steps": optax.piecewise_constant_schedule(0.3, {1: 0.1}),
+    "own": lambda count: 0.2 / (1 + count),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("make", [fs.server.fedavgm, fs.server.fedadagrad, fs.server.fedadam, fs.server.fedyogi])
+def test_a_schedule_scales_each_step(make, name):
+    """The moments do not depend on the rate, so that a step is that of rate 1 times the schedule's (momentum none)."""
+    schedule = SCHEDULES[name]
+    fixed = {"momentum": 0.0} if make is fs.server.fedavgm else {}
+    moves = np.diff(trajectory(make(1.0, **fixed)), axis=0, prepend=X0[None])
+    rates = np.array([float(schedule(t)) for t in range(3)])
+    expected = X0 + np.cumsum(rates[:, None] * moves, axis=0)
+    np.testing.assert_allclose(trajectory(make(schedule, **fixed)), expected, rtol=1e-4, atol=1e-6)
+    assert len(set(rates)) > 1
+
+
+@pytest.mark.parametrize("bad", [lambda count: -0.1, lambda count: jnp.ones(2), lambda count: math.nan])
+def test_schedules_of_no_rate(bad):
+    for make in (fs.server.fedavgm, fs.server.fedadam):
+        with pytest.raises(fs.FedSimError, match=r"learning_rate\(0\)="):
+            make(bad)
+
+
 @pytest.mark.parametrize("make", [fs.server.fedadam, fs.server.fedyogi])
 def test_bias_correction_counts_the_first_round_as_one(make):
     """From v0 = 0, m and sqrt(v) are then exactly corrected: the first step is η sign(Δ), up to τ."""

@@ -26,7 +26,7 @@ class Context(NamedTuple):
         bound: [] float32, the L2 bound of the incoming payload in real units, as the server will decode it; infinity
             where none is known.
         neighbour: [] int32, the next client in the ring of the clients that train this round.
-        weight: [] float32, the client's effective weight; 0 where it contributes nothing.
+        weight: [] float32, the client's effective weight; 0 where it contributes nothing, but 1 where it adds noise.
         expected: the sampler's expected cohort.
         step: [] float32, how much one unit of the incoming integers is worth; 1 where they are no integers.
 
@@ -56,7 +56,8 @@ class Mechanism(NamedTuple):
         multiplier: standard deviation of the sum's noise over the L2 bound of one client's part (of "laplace": the
             scale over the L1 bound).
         where: "central", added once to the sum; "local", added by each client for itself; "distributed", a share by
-            each client, so that the sum's noise falls with the clients that contribute.
+            each client, so that the sum's noise falls with the clients that send. Clients' own noise is sent by all who
+            are drawn and arrive, with a payload of zeros by those who contribute nothing.
         of: "value", what the chain sends; or "statistic", a side value such as the bit of adaptive clipping.
         per_expected: the multiplier is this times the expected cohort.
         transform: the name of the transform that adds it.

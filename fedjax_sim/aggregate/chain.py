@@ -89,10 +89,13 @@ class Aggregator(NamedTuple):
             )
         return tuple(states), tuple(rows) if jax.tree.leaves(rows) else None
 
-    def encode(self, key: Key, states: Any, rows: Any, payload: Any, context: Context) -> Encoded:
+    def encode(
+        self, key: Key, states: Any, rows: Any, payload: Any, context: Context, noise_key: Key | None = None
+    ) -> Encoded:
         """All client sides in order, with the side values and the bits that go up.
 
-        Where a masked sum follows, the payload is multiplied by `context.weight` just before.
+        Where a masked sum follows, the payload is multiplied by `context.weight` just before. Transforms that add noise
+        for privacy get their keys from `noise_key`, if there is one, all others from `key`.
         """
         new_rows, metrics, sums = [], {}, []
         bounds, step, bits = folds.whole(context.bound), jnp.ones(()), folds.first_bits(payload)
@@ -103,7 +106,7 @@ class Aggregator(NamedTuple):
             own = context._replace(
                 round_key=jax.random.fold_in(context.round_key, i), bound=folds.incoming(t, bounds), step=step
             )
-            own_key, row = jax.random.fold_in(key, i), None if rows is None else rows[i]
+            own_key, row = self._key(i, key, noise_key), folds.no_row(t, mine) if rows is None else rows[i]
             sums.append(t.sums(own_key, states[i], mine, own))
             bounds, step, before = *folds.bound(t, states[i], bounds, step, payload), payload
             message, row, seen = t.client(own_key, states[i], row, mine, own)
@@ -140,8 +143,10 @@ class Aggregator(NamedTuple):
             payload_shapes, _ = folds.shapes(t, state, row, payload_shapes)
         return jnp.asarray(folds.total(bounds, payload_shapes), jnp.float32), step
 
-    def server(self, key: Key, states: Any, aggregate: Aggregate, expected: Any):
+    def server(self, key: Key, states: Any, aggregate: Aggregate, expected: Any, noise_key: Key | None = None):
         """All server sides in reverse order, then the division: `(aggregate, states, metrics)`.
+
+        Keys as in `encode`.
 
         Under noise the result's weight and count are the expected cohort too: the realised one is not public, and a
         server that multiplies the mean by its count must get the sum back.
@@ -160,18 +165,25 @@ class Aggregator(NamedTuple):
                 sums=None if given.sums is None else given.sums[i],
                 round_key=None if given.round_key is None else jax.random.fold_in(given.round_key, i),
             )
-            after, new_states[i], reported = t.server(jax.random.fold_in(key, i), states[i], seen)
+            after, new_states[i], reported = t.server(self._key(i, key, noise_key), states[i], seen)
             aggregate = dataclasses.replace(after, value=folds.put(t, aggregate.value, after.value))
             metrics = _join(metrics, as_metrics(reported), t)
         value = self.reducer.result(aggregate, expected if self.facts.noisy else None)
         weight, count = aggregate.weight, aggregate.count
         if self.facts.noisy:
             weight = count = jnp.asarray(expected, jnp.float32)
-        return Aggregate(value, weight, count), tuple(new_states), metrics
+        return Aggregate(value, weight, count, population=given.population), tuple(new_states), metrics
 
     def mechanisms(self, expected: float) -> tuple[Mechanism, ...]:
         """All noise that the chain adds, for an expected cohort."""
         return tuple(m.resolved(expected) for m in self.facts.noise)
+
+    def _key(self, i: int, key: Key, noise_key: Key | None) -> Key:
+        """The key of a transform's side."""
+        before = self.stages[i - 1].noise if i else ()
+        if noise_key is not None and len(self.stages[i].noise) > len(before):
+            key = noise_key
+        return jax.random.fold_in(key, i)
 
     def _weighs(self, i: int) -> bool:
         return self.stages[i].weighted and (i == 0 or not self.stages[i - 1].weighted)

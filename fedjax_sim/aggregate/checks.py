@@ -126,8 +126,8 @@ def check_build(aggregator: Any, states: Any, payload_shapes: Any, capacity: int
 
 
 def check_sampler(aggregator: Any, sampler: str, has_event: bool) -> None:
-    """Raise `ArgumentError` where noise could not be accounted for."""
-    if aggregator.facts.noisy and not has_event:
+    """Raise `ArgumentError` where noise could not be accounted for; local noise can, whoever is drawn."""
+    if not has_event and any(m.where != "local" for m in aggregator.facts.noise):
         raise ArgumentError(
             f"{sampler} has no accounting event, and {aggregator.name} adds noise for privacy, which could not be "
             "accounted: use fs.sampler.poisson or fs.sampler.uniform."

@@ -104,22 +104,24 @@ def adaptive_clip(
 
     .. math::
 
-        b_k = \mathbb 1[\lVert u_k \rVert \le C], \qquad
-        \bar b = \tfrac12 + \Big(\sum_k (b_k - \tfrac12) + \mathcal N(0, \sigma_b^2)\Big) / m, \qquad
+        b_k = \mathbb 1[\lVert u_k \rVert \le C] - \tfrac12, \qquad
+        \bar b = \tfrac12 + \Big(\sum_k b_k + \mathcal N(0, \sigma_b^2)\Big) / m, \qquad
         C \leftarrow C \exp(-\eta (\bar b - \gamma))
 
     where m is the expected cohort and :math:`\sigma_b` is `bit_noise` times m. Noise on the value is scaled by the C
     that clipped, not by the next one. The bit travels beside the value, past quantisers and sparsifiers. It costs
     privacy: its noise is a Gaussian mechanism of multiplier :math:`z_b = 2 \sigma_b` (one client moves the sum by 1/2),
-    which is accounted together with the value's z: :math:`(z^{-2} + z_b^{-2})^{-1/2}` in all. Metrics: as for
-    `clip_by_l2`, and `clip_norm`, the C of the round.
+    which is accounted together with the value's z: :math:`(z^{-2} + z_b^{-2})^{-1/2}` in all. So that this holds for a
+    client that sends zeros, too, the bit of a zero payload is :math:`b_k = 0`, as if the client were not there.
+    Runs of one seed share the bit's noise, as with `gaussian_noise`.
+    Metrics: as for `clip_by_l2`, and `clip_norm`, the C of the round.
 
     Args:
         initial: the first C, positive.
         quantile: :math:`\gamma` in (0, 1), the part of the clients that is not to be clipped.
         learning_rate: :math:`\eta`, positive.
         bit_noise: :math:`\sigma_b / m`. 0 for no noise on the bit: then :math:`\bar b` is the plain mean over those
-            who came, and the chain may not claim privacy.
+            who came, zeros count as any norm below C, and the chain may not claim privacy.
 
     Example:
         >>> import fedjax_sim as fs
@@ -142,7 +144,9 @@ def adaptive_clip(
         return _scaled(payload, norm, clip_norm), row, _seen(norm, norm > clip_norm)
 
     def sums(key, clip_norm, payload, context: Context):
-        return (jnp.sqrt(squared_norm(payload)) <= clip_norm).astype(jnp.float32) - 0.5
+        norm = jnp.sqrt(squared_norm(payload))
+        bit = (norm <= clip_norm).astype(jnp.float32) - 0.5
+        return bit if bit_noise == 0 else jnp.where(norm > 0, bit, 0.0)  # zeros move no sum that is noised
 
     def server(key, clip_norm, aggregate):
         total, people = aggregate.sums, jnp.maximum(aggregate.count, 1)

@@ -30,6 +30,7 @@ def tree_noise(multiplier: float, separation: int, efficient: bool = True) -> Tr
     tree begins, so that a client is in one leaf of a tree at most.
 
     It runs with `fs.sampler.min_separation(..., separation)` or more. The server keeps log2(separation) + 1 models.
+    Runs of one seed share their noise, as with `gaussian_noise`.
 
     Metrics: `noise_std`, of a node.
 
@@ -78,7 +79,9 @@ def tree_noise(multiplier: float, separation: int, efficient: bool = True) -> Tr
         nodes = jax.tree.map(lambda leaf, n: leaf.at[height].set(n), nodes, new)
         return _noised(aggregate, residual, sigma, {"rounds": state["rounds"] + 1, "nodes": nodes})
 
-    mechanism = Mechanism("tree", multiplier, transform=name, details={"separation": separation})
+    mechanism = Mechanism(
+        "tree", multiplier, transform=name, details={"separation": separation, "efficient": efficient}
+    )
     return Transform(name=name, init=init, server=server, facts=lambda facts: _facts(facts, name, mechanism))
 
 
@@ -100,7 +103,8 @@ def banded_noise(
     times the L2 bound of one client: all n rounds together cost as much as one Gaussian of this multiplier. More rounds
     than n may be run, and cost more.
 
-    It runs with `fs.sampler.min_separation(..., separation)` or more. The server keeps bands - 1 models.
+    It runs with `fs.sampler.min_separation(..., separation)` or more. The server keeps bands - 1 models. Runs of one
+    seed share their noise, as with `gaussian_noise`.
 
     Metrics: `noise_std`, of Z.
 
@@ -147,6 +151,8 @@ def banded_noise(
     inverse = toeplitz.inverse_as_streaming_matrix(jnp.asarray(column, jnp.float32))
 
     def init(payload_shapes: Any):
+        if not jax.tree.leaves(payload_shapes):
+            raise ArgumentError(f"{name}: the payload {payload_shapes!r} has no leaf that noise could be added to.")
         like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), payload_shapes)
         return inverse.init_multiply(like), None
 
@@ -156,7 +162,12 @@ def banded_noise(
         sigma = multiplier * sensitivity(rounds) * aggregate.bound
         return _noised(aggregate, jax.tree.map(lambda leaf: sigma * leaf, correlated), sigma, state)
 
-    details = {"separation": separation, "rounds": rounds, "sensitivity": sensitivity}
+    details = {
+        "separation": separation,
+        "rounds": rounds,
+        "sensitivity": sensitivity,
+        "coefficients": [float(c) for c in column],
+    }
     mechanism = Mechanism("banded", multiplier, transform=name, details=details)
     return Transform(name=name, init=init, server=server, facts=lambda facts: _facts(facts, name, mechanism))
 

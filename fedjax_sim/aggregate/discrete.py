@@ -19,14 +19,17 @@ def discrete_gaussian_noise(multiplier: Any, survivors: float | None = None) -> 
     .. math:: u_k + \mathcal N_{\mathbb Z}(0, \sigma^2 / n), \qquad \sigma = z C / s
 
     where C bounds one client's message, rounded, s is what a unit of its integers is worth, and n the number of
-    clients whose shares make up the whole noise. With m contributors the sum's noise has multiplier
+    clients whose shares make up the whole noise. With m senders the sum's noise has multiplier
     :math:`z \sqrt{m / n}`, and a sum of discrete Gaussians is nearly, not quite, one. Goes between a quantiser and
-    `secure_sum`: a message by itself has too little noise to be shown. Metrics: `signal_to_noise` of the sum, and
-    `noise_multiplier`, of those who contributed.
+    `secure_sum`: a message by itself has too little noise to be shown. Runs of one seed share their noise, as with
+    `gaussian_noise`. Metrics: `signal_to_noise` of the sum, and `noise_multiplier`, of those who sent.
+
+    All clients that are drawn and arrive send their share, also those without examples or whose update is dropped,
+    which send zeros with it: the noise must not tell who has data.
 
     Args:
         multiplier: z, positive; may be traced.
-        survivors: n, clients that contribute at least; None for the sampler's expected cohort.
+        survivors: n, clients that send at least; None for the sampler's expected cohort.
 
     Example:
         >>> import fedjax_sim as fs
@@ -74,7 +77,8 @@ def _distributed(kind: str, law: Any, multiplier: Any, survivors: float | None) 
         return jax.tree.unflatten(structure, noised), row, {}
 
     def server(key, state, aggregate):
-        realised = multiplier * jnp.sqrt(aggregate.count / sharers(aggregate.expected))
+        shares = aggregate.count if aggregate.shares is None else aggregate.shares
+        realised = multiplier * jnp.sqrt(shares / sharers(aggregate.expected))
         variance = jnp.square(realised * aggregate.bound / aggregate.step)
         signal = squared_norm(aggregate.value) - variance * pytree.size(aggregate.value)
         ratio = _ratio(signal, variance, aggregate.value)

@@ -32,6 +32,11 @@ def put(t: Transform, tree: Any, new: Any) -> Any:
     return new if t.part is None else {**tree, t.part: new}
 
 
+def no_row(t: Transform, mine: Any) -> Row:
+    """A row without leaves, which is kept nowhere: its structure may say something all the same."""
+    return jax.eval_shape(lambda payload: t.init(payload)[1], mine)
+
+
 def shapes(t: Transform, state: State, row: Row, payload_shapes: Any) -> tuple[Any, Metrics]:
     """Shapes of what a transform sends, and of its metrics."""
     message, _, metrics = jax.eval_shape(

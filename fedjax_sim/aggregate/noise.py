@@ -1,4 +1,7 @@
-"""Noise for differential privacy of floats: central, added once to the sum; and local, added by each client."""
+"""Noise for differential privacy of floats: central, added once to the sum; and local, added by each client.
+
+It is drawn from a run's noise seed, its seed unless `fs.Simulation(noise_seed=)` says otherwise.
+"""
 
 import dataclasses
 from typing import Any
@@ -20,7 +23,8 @@ def gaussian_noise(multiplier: Any) -> Transform:
 
     C is the L2 bound of what is summed, at the chain's end: after rounding, wherever the noise stands in the chain.
     The mean divides by the sampler's expected cohort m, which is no secret; also the noise of an empty cohort is
-    released. Noise is drawn in float32, before any cast to the model's type.
+    released. Noise is drawn in float32, before any cast to the model's type. Runs of one seed share their noise, which
+    cancels between two that are released: give each its own `fs.Simulation(noise_seed=)`.
 
     Metric: `signal_to_noise`, the norm of the sum over that of its noise, before the noise. It is for research: it is
     no part of what is private.
@@ -61,7 +65,8 @@ def local_gaussian_noise(multiplier: Any) -> Transform:
     r"""Gaussian noise of standard deviation z C by each client on its own payload: the server need not be trusted.
 
     C is the payload's L2 bound. Any two payloads are at most 2 C apart, so that a client's message is a Gaussian
-    mechanism of multiplier z / 2 for local differential privacy. Metric: `signal_to_noise` of the sum.
+    mechanism of multiplier z / 2 for local differential privacy. Runs of one seed share their noise, as with
+    `gaussian_noise`. Metric: `signal_to_noise` of the sum.
 
     Args:
         multiplier: z, positive; may be traced.
@@ -102,7 +107,7 @@ def local_laplace_noise(clip_norm: Any, multiplier: Any) -> Transform:
     r"""Clip to an L1 norm of at most C, then add Laplace noise of scale z C, on each client (Dwork et al. 2006).
 
     Any two payloads are at most 2 C apart in L1, so that a message is :math:`2 / z`-differentially private locally.
-    Metric: `signal_to_noise` of the sum.
+    Runs of one seed share their noise, as with `gaussian_noise`. Metric: `signal_to_noise` of the sum.
 
     Args:
         clip_norm: C, of the L1 norm, positive; may be traced.

@@ -19,8 +19,9 @@ def secure_sum(modulus_bits: int = 32, max_weight: int = 1) -> Transform:
 
     The clients that train form a ring by their ids; :math:`r_k` is a mask of uniform words, which client k shares
     with its neighbour, so that each upload looks uniform and the masks cancel bit by bit in the sum. A client whose
-    update is dropped (not finite) sends its mask alone. The sum is taken back to :math:`[-2^{b-1}, 2^{b-1})` and is
-    exact: a simulation checks that its cohort's integers, weights and noise cannot pass that range.
+    update is dropped (not finite) sends its mask, and its share of noise, alone. The sum is taken back to
+    :math:`[-2^{b-1}, 2^{b-1})` and is exact: a simulation checks that its cohort's integers, weights and noise cannot
+    pass that range.
 
     It computes what a secure aggregation protocol computes, at its cost in bits, and tests that a chain can live with
     the sum alone. It protects nobody: one process holds every mask, made from the run's seed by Threefry.

@@ -119,14 +119,14 @@ def _sparse(name: str, fraction: float, choose: Any, scale: bool, places: Any) -
     def client(key, state, row, payload, context):
         x = state.ravel(payload)
         index = choose(key, x, count(x.size))
-        values = x[index] * (x.size / index.size if scale else 1.0)
+        values = x[index] * (x.size / max(index.size, 1) if scale else 1.0)
         return _Sparse(values, index, places(index.size, x.size)), row, {}
 
     def receive(key, state, message):
         return state.unravel(jnp.zeros(state.size).at[message.index].set(message.values))
 
     def bound(state, incoming, dim):
-        return incoming * (dim / count(dim)) if scale else incoming
+        return incoming * (dim / max(count(dim), 1)) if scale else incoming
 
     def bits(message, incoming):
         return 32.0 * message.values.size + message.places

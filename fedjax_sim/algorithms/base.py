@@ -53,6 +53,8 @@ class Algorithm(NamedTuple):
         params: `(server_state) -> params`, the model to evaluate.
         phases: several passes over the same cohort instead of `client`, `server`, `aggregator`.
         downlink: of the one phase, as in `fs.Phase`.
+        num_clients: the population that it was told of, which must be the simulation's; None for any. A server function
+            finds the simulation's in `aggregate.population`.
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -76,6 +78,7 @@ class Algorithm(NamedTuple):
     params: Callable[[Any], Params] = lambda server: server
     phases: tuple[Phase, ...] = ()
     downlink: Callable[[Any], Any] | None = None
+    num_clients: int | None = None
 
     def passes(self) -> tuple[Phase, ...]:
         """The phases, checked, each with a whole `Aggregator`."""

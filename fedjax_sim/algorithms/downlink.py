@@ -127,6 +127,7 @@ def compress_downlink(
         init,
         params=lambda server: algorithm.params(server.exact),
         phases=tuple(wrapped(phase) for phase in algorithm.passes()),
+        num_clients=algorithm.num_clients,
     )
 
 
@@ -142,9 +143,9 @@ def _decoded(chain: Aggregator, key: Key, part: Any) -> tuple[Any, Any]:
             f"compressor={chain.name}: keeps a state or needs a clip's bound; use one without, as fs.aggregate.k_level."
         )
     one, zero = jnp.ones(()), jnp.zeros((), jnp.int32)
-    encode, decode = jax.random.split(key)
-    context = Context(zero, zero, encode, jnp.asarray(jnp.inf, jnp.float32), weight=one)
+    encode, shared, receive, decode = jax.random.split(key, 4)
+    context = Context(zero, zero, shared, jnp.asarray(jnp.inf, jnp.float32), weight=one)
     encoded = chain.encode(encode, states, None, part, context)
-    message = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), chain.receive(decode, states, encoded.message))
-    alone = Aggregate(message, one, one, sums=(None,) * len(chain.transforms), round_key=encode)
+    message = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), chain.receive(receive, states, encoded.message))
+    alone = Aggregate(message, one, one, sums=(None,) * len(chain.transforms), round_key=shared)
     return chain.server(decode, states, alone, 1.0)[0].value, encoded.metrics["uplink_bits"].total

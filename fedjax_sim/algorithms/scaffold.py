@@ -30,7 +30,7 @@ class ScaffoldState(NamedTuple):
 def scaffold(
     task: Task,
     client_lr: Any,
-    num_clients: int,
+    num_clients: int | None = None,
     option: Literal[1, 2] = 2,
     server_lr: Any = 1.0,
     aggregator: Aggregator | Reducer | None = None,
@@ -54,7 +54,7 @@ def scaffold(
     Args:
         task: what is learnt.
         client_lr: :math:`\eta`; may be traced.
-        num_clients: N, the whole population, not the cohort.
+        num_clients: N, the whole population, not the cohort; None for the simulation's. Another one is refused.
         option: 1 or 2.
         server_lr: :math:`\eta_g`; may be traced.
         aggregator: a chain or reducer of uniform weights; None for `fs.aggregate.mean("uniform")`.
@@ -63,11 +63,12 @@ def scaffold(
         >>> import fedjax_sim as fs
         >>> digits = fs.data.load("digits")
         >>> task = fs.classification(fs.models.MLP(10), digits.train)
-        >>> algorithm = fs.scaffold(task, client_lr=0.05, num_clients=100)
+        >>> algorithm = fs.scaffold(task, client_lr=0.05)
     """
     check_positive("client_lr", client_lr)
     check_positive("server_lr", server_lr)
-    check_count("num_clients", num_clients)
+    if num_clients is not None:
+        check_count("num_clients", num_clients)
     check(option in (1, 2), "option", option, "must be 1 or 2, the paper's options.")
     gradient_fn = gradient(task)
 
@@ -112,7 +113,7 @@ def scaffold(
         move = jax.tree.map(lambda d: server_lr * d, aggregate.value["delta"])
         moved, _ = split_params(task, move)
         _, held = split_params(task, aggregate.value["delta"])
-        scale = aggregate.count / num_clients
+        scale = aggregate.count / (aggregate.population if num_clients is None else num_clients)
         return ScaffoldState(
             jax.tree.map(jnp.add, server.params, replace(moved, held)),
             jax.tree.map(lambda c, d: c + scale * d, server.control, aggregate.value["control"]),
@@ -125,4 +126,5 @@ def scaffold(
         server,
         aggregator=mean("uniform") if aggregator is None else aggregator,
         params=lambda server: server.params,
+        num_clients=num_clients,
     )

@@ -55,7 +55,8 @@ def transform(task: Task, *functions: ExampleFunction) -> Task:
         >>> task = fs.client.transform(task, darker)
     """
     evaluate = _on_examples(task.evaluate or task.loss, functions)
-    return task._replace(loss=_on_examples(task.loss, functions), evaluate=evaluate)
+    # What is stored need not be what the task reads, so that there is nothing to check it for.
+    return task._replace(loss=_on_examples(task.loss, functions), evaluate=evaluate, check=None)
 
 
 def _on_examples(loss: Callable[[Params, Batch, Key], Any], functions: Sequence[ExampleFunction]):

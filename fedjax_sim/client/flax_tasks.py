@@ -3,6 +3,7 @@
 A module's parameters are its variables, as Flax itself names them: `{"params": ..., "batch_stats": ...}`.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -13,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from flax.errors import ScopeParamShapeError
 
+from fedjax_sim.client.labels import example_of, label_check, whole
 from fedjax_sim.client.task import Batch, Loss, Task
 from fedjax_sim.core.convolution import Convolutions, check_convolutions
 from fedjax_sim.core.errors import ArgumentError, check
+from fedjax_sim.core.kinds import check_computable, is_computable
 from fedjax_sim.core.pytree import where
 from fedjax_sim.core.types import Key, Params
 
@@ -46,14 +50,16 @@ def classification(
 
     The loss is :math:`-\log \mathrm{softmax}(f(x))_y`. Labels may have axes of their own, [B, T] for tokens: an
     example's loss is then the mean over its labels, and its weight their number, so that every token counts
-    equally. Negative labels are left out.
+    equally; negative ones are left out. Labels are whole numbers, 0 to classes - 1, of any type; others are refused
+    where the task meets the data.
 
     Args:
         model: a `flax.linen.Module`; or a `flax.nnx.Module`, whose present parameters are the initial ones; or a
             function `rngs -> nnx.Module`. `train=` (or `training=`, `deterministic=`) is passed if it takes it.
         sample: a batch such as the clients hold; only shapes and dtypes matter, and one example is enough.
         inputs, labels: the entries that the module and the loss read.
-        preprocess: `batch -> batch`, inside the compiled step: scale uint8 there, so that it stays as stored.
+        preprocess: `batch -> batch`, inside the compiled step: scale uint8 there, so that it stays as stored. Labels
+            that it changes are not checked; one that it makes negative does not count.
         batch_stats: for modules with batch statistics: "average", they are updated locally and averaged over
             clients, plainly, whatever the server optimizer; or "frozen", the module always runs in evaluation
             mode. Padding examples are kept out of the statistics.
@@ -68,11 +74,12 @@ def classification(
         >>> task = fs.classification(fs.models.LogisticRegression(num_classes=10), digits.train)
     """
     check(labels in sample, "labels", labels, f"the sample has only the entries {list(sample)}.")
+    check_computable({labels: np.asarray(sample[labels][:1])})
 
     def loss(logits: Any, batch: Batch) -> Loss:
         return label_loss(logits, jnp.asarray(batch[labels]))
 
-    return flax_task(
+    task = flax_task(
         model,
         sample,
         loss,
@@ -81,14 +88,50 @@ def classification(
         batch_stats=batch_stats,
         convolutions=convolutions,
     )
+    classes = functools.partial(num_classes, model, example_of(sample), inputs, labels, preprocess, batch_stats)
+    return task._replace(check=label_check(labels, classes))
+
+
+def num_classes(
+    model: Any,
+    example: dict[str, Any],
+    inputs: str,
+    labels: str,
+    preprocess: Preprocess | None,
+    batch_stats: BatchStats | None,
+) -> int | None:
+    """The last axis of a module's outputs; None where `preprocess` makes other labels than those that are stored."""
+    changed = False
+
+    def watched(batch: Batch) -> Batch:
+        nonlocal changed
+        prepared = preprocess(batch) if preprocess else batch
+        changed |= prepared.get(labels) is not batch.get(labels)
+        return prepared
+
+    bare = lambda outputs, batch: outputs  # noqa: E731
+    zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in example.items()}
+    task = flax_task(model, zeros, bare, inputs=inputs, preprocess=watched, batch_stats=batch_stats, convolutions="xla")
+    evaluate = task.evaluate or task.loss
+
+    def trace(batch: Batch) -> Any:
+        key = jax.random.key(0)
+        return evaluate(task.init(key), batch, key).value
+
+    outputs = jax.eval_shape(trace, example)
+    return None if changed else outputs.shape[-1]
 
 
 def label_loss(logits: Any, y: Any) -> Loss:
-    """Cross-entropy and accuracy of logits [B, ..., C] for labels [B, ...], of which negative ones do not count."""
+    """Cross-entropy and accuracy of logits [B, ..., C] for labels [B, ...].
+
+    Negative ones do not count. Of one that is no class the loss is NaN.
+    """
     if logits.shape[:-1] != y.shape:
         raise ArgumentError(
             f"logits {logits.shape} for labels {y.shape}: must be the labels' shape and one axis of classes."
         )
+    y = whole(y, logits.shape[-1])
     real, logits = y >= 0, logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(real, y, 0))
     right = (jnp.argmax(logits, axis=-1) == y).astype(jnp.float32)
@@ -124,7 +167,9 @@ def flax_task(
     """
     check(inputs in sample, "inputs", inputs, f"the sample has only the entries {list(sample)}.")
     check_convolutions(convolutions)
-    first = {name: np.asarray(array[:1]) for name, array in sample.items()}
+    check_computable({inputs: np.asarray(sample[inputs][:1])})
+    first = {name: np.array(array[:1]) for name, array in sample.items()}
+    first = {name: array for name, array in first.items() if is_computable(array)}
     prepare = preprocess or (lambda batch: batch)
 
     def example() -> Any:
@@ -134,7 +179,7 @@ def flax_task(
     if isinstance(model, linen.Module):
         module = _linen(model, example, inputs)
     elif isinstance(model, nnx.Module) or callable(model):
-        module = _nnx(model, inputs)
+        module = _nnx(model, inputs, batch_stats == "frozen")
     else:
         raise ArgumentError(f"model={model!r}: must be a Flax module, linen or nnx.")
     if module.collections and batch_stats not in ("average", "frozen"):
@@ -147,10 +192,17 @@ def flax_task(
 
     def run(params: Params, batch: Batch, key: Key, train: bool) -> Any:
         mask = batch["mask"]
+        _check_input(inputs, batch, first)
         batch = {**prepare(batch), "mask": mask}
         # In a batch of nothing but padding the module sees plain examples, so that no statistic is 0/0.
         some = jnp.sum(mask) > 0
-        outputs, variables = module.apply(params, {**batch, "mask": jnp.where(some, mask, 1.0)}, key, train)
+        try:
+            outputs, variables = module.apply(params, {**batch, "mask": jnp.where(some, mask, 1.0)}, key, train)
+        except ScopeParamShapeError as error:
+            raise ArgumentError(
+                f"input {inputs!r}, [B, ...] = {jnp.shape(batch[inputs])}: {error} The parameters are those of one "
+                f"example of the sample, {np.shape(first[inputs])}; a module reads [B, features] at least."
+            ) from error
         variables = {name: where(some, value, params[name]) for name, value in variables.items()}
         result = loss(outputs, batch)
         if isinstance(result, tuple) and not isinstance(result, Loss):
@@ -174,6 +226,15 @@ def flax_task(
     )
 
 
+def _check_input(inputs: str, batch: Batch, sample: dict[str, Any]) -> None:
+    """A module is made for examples like the sample's: of as many axes, if the data hold that entry."""
+    if inputs in batch and inputs in sample and jnp.ndim(batch[inputs]) != sample[inputs].ndim:
+        raise ArgumentError(
+            f"input {inputs!r} has examples of shape {jnp.shape(batch[inputs])[1:]}: the task's sample has "
+            f"{sample[inputs].shape[1:]}. Make the task with a sample of these data, or reshape in preprocess=."
+        )
+
+
 def _linen(model: linen.Module, example: Callable[[], Any], inputs: str) -> _Module:
     takes = _parameters(type(model).__call__)
 
@@ -183,7 +244,8 @@ def _linen(model: linen.Module, example: Callable[[], Any], inputs: str) -> _Mod
         kwargs = _mode(takes, train=False)
         if "mask" in takes:
             kwargs["mask"] = jnp.ones(1, jnp.float32)
-        return model.init(keys, example(), **kwargs)
+        with linen.intercept_methods(_check_convolution):
+            return model.init(keys, example(), **kwargs)
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     collections = tuple(sorted(name for name in shapes if name != "params"))
@@ -201,6 +263,21 @@ def _linen(model: linen.Module, example: Callable[[], Any], inputs: str) -> _Mod
     return _Module(init, apply, collections)
 
 
+def _check_convolution(next_function: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """A linen convolution takes inputs without the batch's axis too, and would mix the examples of a batch."""
+    module = context.module
+    if isinstance(module, linen.Conv | linen.ConvTranspose) and context.method_name == "__call__":
+        x = args[0] if args else kwargs["inputs"]
+        size = module.kernel_size
+        axes = (1 if isinstance(size, int) else len(size)) + 2
+        if jnp.ndim(x) < axes:
+            raise ArgumentError(
+                f"{module.name or type(module).__name__} with kernel_size={size} gets inputs {jnp.shape(x)}: must have "
+                f"{axes} axes, [B, ..., channels]. Add the missing one, as x[..., None] for one channel."
+            )
+    return next_function(*args, **kwargs)
+
+
 def _mask_batch_norm(mask: Any) -> Callable[..., Any]:
     """Padding examples must not enter batch statistics: hand the mask to every linen BatchNorm."""
 
@@ -214,7 +291,7 @@ def _mask_batch_norm(mask: Any) -> Callable[..., Any]:
     return interceptor
 
 
-def _nnx(model: Any, inputs: str) -> _Module:
+def _nnx(model: Any, inputs: str, frozen: bool) -> _Module:
     make = None if isinstance(model, nnx.Module) else model
     template = model if make is None else make(nnx.Rngs(0))
     if not isinstance(template, nnx.Module):
@@ -228,10 +305,10 @@ def _nnx(model: Any, inputs: str) -> _Module:
         for train, module in ((True, training), (False, testing))
     }
     stats = bool(jax.tree.leaves(graphs[True][2]))
-    if stats and "mask" not in takes:
+    if stats and "mask" not in takes and not frozen:
         raise ArgumentError(
             "the nnx module keeps batch statistics, which padding examples would enter: give its __call__ an "
-            "argument `mask` ([B], 0 for padding) and hand it to BatchNorm as mask."
+            'argument `mask` ([B], 0 for padding) and hand it to BatchNorm as mask; or say batch_stats="frozen".'
         )
 
     def init(key: Key) -> Params:

@@ -1,6 +1,6 @@
 """Tasks: what is learnt. A pair of functions on any pytree of parameters; masking and weighting are done here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.kinds import check_leaves
 from fedjax_sim.core.metrics import Mean, Metric
 from fedjax_sim.core.pytree import pytree
 from fedjax_sim.core.types import Key, Params
@@ -56,6 +57,9 @@ class Task(NamedTuple):
         collections: top-level entries of `params` (then a dict) that are not trained by gradients but replaced
             by `Loss.variables`, such as batch statistics. Servers average them plainly.
         evaluate: like `loss`, for evaluation (no dropout); None uses `loss` itself.
+        check: `(columns) -> None`, on the host: raises an `fs.ArgumentError` for examples that cannot be right, labels
+            without a class say. `columns` maps an entry's name to its examples [n, ...]: of data in memory all that
+            clients hold, when a simulation is built and in evaluation; of streamed data each block that is read.
         convolutions: of whatever clients compute in a simulation, and of evaluation: "matmul" as products of matrices,
             "xla" as they are, "auto" as is faster on the platform (see `fs.matmul_convolutions`).
 
@@ -71,6 +75,7 @@ class Task(NamedTuple):
     reduction: Literal["mean", "sum"] = "mean"
     collections: tuple[str, ...] = ()
     evaluate: Callable[[Params, Batch, Key], Any] | None = None
+    check: Callable[[Mapping[str, Any]], None] | None = None
     convolutions: Convolutions = "auto"
 
 
@@ -142,6 +147,7 @@ def gradient(task: Task) -> Callable[[Params, Batch, Key], Gradient]:
 
     def gradient_fn(params: Params, batch: Batch, key: Key) -> Gradient:
         trained, held = split_params(task, params)
+        _check_trained(trained)
 
         def objective(trained):
             loss = as_loss(task, task.loss({**trained, **held} if held else trained, batch, key), batch)
@@ -251,6 +257,16 @@ def _check_per_example(what: str, value: Any, size: tuple[int, ...]) -> None:
             f"the task's {what} are {kind}: must be one number an example, shape {size}. "
             "Return them unreduced; masking and averaging are done for you."
         )
+
+
+def _check_trained(trained: Params) -> None:
+    check_leaves("params", trained)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ArgumentError(
+                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: gradients train floats alone. Make it "
+                "a float, keep it out of the parameters, or name its top-level entry in fs.Task(collections=...)."
+            )
 
 
 def _check_task(task: Any) -> None:

@@ -1,11 +1,13 @@
 """Next-token prediction."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from fedjax_sim.client.flax_tasks import Preprocess, flax_task, label_loss
+from fedjax_sim.client.flax_tasks import Preprocess, flax_task, label_loss, num_classes
+from fedjax_sim.client.labels import example_of, label_check
 from fedjax_sim.client.task import Batch, Loss, Task
 from fedjax_sim.core.errors import check
 
@@ -57,4 +59,6 @@ def next_token(
         plain = label_loss(logits, jnp.where(jnp.isin(y, ignored), -1, y))  # the compiler drops its unused loss
         return Loss(made.value, made.weight, {**made.metrics, "accuracy_no_special": plain.metrics["accuracy"]})
 
-    return flax_task(model, sample, loss, inputs=inputs, preprocess=preprocess)
+    task = flax_task(model, sample, loss, inputs=inputs, preprocess=preprocess)
+    classes = functools.partial(num_classes, model, example_of(sample), inputs, labels, preprocess, None)
+    return task._replace(check=label_check(labels, classes, ignored=pad))

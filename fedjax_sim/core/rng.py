@@ -6,12 +6,13 @@ four numbers into a JAX key; the host side hashes them, for all clients at once.
 """
 
 import enum
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
-from fedjax_sim.core.errors import check, check_count
+from fedjax_sim.core.errors import check, check_count, is_traced
 
 
 class Purpose(enum.IntEnum):
@@ -29,12 +30,36 @@ class Purpose(enum.IntEnum):
     EVALUATE = 9
     LIMIT = 10
     GROUP = 11
+    SHARED = 12  # between the clients of a round and the server
+    RECEIVE = 13
+    NOISE = 14  # for privacy, by a client
+    CENTRAL_NOISE = 15  # for privacy, by the server
 
 
-def check_seed(seed: Any) -> None:
+NOISES = (Purpose.NOISE, Purpose.CENTRAL_NOISE)
+"""Purposes whose keys come from a run's noise seed."""
+
+
+def check_seed(seed: Any, name: str = "seed") -> None:
     """A seed is a whole number of 32 bits: JAX would silently cut a longer one."""
-    check_count("seed", seed, minimum=0)
-    check(int(seed) < 2**32, "seed", seed, "must be below 2**32, as JAX keys are made from 32 bits.")
+    if is_traced(seed):
+        check(seed >= 0, name, seed, "must be a whole number, at least 0.")
+        return
+    check_count(name, seed, minimum=0)
+    check(int(seed) < 2**32, name, seed, "must be below 2**32, as JAX keys are made from 32 bits.")
+
+
+def round_keys(seeds: Any, purposes: Iterable[Purpose], round: Any, phase: int) -> dict[Purpose, jax.Array]:
+    """The keys of a phase of a round, by purpose; those that noise for privacy is drawn from have their own seed.
+
+    Args:
+        seeds: [2] uint32, the run's and its noise's.
+        purposes: what for.
+        round: the round's number; may be traced.
+        phase: its index.
+    """
+    of = lambda purpose: seeds[1] if purpose in NOISES else seeds[0]  # noqa: E731
+    return {purpose: jax.random.fold_in(key(of(purpose), purpose, round), phase) for purpose in purposes}
 
 
 def key(seed: Any, purpose: Purpose, round: Any = 0) -> jax.Array:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree
 
@@ -50,9 +52,12 @@ class Aggregate:
         bound: scalar, the L2 bound of one client's decoded message at the chain's end, under the states that the
             round's clients used; infinity where none holds. For server sides, as all that follow.
         expected: the sampler's expected cohort.
+        population: K, the federation's clients; algorithms' server functions have it too.
         sums: the sum of what this transform's `sums` gave, or None.
         step: how much one unit of the integers that are sent is worth; 1 where they are none.
         round_key: the key of this transform that the round's clients had as `context.round_key`.
+        shares: scalar float32, clients that added their share of noise, whether or not they contributed; None without
+            such noise.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -67,9 +72,11 @@ class Aggregate:
     _: dataclasses.KW_ONLY
     bound: Any = None
     expected: Any = None
+    population: Any = None
     sums: Any = None
     round_key: Any = None
     step: Any = None
+    shares: Any = None
 
 
 @pytree
@@ -81,7 +88,8 @@ class Cohort:
         valid: [C] bool; False marks an empty place.
         weight: [C] float32 importance weights, 1 for most samplers.
         max_steps: [C] int32 or None; a client stops after that many steps (slow devices).
-        arrives: [C] bool or None; False for a client whose update is lost.
+        arrives: [C] bool or None; False for a client whose update is lost. Under noise for privacy it must depend
+            neither on data nor on who the client is: the sampler's event speaks for it as well.
         version: [C] int32 or None; the model version a client starts from (asynchronous methods).
 
     Example:
@@ -112,12 +120,12 @@ class RoundPlan:
         order: [D, M] int32 rows of the data, client by client and epoch by epoch (CSR with `start`).
         start: [D, T, L] int32, where a lane's client begins in `order`.
         size: [D, T, L] int32, the client's examples (each once).
-        steps: [D, T, L] int32, its local steps; 0 marks an empty lane.
+        steps: [D, T, L] int32, its local steps; 0 marks an empty lane, or a client that sends its share of noise alone.
         client_id: [D, T, L] int32.
         slot: [D, T, L] int32, its place in the cohort; C marks an empty lane.
-        weight: [D, T, L] float32, the cohort's importance weight.
+        weight: [D, T, L] float32, the cohort's importance weight; 0 in an empty lane.
         version: [D, T, L] int32, the cohort's `version`, 0 without one.
-        neighbour: [D, T, L] int32, the next client in the ring of those that train, in order of their ids.
+        neighbour: [D, T, L] int32, the next client in the ring of those that send, in order of their ids.
         chunks: [D] int32, chunks that hold work.
         round: [D] int32, the round's number.
     """
@@ -159,7 +167,8 @@ class RoundState:
         aggregator: the transforms' server state, one entry a phase.
         sampler: the sampler's state (host).
         rows: `ClientRows`; of rows on the host, `fedjax_sim.engine.host_rows.HostRows`.
-        ledger: what accountants need of the past rounds (host), or None.
+        ledger: what each past round released, for accountants (host, plain values; `fedjax_sim.engine.ledger`).
+        noise_seed: what noise for privacy is drawn from, a host int; None for the seed.
 
     Example:
         >>> import jax.numpy as jnp, optax, fedjax_sim as fs
@@ -179,3 +188,9 @@ class RoundState:
     sampler: Any
     rows: Any
     ledger: Any = None
+    noise_seed: int | None = None
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """[2] uint32: the run's seed and its noise's."""
+        return np.array([self.seed, self.seed if self.noise_seed is None else self.noise_seed], np.uint32)

@@ -2,6 +2,7 @@
 
 from fedjax_sim.data import archives as archives
 from fedjax_sim.data import partition as partition
+from fedjax_sim.data import preprocess as preprocess
 from fedjax_sim.data import sources as sources
 from fedjax_sim.data.cache import cache_folder as cache_folder
 from fedjax_sim.data.cache import cached as cached
@@ -22,7 +23,10 @@ from fedjax_sim.data.measures import statistics as statistics
 from fedjax_sim.data.on_disk import DiskArray as DiskArray
 from fedjax_sim.data.on_disk import on_disk as on_disk
 from fedjax_sim.data.plan import Batching as Batching
+from fedjax_sim.data.preprocess import Filled as Filled
 from fedjax_sim.data.preprocess import Normalised as Normalised
+from fedjax_sim.data.preprocess import check_categories as check_categories
+from fedjax_sim.data.preprocess import fill as fill
 from fedjax_sim.data.preprocess import map_clients as map_clients
 from fedjax_sim.data.preprocess import normalise as normalise
 from fedjax_sim.data.preprocess import numbered as numbered

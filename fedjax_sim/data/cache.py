@@ -5,7 +5,8 @@ conversion under way, which `progress.json` lets go on where it was last committ
 column of byte strings, the bytes and where each string ends.
 
 Nobody waits for the disk: what a killed process wrote, the system still writes. What a power cut may lose is found by
-checksums: they are compared unless `checked.json` says that a file, as it is, was found right and is on the disk.
+checksums: they are compared unless `checked.json` says that a file, as it is, was found right and is on the disk. The
+JSON files, which say how bytes are read, hold a checksum of their own, which is compared each time.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.strings import Strings
 
-VERSION = 1
+VERSION = 2
 COMMIT_SECONDS = 5.0
 BLOCK = 1 << 22
 
@@ -137,12 +138,12 @@ def cached(
         with _locked(folder):
             if (folder / "data.json").exists():
                 try:
-                    return _open(folder)
+                    return _open(folder, text)
                 except _Damaged as damage:
                     warnings.warn(f"{folder}: {damage}; the set is converted again.", stacklevel=2)
                     _clear(folder)
             _convert(folder, text, clients, total, name if progress else None)
-            return _open(folder)
+            return _open(folder, text)
 
 
 class _Damaged(Exception):
@@ -196,9 +197,8 @@ class _Writer:
 
     def __enter__(self) -> "_Writer":
         try:
-            state = json.loads((self.folder / "progress.json").read_text())
-            self._resume(state)
-        except (OSError, ValueError, KeyError, TypeError):
+            self._resume(_read_json(self.folder / "progress.json"))
+        except (OSError, ValueError, KeyError, TypeError, _Damaged):
             self.__exit__()
             self.__init__(self.folder)
             _clear(self.folder)
@@ -281,10 +281,9 @@ class _Writer:
             self._flush()
 
     def _append_strings(self, name: str, values: list[Any]) -> None:
-        try:
-            data = b"".join(values)
-        except TypeError as error:
-            raise ArgumentError(f"a column of objects holds {error}; only `bytes` can be kept.") from error
+        if other := next((value for value in values if type(value) is not bytes), None):
+            raise ArgumentError(f"a column of objects holds {type(other).__name__}; only `bytes` can be kept.")
+        data = b"".join(values)
         ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)))
         start = self.text_ends.get(name, 0)
         self._append(f"{name}.bytes", data)
@@ -313,7 +312,7 @@ class _Writer:
         self.commit()
         while self.jobs:
             self.jobs.popleft().result()
-        return json.loads((self.folder / "progress.json").read_text())
+        return _read_json(self.folder / "progress.json")
 
 
 def _column(name: str, value: np.ndarray) -> dict[str, Any]:
@@ -327,11 +326,11 @@ def _named(columns: list[dict[str, Any]]) -> str:
     return ", ".join(f"{column['name']}: {column['dtype']}{column['shape']}" for column in columns)
 
 
-def _open(folder: Path) -> FederatedData:
+def _open(folder: Path, fingerprint: str) -> FederatedData:
     try:
-        meta = json.loads((folder / "data.json").read_text())
-        if meta["version"] != VERSION:
-            raise _Damaged(f"it is of version {meta['version']}, not {VERSION}")
+        meta = _read_json(folder / "data.json")
+        if meta["fingerprint"] != json.loads(fingerprint):
+            raise _Damaged("it is of another source")
         _verify(folder, meta["files"])
         sizes = np.fromfile(folder / "sizes", np.int64)
         offsets = np.concatenate([[0], np.cumsum(sizes)])
@@ -350,7 +349,7 @@ def _open(folder: Path) -> FederatedData:
 
 def _verify(folder: Path, files: dict[str, list[int]]) -> None:
     try:
-        checked = json.loads((folder / "checked.json").read_text())
+        checked = _read_json(folder / "checked.json", version=None)
     except (OSError, ValueError):
         checked = {}
     stamps = {name: _stamp(folder / name) for name in files}
@@ -410,10 +409,27 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _read_json(path: Path, version: int | None = VERSION) -> dict[str, Any]:
+    """What `_write_json` wrote, if it is that."""
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds {type(value).__name__}")
+    if version is not None and value.get("version") != version:
+        raise _Damaged(f"it is of version {value.get('version')!r}, not {version}")
+    if value.pop("crc32", None) != _crc_of(value):
+        raise ValueError(f"{path.name} has another checksum than when it was written")
+    return value
+
+
+def _crc_of(value: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    """A dict with its own CRC-32."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w") as file:
-        json.dump(value, file)
+        json.dump({"crc32": _crc_of(value), **value}, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

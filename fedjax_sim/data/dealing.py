@@ -1,9 +1,14 @@
 """What partitioners share: from each row's owner to a `Partition`, Dirichlet draws, checks of labels and counts."""
 
+import warnings
+
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.data.federated import Partition
+
+MANY = 20
+"""So many different labels may be classes whatever they look like."""
 
 
 def by_owner(owner: np.ndarray, num_clients: int) -> Partition:
@@ -89,23 +94,40 @@ def check_enough(num_clients: int, num_rows: int, min_size: int = 0) -> None:
     )
 
 
-def check_labels(labels: np.ndarray | None, name: str) -> np.ndarray:
-    """Labels are there, [N], and none is missing; `name` is the partitioner's."""
+def check_labels(labels: np.ndarray | None, name: str, classes: bool = True) -> np.ndarray:
+    """Labels are there, [N], and none is missing; `name` is the partitioner's. Say it if they are not `classes`."""
     if labels is None:
         raise ArgumentError(
             f"fs.partition.{name} needs labels, and the arrays have none under that name: "
             'pass a dict with an entry "y", or federate(..., labels=NAME).'
         )
-    return check_column(labels, "labels", "label")
+    labels = check_column(labels, "labels", "label")
+    different = len(np.unique(labels)) if classes and labels.dtype.kind in "iuf" else 0
+    fractions = labels.dtype.kind == "f" and bool(np.any(labels % 1 != 0))
+    if different > MANY and (fractions or 2 * different > len(labels)):
+        warnings.warn(
+            f"fs.partition.{name} deals rows class by class, and the {len(labels)} labels have {different} different "
+            "values: they are no classes. Cut them into ranges (np.digitize), and name these by labels=.",
+            stacklevel=4,
+        )
+    return labels
 
 
 def check_column(column: np.ndarray, name: str, what: str) -> np.ndarray:
     """A column is [N] and no entry is missing; `what` is the word for one entry."""
     check(column.ndim == 1, f"{name}.shape", column.shape, f"must be [N], one {what} a row.")
-    check(
-        not np.any(column != column),  # NaN among objects and NaT too
-        name,
-        "NaN",
-        f"a {what} is missing; drop or fill those rows first.",
-    )
+    gaps = column != column if column.dtype != object else np.array([_is_gap(value) for value in column], bool)
+    if np.any(gaps):
+        row = int(np.argmax(gaps))
+        raise ArgumentError(
+            f"{name}, row {row}: {column[row]!s:.20}: a {what} is missing; drop or fill those rows first."
+        )
     return column
+
+
+def _is_gap(value: object) -> bool:
+    """None, NaN, and pandas' NA and NaT, of which NA cannot be compared."""
+    try:
+        return value is None or bool(value != value)
+    except (TypeError, ValueError):
+        return type(value).__name__ == "NAType"

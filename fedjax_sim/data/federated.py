@@ -13,6 +13,9 @@ from fedjax_sim.core import html, rng
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.rng import Purpose
 
+CATEGORIES = "categories of "
+"""`about[CATEGORIES + column]` has what the codes in a column stand for, as JSON, in the order of the codes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
@@ -59,7 +62,7 @@ class FederatedData:
         >>> import numpy as np, fedjax_sim as fs
         >>> data = fs.data.FederatedData({"x": np.arange(5.0)}, offsets=[0, 2, 2, 5])
         >>> data
-        FederatedData(3 clients, 5 examples (min 0, median 2, max 3 a client), x: float64[5])
+        FederatedData(3 clients, 5 examples (min 0, median 2, max 3 a client; 1 without any), x: float64[5])
         >>> data.client(2)["x"]
         array([2., 3., 4.])
     """
@@ -205,16 +208,21 @@ class FederatedData:
         name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/") or "array"  # noqa: E731
         return {name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
 
+    def _empty(self) -> str:
+        empty = int(np.count_nonzero(self.sizes == 0))
+        return f"; {empty} without any" if empty else ""
+
     def _spread(self) -> str:
         return f"min {self.sizes.min()}, median {np.median(self.sizes):g}, max {self.sizes.max()}"
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {shape}" for name, shape in self._shapes().items())
-        examples = f"{self.num_examples} examples ({self._spread()} a client)"
+        examples = f"{self.num_examples} examples ({self._spread()} a client{self._empty()})"
         return f"FederatedData({self.num_clients} clients, {examples}, {shapes})"
 
     def _repr_html_(self) -> str:
-        counts = {"clients": self.num_clients, "examples": self.num_examples, "examples of a client": self._spread()}
+        spread = self._spread() + self._empty()
+        counts = {"clients": self.num_clients, "examples": self.num_examples, "examples of a client": spread}
         arrays = {f"array {name}": shape for name, shape in self._shapes().items()}
         return html.facts("FederatedData", {**self.about, **counts, **arrays})
 
@@ -236,7 +244,8 @@ def federate(
         about: where the arrays come from, as `fs.data.load(NAME).about`; run reports show it.
 
     Returns:
-        `FederatedData` over the very same arrays.
+        `FederatedData` over the very same arrays. Its `about["partition"]` names the law, and how many clients it left
+        without an example, which have weight 0.
 
     Example:
         >>> import numpy as np, fedjax_sim as fs
@@ -252,7 +261,10 @@ def federate(
     about = dict(about or {})
     if about.get("partition") == "none":  # "client" says that there was none
         about.pop("client", None)
-    return FederatedData(arrays, made.offsets, made.index, about={**about, "partition": said})
+    data = FederatedData(arrays, made.offsets, made.index)
+    if empty := int(np.count_nonzero(data.sizes == 0)):
+        said += f", {empty} of {data.num_clients} clients without an example"
+    return dataclasses.replace(data, about={**about, "partition": said})
 
 
 def from_clients(clients: Sequence[Any], client_ids: Sequence[str] | None = None) -> FederatedData:

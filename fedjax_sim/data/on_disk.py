@@ -102,7 +102,8 @@ def on_disk(source: str | os.PathLike[str] | np.memmap) -> DiskArray:
         source: a `.npy` file, or an `np.memmap`, as the arrays of `fs.data.cached` are.
 
     Raises:
-        ArgumentError: an array in Fortran order, or of Python objects.
+        ArgumentError: no such file, one that is no .npy or shorter than it says; an array in Fortran order, or of
+            anything but numbers.
 
     Example:
         >>> import tempfile, numpy as np, fedjax_sim as fs
@@ -115,7 +116,18 @@ def on_disk(source: str | os.PathLike[str] | np.memmap) -> DiskArray:
         >>> fs.data.FederatedData({"x": x}, offsets=[0, 1, 4]).client(0)["x"]
         array([[0., 1., 2.]])
     """
-    mapped = source if isinstance(source, np.memmap) else np.lib.format.open_memmap(source, mode="r")
+    try:
+        mapped = source if isinstance(source, np.memmap) else np.lib.format.open_memmap(source, mode="r")
+    except OSError as error:
+        raise ArgumentError(f"source={str(source)!r}: cannot be read ({error.strerror or error}).") from error
+    except Exception as error:  # numpy's header reader raises many kinds
+        what = f"{type(error).__name__}: {error}"
+        raise ArgumentError(
+            f"source={str(source)!r}: is no .npy file of numbers, or a damaged one ({what})."
+        ) from error
+    kind = mapped.dtype
+    check(kind.kind in "biufc", "source", source, f"holds {kind}: numbers can be read row by row.")
+    check(mapped.ndim >= 1, "source", source, "holds one value; arrays [N, ...] are wanted.")
     check(mapped.flags.c_contiguous, "source", source, "is not in C order: save np.ascontiguousarray of it.")
     if mapped.filename is None:
         raise ArgumentError("source: a memory map without a file.")

@@ -75,6 +75,9 @@ def dirichlet(alpha: float, num_clients: int, min_size: int = 0) -> Partitioner:
         num_clients: K, at most the number of rows.
         min_size: rows that every client must have; NIID-Bench and Flower take 10.
 
+    Labels that are no classes, as continuous targets are, make a `UserWarning`: each value would be a class of a row or
+    two, and alpha would say nothing of skew.
+
     Raises:
         ArgumentError: alpha <= 0, more clients than rows, no labels, or 100 draws none of which had `min_size`
             rows for every client.
@@ -141,7 +144,7 @@ def shards(num_clients: int, shards_per_client: int = 2) -> Partitioner:
     check_count("shards_per_client", shards_per_client)
 
     def partition(labels: np.ndarray | None, num_rows: int, generator: np.random.Generator):
-        labels = check_labels(labels, "shards")
+        labels = check_labels(labels, "shards", classes=False)
         total = num_clients * shards_per_client
         check(
             total <= num_rows,
@@ -227,7 +230,8 @@ def by_column(values: Any) -> Partitioner:
         values: [N] integers, strings or other values that can be sorted: the writer, speaker or hospital of each row.
 
     Raises:
-        ArgumentError: not one value a row, values missing, values that cannot be sorted.
+        ArgumentError: not one value a row; a value that is missing (None, NaN, an empty text), with its row; values
+            that cannot be sorted.
 
     Example:
         >>> import numpy as np, fedjax_sim as fs
@@ -236,7 +240,11 @@ def by_column(values: Any) -> Partitioner:
         >>> data.sizes, data.client(0)["x"]
         (array([2, 3]), array([1, 3]))
     """
+    if not isinstance(values, np.ndarray) and not hasattr(values, "__array__"):
+        values = _as_they_are(values)  # NumPy would write NaN among texts as "nan", and 1 as "1"
     column = check_column(np.asarray(values), "values", "value")
+    if column.dtype.kind in "OSU" and (empty := np.flatnonzero((column == "") | (column == b"")).tolist()):
+        raise ArgumentError(f"values, row {empty[0]}: is an empty text; name the client, or drop the row.")
     try:
         clients, owner = np.unique(column, return_inverse=True)
     except TypeError as error:
@@ -248,3 +256,11 @@ def by_column(values: Any) -> Partitioner:
         return by_owner(owner, len(clients))
 
     return partition
+
+
+def _as_they_are(values: Any) -> np.ndarray:
+    values = list(values)
+    column = np.empty(len(values), object)
+    column[:] = values
+    kinds = {type(value) for value in values}
+    return np.asarray(values) if len(kinds) == 1 else column

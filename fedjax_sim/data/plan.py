@@ -92,6 +92,8 @@ class PlanStats(NamedTuple):
 
     Attributes:
         clients: clients that train.
+        drawn: clients that were drawn, whether or not they arrive.
+        sent: clients that send: those that train, and under `Planner(everyone=True)` all that arrive.
         examples: examples they hold, each once.
         trained: examples of all their steps, epochs counted.
         steps: local steps in all.
@@ -105,6 +107,8 @@ class PlanStats(NamedTuple):
     steps: int
     efficiency: float
     balance: float
+    drawn: int = 0
+    sent: int = 0
 
 
 class Planner:
@@ -117,6 +121,7 @@ class Planner:
         homes: [K] the device of each client, for methods whose clients keep state on a device; or None.
         streamed: `order` counts rows within the examples that a device's clients of the round hold together, client
             after client in the order of its lanes, instead of rows of the federation.
+        everyone: clients that arrive have a lane even if they take no step: each adds its share of noise.
     """
 
     def __init__(
@@ -126,9 +131,10 @@ class Planner:
         devices: int = 1,
         homes: np.ndarray | None = None,
         streamed: bool = False,
+        everyone: bool = False,
     ):
         self.data, self.batching, self.devices, self.homes = data, batching, devices, homes
-        self.streamed = streamed
+        self.streamed, self.everyone = streamed, everyone
         self.longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
         self._shapes: dict[tuple[int, int], PlanShape] = {}
         self._examples: dict[PlanShape, int] = {}
@@ -204,8 +210,8 @@ class Planner:
             rows = self.batching.count_rows(sizes, steps)
         order = np.lexsort((ids, -steps))
         slot, ids, steps, rows = slot[order], ids[order], steps[order], rows[order]
-        examples = self.batching.count_examples(sizes[order])
-        device = deal(steps, D) if self.homes is None else self.homes[ids]
+        examples = np.where(steps > 0, self.batching.count_examples(sizes[order]), 0)
+        device = deal(np.maximum(steps, 1), D) if self.homes is None else self.homes[ids]
 
         place = _rank_within(device, D)
         flat = (device * T + place // L) * L + place % L
@@ -219,7 +225,8 @@ class Planner:
 
         table = np.zeros(D * M, np.int32)
         first = _start_within(device, examples, D) if self.streamed else self.data.offsets[ids]
-        self._fill(table, device * M + start, ids, examples, first, rows, seed, round)
+        n = int((steps > 0).sum())  # those that train come first
+        self._fill(table, (device * M + start)[:n], ids[:n], examples[:n], first[:n], rows[:n], seed, round)
         longest = lanes(steps).max(axis=-1).sum(axis=-1)
         plan = RoundPlan(
             order=table.reshape(D, M),
@@ -236,16 +243,18 @@ class Planner:
         )
         total, computed = int(steps.sum()), int(longest.sum()) * L
         return plan, PlanStats(
-            clients=len(ids),
+            clients=n,
             examples=int(examples.sum()),
             trained=int(rows.sum()),
             steps=total,
             efficiency=total / computed if computed else 1.0,
             balance=float(longest.mean() / longest.max()) if computed else 1.0,
+            drawn=int(np.sum(cohort.valid)),
+            sent=len(ids),
         )
 
     def _active(self, cohort: Cohort) -> np.ndarray:
-        """Places of the clients that train: valid ones that arrive and have at least one batch."""
+        """Places of the clients that send: valid ones that arrive, and have at least one batch unless all send."""
         ids = np.asarray(cohort.ids)
         valid = np.asarray(cohort.valid, bool)
         drawn = ids[valid]
@@ -260,6 +269,8 @@ class Planner:
             )
         if cohort.arrives is not None:
             valid = valid & np.asarray(cohort.arrives, bool)
+        if self.everyone:
+            return np.flatnonzero(valid)
         if cohort.max_steps is not None:
             valid = valid & (np.asarray(cohort.max_steps) > 0)
         sizes = self.data.sizes_of(np.where(valid, ids, 0))

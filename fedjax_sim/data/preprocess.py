@@ -1,4 +1,4 @@
-"""Functions from federation to federation, before training: map, normalise, number."""
+"""Functions from federation to federation, before training: map, fill gaps, normalise, number."""
 
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError, check
-from fedjax_sim.data.federated import FederatedData, from_clients
+from fedjax_sim.data.federated import CATEGORIES, FederatedData, from_clients
 
 BLOCK = 4096
 
@@ -66,6 +66,166 @@ def map_clients(
     return FederatedData(made.arrays, made.offsets, made.index, ids, data.about)
 
 
+class Filled(NamedTuple):
+    """Federations whose gaps in one column are filled, and by what.
+
+    Attributes:
+        data: the federations, in the order given.
+        mean: [...] float64, what filled the gaps; [K, ...] by client.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> data = fs.data.FederatedData({"x": np.array([1.0, np.nan])}, offsets=[0, 2])
+        >>> fs.data.fill(data, by="all").mean
+        np.float64(1.0)
+    """
+
+    data: tuple[FederatedData, ...]
+    mean: np.ndarray
+
+
+def fill(
+    train: FederatedData,
+    *others: FederatedData,
+    entry: str = "x",
+    by: Literal["all", "client"] = "client",
+    mark: str | None = None,
+) -> Filled:
+    """Put the mean of what the training examples know in the place of NaN.
+
+    Each feature has its own mean: over the client's own training examples, or over all clients'. By client, a client
+    that knows none of a feature, or has no training example, takes the mean of all. Sums are in float64.
+
+    The means are taken outside of training: what they tell of one client to another is in no privacy budget.
+
+    Args:
+        train: the federation whose examples give the means.
+        others: further federations, such as the test set, filled by the same means; by client, those of the client of
+            the same name where the federations have `client_ids`, and of the same number where they have none.
+        entry: the column, [N, ...] numbers; whole numbers have no gap and stay.
+        by: "client" or "all".
+        mark: name of a new column, [N, ...] uint8, 1 where there was a gap; None for none.
+
+    Returns:
+        `Filled`: the federations with `entry` in the dtype it had, in the clients' order, and the means.
+
+    Raises:
+        ArgumentError: no training example; a column that is not of numbers or has infinity; a feature that no training
+            example knows; federations whose categories or features differ.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> train = fs.data.FederatedData({"x": np.array([1.0, 3.0, np.nan, 8.0])}, offsets=[0, 3, 4])
+        >>> test = fs.data.FederatedData({"x": np.array([np.nan, np.nan])}, offsets=[0, 1, 2])
+        >>> made = fs.data.fill(train, test)
+        >>> made.data[0].client(0)["x"], made.data[1].client(1)["x"]
+        (array([1., 3., 2.]), array([8.]))
+    """
+    every = _checked(train, others, entry, by)
+    if mark is not None:
+        check(mark not in train.arrays, "mark", mark, f"is a column already: {sorted(train.arrays)}.")
+    total, known = _sums(train, entry)
+    everywhere = known.sum(0)
+    if np.any(everywhere == 0):
+        place = ", ".join(map(str, np.argwhere(everywhere == 0)[0]))
+        raise ArgumentError(f"entry={entry!r}: no training example knows feature {place or 0}; leave it out.")
+    mean = total.sum(0) / everywhere
+    if by == "all":
+        means = [np.broadcast_to(mean, (data.num_clients, *mean.shape)) for data in every]
+    else:
+        own = np.where(known > 0, total / np.maximum(known, 1), mean)
+        means = [np.concatenate([own, mean[None]])[_counterparts(train, data)] for data in every]
+        mean = own
+    return Filled(tuple(_filled(data, entry, those, mark) for data, those in zip(every, means, strict=True)), mean)
+
+
+def _sums(data: FederatedData, entry: str) -> tuple[np.ndarray, np.ndarray]:
+    """Each client's sum of what is known, and how many examples know it, [K, ...] each."""
+    shape = (data.num_clients, *data.arrays[entry].shape[1:])
+    total, known = np.zeros(shape), np.zeros(shape, np.int64)
+    owner = _owner(data)
+    for start in range(0, data.num_examples, BLOCK):
+        block = _block(data, entry, start, min(start + BLOCK, data.num_examples))
+        if np.any(np.isinf(block)):
+            raise ArgumentError(f"entry={entry!r}: its training examples hold infinity; drop these first.")
+        np.add.at(known, owner[start : start + BLOCK], ~np.isnan(block))
+        np.add.at(total, owner[start : start + BLOCK], np.nan_to_num(block))
+    return total, known
+
+
+def _filled(data: FederatedData, entry: str, mean: np.ndarray, mark: str | None) -> FederatedData:
+    """The data with each client's gaps filled by its mean, [K, ...]."""
+    rows = slice(0, data.num_examples) if data.index is None else data.index
+    arrays = {name: array[rows] for name, array in data.arrays.items()}
+    column = np.array(arrays[entry])
+    gap = np.isnan(column)
+    column[gap] = mean[_owner(data)][gap]
+    marks = {} if mark is None else {mark: gap.astype(np.uint8)}
+    return FederatedData({**arrays, entry: column, **marks}, data.offsets, None, data.client_ids, data.about)
+
+
+def _owner(data: FederatedData) -> np.ndarray:
+    return np.repeat(np.arange(data.num_clients), data.sizes)
+
+
+def _counterparts(train: FederatedData, other: FederatedData) -> np.ndarray:
+    """[K] each client's number in the training set, by name where there are names; -1 for one that is not there."""
+    if train.client_ids is None or other.client_ids is None:
+        check(
+            other.num_clients == train.num_clients,
+            "by",
+            "client",
+            f"{other.num_clients} clients, but {train.num_clients} in the training set; give them client_ids.",
+        )
+        return np.arange(train.num_clients)
+    places = {train.name(k): k for k in range(train.num_clients)}
+    return np.array([places.get(other.name(k), -1) for k in range(other.num_clients)])
+
+
+def _checked(train: FederatedData, others: tuple[FederatedData, ...], entry: str, by: str) -> tuple[FederatedData, ...]:
+    """All federations, with a column of numbers, of one shape, and with the same codes for categories."""
+    check(by in ("all", "client"), "by", by, 'must be "all" or "client".')
+    for data in (train, *others):
+        column = data.arrays.get(entry) if isinstance(data.arrays, dict) else None
+        if column is None or column.dtype.kind not in "fiub":
+            raise ArgumentError(f"entry={entry!r}: must be a column of numbers; the data have {data!r}.")
+        if column.shape[1:] != train.arrays[entry].shape[1:]:
+            raise ArgumentError(
+                f"entry={entry!r}: examples of shape {column.shape[1:]}, but {train.arrays[entry].shape[1:]} in the "
+                "training set."
+            )
+        check_categories(train, data)
+    check(train.num_examples > 0, "train", train, "has no example.")
+    return (train, *others)
+
+
+def check_categories(train: FederatedData, other: FederatedData) -> None:
+    """Refuse two federations in which a column's codes stand for different categories.
+
+    `normalise` and `fill` ask for it. The sources keep a column's categories in `about`; data without do not tell.
+
+    Args:
+        train: a federation.
+        other: another one, such as the test set.
+
+    Raises:
+        ArgumentError: a column has categories in both, and other ones or in another order.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> made = [fs.data.FederatedData({"y": np.zeros(1)}, [0, 1], about={"categories of y": c}) for c in "ab"]
+        >>> fs.data.check_categories(*made)
+        Traceback (most recent call last):
+        ...
+        fedjax_sim.core.errors.ArgumentError: categories of y: a, but b in the other; read that with categories=train.
+    """
+    for key, said in train.about.items():
+        if key.startswith(CATEGORIES) and other.about.get(key, said) != said:
+            raise ArgumentError(
+                f"{key}: {said:.200}, but {other.about[key]:.200} in the other; read that with categories=train."
+            )
+
+
 class Normalised(NamedTuple):
     """Federations with one column normalised, and by what.
 
@@ -102,8 +262,9 @@ def normalise(
 
     Args:
         train: the federation whose examples give mean and deviation.
-        others: further federations, such as the test set, normalised by the same figures; by client, of the same
-            clients.
+        others: further federations, such as the test set, normalised by the same figures; by client, by those of the
+            client of the same name where the federations have `client_ids`, and of the same number where they have
+            none. A client that is not in the training set takes those of all.
         entry: the column, [N, ...] numbers.
         by: "all" or "client".
         features: axes of an example that have figures of their own; None for all of them, () for one mean of
@@ -113,7 +274,8 @@ def normalise(
         `Normalised`: the federations with `entry` as float32, in the clients' order, and the figures.
 
     Raises:
-        ArgumentError: no training example; a column that is not of numbers, or has NaN or infinity.
+        ArgumentError: no training example; a column that is not of numbers, or has NaN or infinity; federations whose
+            categories or features differ.
 
     Example:
         >>> import numpy as np, fedjax_sim as fs
@@ -123,17 +285,7 @@ def normalise(
         >>> made.mean, made.deviation, made.data[1].client(1)["x"]
         (array([2., 7.], dtype=float32), array([2., 1.], dtype=float32), array([[2., 0.]], dtype=float32))
     """
-    check(by in ("all", "client"), "by", by, 'must be "all" or "client".')
-    every = (train, *others)
-    for data in every:
-        column = data.arrays.get(entry) if isinstance(data.arrays, dict) else None
-        if column is None or column.dtype.kind not in "fiub":
-            raise ArgumentError(f"entry={entry!r}: must be a column of numbers; the data have {data!r}.")
-        if by == "client" and data.num_clients != train.num_clients:
-            raise ArgumentError(
-                f"by='client': {data.num_clients} clients, but {train.num_clients} in the training set."
-            )
-    check(train.num_examples > 0, "train", train, "has no example.")
+    every = _checked(train, others, entry, by)
     shape = train.arrays[entry].shape[1:]
     axes = range(len(shape)) if features is None else features
     over = tuple(1 + axis for axis in range(len(shape)) if axis not in [a % max(len(shape), 1) for a in axes])
@@ -143,13 +295,13 @@ def normalise(
     figures = [_moments(train, entry, group, over) for group in groups if group.start < group.stop]
     if by == "client":
         held = iter(figures[1:])
-        figures = [next(held) if size else figures[0] for size in train.sizes]
-    mean, deviation = (np.stack(part) for part in zip(*figures, strict=True))
-    shift, factor = mean, 1 / deviation  # [1 or K, 1 or more, ...]
-    out = tuple(_applied(data, entry, shift, factor) for data in every)
+        figures = [*(next(held) if size else figures[0] for size in train.sizes), figures[0]]  # the last for strangers
+    mean, deviation = (np.stack(part) for part in zip(*figures, strict=True))  # [1 or K + 1, 1 or more, ...]
+    places = [_counterparts(train, data) if by == "client" else np.zeros(data.num_clients, int) for data in every]
+    out = tuple(_applied(data, entry, mean, deviation, place) for data, place in zip(every, places, strict=True))
     kept = tuple(1 + axis for axis in range(len(shape)) if 1 + axis in over)
     mean, deviation = (np.squeeze(part, kept).astype(np.float32) for part in (mean, deviation))
-    return Normalised(out, *(part if by == "client" else part[0] for part in (mean, deviation)))
+    return Normalised(out, *(part[:-1] if by == "client" else part[0] for part in (mean, deviation)))
 
 
 def _block(data: FederatedData, entry: str, start: int, stop: int) -> np.ndarray:
@@ -170,9 +322,13 @@ def _moments(data: FederatedData, entry: str, rows: slice, over: tuple[int, ...]
     return mean, np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0)  # rounding is no spread
 
 
-def _applied(data: FederatedData, entry: str, mean: np.ndarray, factor: np.ndarray) -> FederatedData:
+def _applied(
+    data: FederatedData, entry: str, mean: np.ndarray, deviation: np.ndarray, place: np.ndarray
+) -> FederatedData:
+    """The data with `entry` normalised; client k's figures are those at `place[k]`."""
     column = np.empty((data.num_examples, *data.arrays[entry].shape[1:]), np.float32)
-    owner = np.repeat(np.arange(data.num_clients), data.sizes) if len(mean) > 1 else np.zeros(data.num_examples, int)
+    owner = place[_owner(data)]
+    factor = 1 / deviation
     for start in range(0, data.num_examples, BLOCK):
         block = slice(start, min(start + BLOCK, data.num_examples))
         column[block] = (_block(data, entry, block.start, block.stop) - mean[owner[block]]) * factor[owner[block]]

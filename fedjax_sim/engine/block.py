@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.types import Cohort, RoundPlan
+from fedjax_sim.aggregate.checks import check_cohort
+from fedjax_sim.core.types import Cohort, RoundPlan, RoundState
 from fedjax_sim.data.plan import PlanShape, PlanStats
 from fedjax_sim.engine import mapping
 from fedjax_sim.engine.round import DeviceState, RoundOutput
@@ -27,17 +28,51 @@ class Plans(NamedTuple):
     examples: Any = None
 
 
+def pack(sim: Any, state: RoundState, count: int, slots: int, capacity: int = 0) -> Plans:
+    """Cohorts and plans of the next rounds; all of one capacity, so that they share a dispatch of `slots`."""
+    sampler_state, cohorts = state.sampler, []
+    for r in range(state.round, state.round + count):
+        cohort, sampler_state = sim.sampler.sample(sampler_state, r, state.seed)
+        for phase in sim._phases:
+            check_cohort(phase.aggregator, cohort, sim.sampler.name)
+        cohorts.append(cohort)
+    capacity = max(capacity, sim._capacity, *(len(cohort.ids) for cohort in cohorts))
+    if capacity > sim._capacity:
+        sim._check_aggregation(state.aggregator, capacity)
+    shape = sim._planner.shape(capacity, sim.lanes)
+    planned = [
+        sim._planner.plan(widened(cohort, capacity), shape, state.seed, state.round + i)
+        for i, cohort in enumerate(cohorts)
+    ]
+    plans = [plan for plan, _ in planned]
+    read = None
+    if sim._reader is not None:
+        read = sim._reader.ask(plans, slots, sim._planner.examples(shape), (shape, slots))
+    padded = plans + [plans[0]] * (slots - count)
+    return Plans(
+        state.round,
+        [widened(cohort, capacity) for cohort in cohorts],
+        [stats for _, stats in planned],
+        mapping.pack_plans(padded),
+        shape,
+        slots,
+        sampler_state,
+        plans,
+        read,
+    )
+
+
 def block(one_round: Callable[..., Any], shape: PlanShape, slots: int) -> Callable[..., Any]:
     """Up to `slots` rounds in one dispatch; how many is traced. Outputs come as a list, one entry a slot."""
 
-    def run(seed: Any, state: DeviceState, words: Any, count: Any, arrays: Any):
+    def run(seeds: Any, state: DeviceState, words: Any, count: Any, arrays: Any):
         plan_of = lambda r: mapping.unpack_plan(words[r], shape)  # noqa: E731
-        like = jax.eval_shape(lambda: one_round(seed, state, plan_of(0), arrays)[1])
+        like = jax.eval_shape(lambda: one_round(seeds, state, plan_of(0), arrays)[1])
         outputs = jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)
 
         def body(r: Any, carry: tuple[DeviceState, RoundOutput]):
             state, outputs = carry
-            state, output = one_round(seed, state, plan_of(r), arrays)
+            state, output = one_round(seeds, state, plan_of(r), arrays)
             return state, jax.tree.map(lambda out, leaf: out.at[r].set(leaf), outputs, output)
 
         state, outputs = jax.lax.fori_loop(0, count, body, (state, outputs))

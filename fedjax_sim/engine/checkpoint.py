@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +20,10 @@ from fedjax_sim.engine.host_rows import HostRows
 from fedjax_sim.engine.row_archive import RowArchive
 
 Record = dict[str, Any]
-"""What a checkpoint says of itself: `round`, `seed`, `ledger`, `digests`, `empty`, `layout`, `simulation`, `slots`."""
+"""What a checkpoint says of itself: `round`, `seed`, `noise_seed`, `ledger`, `digests`, `names`, `empty`, `layout`,
+`simulation`, `slots`, `fingerprint`, and `digest`, of all these."""
+
+_SINCE_DIGESTS = ("fingerprint", "digest")
 
 _PARTS = ("server", "aggregator", "sampler", "rows")
 _HOST_ROWS = "['rows']"
@@ -61,6 +66,8 @@ class Checkpoints:
             "record": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
         }
         with _explained(f"the checkpoints in {self.folder} cannot be opened"):
+            if not read_only:
+                self._clean()
             if not alone and not read_only:
                 self.folder.mkdir(parents=True, exist_ok=True)
             for tries_left in (4, 3, 2, 1, 0) if read_only else (0,):
@@ -71,6 +78,15 @@ class Checkpoints:
                 except FileNotFoundError:  # a run that goes on has just removed its oldest
                     if not tries_left:
                         raise
+
+    def _clean(self) -> None:
+        """Remove what a process that died left: older checkpoints that it was deleting, and halves of new ones."""
+        if self.folder.is_dir():
+            found = [path for path in self.folder.iterdir() if path.is_dir()]
+            whole = sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
+            for path in found:
+                if path in whole[: -self.KEPT] or ".orbax-checkpoint-tmp" in path.name:
+                    shutil.rmtree(path)
 
     def rounds(self) -> list[int]:
         """Rounds of the whole checkpoints, newest first; damage is found on reading."""
@@ -89,16 +105,19 @@ class Checkpoints:
         if isinstance(state.rows, HostRows):  # first, as it learns their CRCs
             facts = {**facts, "slots": self._save_rows(state)}
         leaves = host_leaves(state)
+        stored = {str(i): leaf for i, leaf in enumerate(leaves.values()) if leaf.size}  # Orbax saves none of size zero
         record = {
             "round": state.round,
             "seed": state.seed,
             "ledger": state.ledger,
+            "noise_seed": state.noise_seed,
             "digests": _digests(leaves),
+            "names": list(leaves),  # those that users choose are no names of files
             "empty": {name: [str(leaf.dtype), leaf.shape] for name, leaf in leaves.items() if not leaf.size},
             **facts,
         }
-        arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax saves none of size zero
-        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
+        record["digest"] = _digest_of_record(record)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(stored), record=ocp.args.JsonSave(record))
         with self._trying(f"{self._writing} in {self.folder} could not be written"):
             self._manager.save(state.round, args=items, force=True)  # type: ignore[union-attr]
 
@@ -146,7 +165,8 @@ class Checkpoints:
         with self._trying(f"the checkpoint of round {round} in {self.folder} is damaged"):
             items = ocp.args.Composite(state=ocp.args.StandardRestore())
             leaves = self._manager.restore(round, args=items)["state"]  # type: ignore[union-attr]
-            leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+            names = dict(enumerate(record["names"])) if "names" in record else {}
+            leaves = {names[int(name)] if names else name: np.asarray(leaf) for name, leaf in leaves.items()}
             leaves |= {name: np.zeros(shape, jnp.dtype(dtype)) for name, (dtype, shape) in record["empty"].items()}
             if _digests(leaves) != record["digests"]:
                 raise ValueError("it does not hold what was saved")
@@ -160,7 +180,9 @@ class Checkpoints:
 
         with self._trying(f"the checkpoint of round {round} in {self.folder} is damaged"):
             items = ocp.args.Composite(record=ocp.args.JsonRestore())
-            return self._manager.restore(round, args=items)["record"]  # type: ignore[union-attr]
+            record = self._manager.restore(round, args=items)["record"]  # type: ignore[union-attr]
+            _check_record(record, round)
+            return record
 
     def newest(self) -> Iterator[tuple[int, dict[str, np.ndarray], Record] | RunFolderError]:
         """From the newest on: a whole checkpoint's round, leaves and record, or what is wrong with it."""
@@ -235,7 +257,8 @@ def fill(like: RoundState, leaves: dict[str, np.ndarray], record: Record) -> Rou
     parts = jax.tree_util.tree_unflatten(structure, filled)
     if "slots" in record:
         parts["rows"] = parts["rows"]["first"]
-    return RoundState(round=int(record["round"]), seed=int(record["seed"]), ledger=record["ledger"], **parts)
+    known = {"round": int(record["round"]), "seed": int(record["seed"]), "ledger": record["ledger"]}
+    return RoundState(**known, noise_seed=record.get("noise_seed"), **parts)
 
 
 def _like(name: str, like: Any, leaf: np.ndarray) -> Any:
@@ -267,6 +290,46 @@ def digests(state: RoundState) -> dict[str, str]:
 
 def _digests(leaves: dict[str, np.ndarray]) -> dict[str, str]:
     return {name: _digest(leaf) for name, leaf in leaves.items()}
+
+
+def _digest_of_record(record: Record) -> str:
+    """Of all that it says but the digest itself."""
+    said = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _check_record(record: Any, round: int) -> None:
+    """Raise `ValueError` unless it is whole, and of that round."""
+    if not isinstance(record, dict):
+        raise ValueError("its record is none")
+    if any(name in record for name in _SINCE_DIGESTS) and _digest_of_record(record) != record.get("digest"):
+        raise ValueError("its record is not what was saved")
+    count = lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0  # noqa: E731
+    words = lambda value: isinstance(value, dict) and all(isinstance(each, str) for each in value.values())  # noqa: E731
+    seed = lambda value: count(value) and value < 2**32  # noqa: E731
+    layout, slots = record.get("layout"), record.get("slots", [])
+    fits = {
+        "round": count(record.get("round")),
+        "seed": seed(record.get("seed")),
+        "noise_seed": record.get("noise_seed") is None or seed(record["noise_seed"]),
+        "ledger": _is_ledger(record.get("ledger", 0)),
+        "digests": words(record.get("digests")),
+        "names": words(dict(enumerate(record.get("names", [])))),
+        "empty": isinstance(record.get("empty"), dict),
+        "simulation": isinstance(record.get("simulation"), dict),
+        "layout": isinstance(layout, dict) and all(count(layout.get(name)) for name in ("devices", "lanes")),
+        "slots": isinstance(slots, list) and all(map(count, slots)),
+        "fingerprint": isinstance(record.get("fingerprint", {}), dict),
+    }
+    if wrong := [name for name, fit in fits.items() if not fit]:
+        raise ValueError(f"its record has no {', no '.join(wrong)} that can be")
+    if record["round"] != round:
+        raise ValueError(f"it is of round {record['round']}")
+
+
+def _is_ledger(value: Any) -> bool:
+    """Entries, as `fedjax_sim.engine.ledger` has them; or what earlier versions kept."""
+    return value is None or isinstance(value, dict) or (isinstance(value, list) and all(type(e) is dict for e in value))
 
 
 def _digest(leaf: np.ndarray) -> str:

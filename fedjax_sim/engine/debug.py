@@ -28,12 +28,32 @@ def explained(sim: Any, clients: bool = False) -> Iterator[None]:
         if sim.debug and clients and not isinstance(error, FedSimError):
             size = sim.batching.batch_size
             shapes = jax.tree.map(lambda a: f"{a.dtype}{[size, *a.shape[1:]]}", sim.data.arrays)
-            raise ClientError(
-                f"every client fails alike; batches are {shapes}: {type(error).__name__}: {error}"
-            ) from error
-        if not sim.debug:
+            how = "every client fails alike"
+            if isinstance(error, _ABSTRACT):
+                how = f"{_NO_VALUES} In debug mode {_HOW_TO_LOOK}"
+            raise ClientError(f"{how}; batches are {shapes}: {type(error).__name__}: {error}") from error
+        if isinstance(error, _ABSTRACT):
+            error.add_note(f"{_NO_VALUES} With Simulation(debug=True), {_HOW_TO_LOOK}.")
+        elif not sim.debug:
             error.add_note("Simulation(debug=True) runs clients one by one and names the one that fails.")
         raise
+
+
+_ABSTRACT = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+_NO_VALUES = (
+    "A function of the algorithm is traced once for all clients, when the simulation is built and when a round is "
+    "compiled; there, batches.client_id, the examples and the server state have shapes and no values, and Python "
+    "cannot decide by them (use jnp.where, jax.lax.cond)."
+)
+_HOW_TO_LOOK = (
+    "each client also runs alone before its round, with values: look at one where "
+    "`not isinstance(batches.client_id, jax.core.Tracer) and int(batches.client_id) == 3`"
+)
 
 
 def run_clients(sim: Any, state: Any, plan: Any, arrays: Any) -> None:

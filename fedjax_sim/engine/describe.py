@@ -32,4 +32,5 @@ def _facts(sim: Any) -> dict[str, str]:
         "residency": sim.residency,
         "lanes": str(sim.lanes),
         "seed": str(sim.seed),
+        **({} if sim.noise_seed is None else {"noise seed": str(sim.noise_seed)}),
     }

@@ -13,15 +13,16 @@ from fedjax_sim.client.task import evaluation
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import check_count, is_traced
+from fedjax_sim.core.kinds import check_computable
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Params, RoundPlan
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner
 from fedjax_sim.data.procedural import ProceduralData
-from fedjax_sim.engine import mapping, residency
+from fedjax_sim.engine import examples, mapping, residency
 from fedjax_sim.engine.cohort import ClientResult, CohortMap, Lane
-from fedjax_sim.engine.lanes import auto_lanes
+from fedjax_sim.engine.lanes import auto_lanes, for_steps
 from fedjax_sim.population import sampling
 
 
@@ -109,9 +110,13 @@ def evaluate_clients(
         >>> fs.evaluate_clients(task, jnp.zeros(()), data)["loss"]
         array([1. , 6.5])
     """
-    platform = mapping.client_mesh(devices).devices.flat[0].platform
+    mesh = mapping.client_mesh(devices)
+    platform = mesh.devices.flat[0].platform
     size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
     lanes = auto_lanes(size, platform, data.num_clients)
+    if platform == "cpu":
+        sizes, clients = data.kinds()
+        lanes = for_steps(lanes, -(-sizes // batch_size), clients, data.num_clients, mesh.size, size * batch_size)
     metrics = _evaluate_all(task, params, data, batch_size, devices, lanes)
     return ClientMetrics(metrics if _traced(params) else jax.device_get(metrics), data.sizes)
 
@@ -127,13 +132,16 @@ def _evaluate_all(
     eager = jax.ensure_compile_time_eval if traced else contextlib.nullcontext
     program = (_make_program if traced else _program)(task, mesh, batch_size)  # a traced task must not be kept
     params = params if traced else mapping.replicate(mesh, mapping.local(params))
+    check_computable(data.arrays)
     streamed = residency.streams("auto", data, mesh.devices.flat[0])
+    if not streamed:
+        examples.check_all(task, data, streamed)
     planner = Planner(data, batching, mesh.size, streamed=streamed)
     size = min(data.num_clients, _GROUP * mesh.size * lanes) if streamed else data.num_clients
     shape = planner.shape(size, lanes)
     arrays: Any = None
     if streamed:
-        reader = residency.Reader(data, mesh)
+        reader = residency.Reader(data, mesh, task.check)
         ask = lambda plan: reader.ask([plan], 1, planner.examples(shape))  # noqa: E731
     else:
         with eager():
@@ -148,8 +156,8 @@ def _evaluate_all(
     out: dict[str, Metric] = {}
     group = begin(0)
     for first in range(0, data.num_clients, size):
-        plan, examples = group
-        given = examples.result() if streamed else arrays
+        plan, read = group
+        given = read.result() if streamed else arrays
         with eager():
             placed = mapping.shard(mesh, plan)
         kept = program(params, placed, given)
@@ -159,7 +167,7 @@ def _evaluate_all(
         real = slots < size
         for name, metric in kept.items():
             host = (lambda leaf: leaf) if traced else np.asarray
-            flat = jax.tree.map(lambda leaf, host=host: host(leaf).reshape(-1, *leaf.shape[3:]), metric)
+            flat = jax.tree.map(lambda leaf, host=host: host(leaf).reshape(len(slots), *leaf.shape[3:]), metric)
             if name not in out:
                 empty = jax.tree.map(lambda leaf: np.zeros((data.num_clients, *leaf.shape[1:])), flat)
                 out[name] = empty.zero() if traced else jax.tree.map(np.array, empty.zero())
@@ -196,4 +204,7 @@ def _make_program(task: Task, mesh: jax.sharding.Mesh, batch_size: int):
     return jax.jit(lambda params, plan, arrays: run(params, None, plan, arrays).metrics)
 
 
-_program = functools.lru_cache(maxsize=64)(_make_program)
+PROGRAMS = 8
+"""Programs that are kept, each with its task: a small one takes 6 MB."""
+
+_program = functools.lru_cache(maxsize=PROGRAMS)(_make_program)

@@ -11,6 +11,7 @@ from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.types import Cohort
 from fedjax_sim.data.plan import PlanStats
+from fedjax_sim.engine.examples import said_of
 from fedjax_sim.engine.round import RoundOutput
 
 SHOWN = 10  # rounds of a history in a notebook
@@ -45,7 +46,7 @@ class RoundMetrics(Mapping[str, Any]):
         cohort: Cohort,
         stats: PlanStats,
         output: RoundOutput,
-        epsilon: Callable[[int], float] | None = None,
+        epsilon: Callable[[], float] | None = None,
     ):
         self.round, self.cohort, self._epsilon = round, cohort, epsilon
         self._stats, self._device, self._host = stats, output, None
@@ -55,7 +56,8 @@ class RoundMetrics(Mapping[str, Any]):
 
     def _fetched(self) -> RoundOutput:
         if self._host is None:
-            self._host, self._device = jax.device_get(self._device), None
+            # Copies: on a CPU the devices' own buffers would stay for their views, a kilobyte each.
+            self._host, self._device = jax.tree.map(np.array, jax.device_get(self._device)), None
         return self._host  # type: ignore[return-value]
 
     def __getitem__(self, name: str) -> Any:
@@ -65,7 +67,7 @@ class RoundMetrics(Mapping[str, Any]):
             raise KeyError(f"{name!r}: this round has {sorted(self)}.")
         if name not in self._values:
             if name == _EPSILON:
-                value = self._epsilon(self.round + 1)  # type: ignore[misc]
+                value, self._epsilon = self._epsilon(), None  # type: ignore[misc]
             elif name in _HOST_NAMES:
                 value = _HOST_NAMES[name](self._stats, self._fetched)
             else:
@@ -128,13 +130,12 @@ _HOST_NAMES = {
 }
 
 
-def check_finite(rounds: list[RoundMetrics], name: Callable[[int], str], exact: bool = False) -> None:
-    """Raise for the first round with an update that is not finite.
+def check_finite(rounds: list[RoundMetrics], sim: Any) -> None:
+    """Raise for the first round with an update, or a loss, that is not finite.
 
     Args:
         rounds: in order.
-        name: of a client.
-        exact: the rounds add in fixed point, and leave out what is beyond its range as well.
+        sim: their simulation; if it adds in fixed point, what is beyond its range is left out as well.
 
     Raises:
         NonFiniteUpdateError: names the clients.
@@ -142,17 +143,26 @@ def check_finite(rounds: list[RoundMetrics], name: Callable[[int], str], exact: 
     for metrics in rounds:
         clients = metrics.nonfinite_clients()
         if clients:
-            names = ", ".join(name(k) for k in clients[:10])
+            names = ", ".join(sim.data.name(k) for k in clients[:10])
             more = f" and {len(clients) - 10} more" if len(clients) > 10 else ""
-            beyond = ", or a number of 2^24 or more once weighted, which exact sums cannot hold" if exact else ""
+            beyond = ", or a number of 2^24 or more once weighted, which exact sums cannot hold" if sim.exact else ""
             raise NonFiniteUpdateError(
                 f"round {metrics.round}: the update of client {names}{more} is not finite (NaN, infinity, or a "
-                f"norm beyond float32{beyond}). Lower the client's learning rate, clip its gradients, or pass "
+                f"norm beyond float32{beyond}), or its loss is NaN. {_advice(sim, clients[:10])}, or pass "
                 'Simulation(on_nonfinite="drop") to leave such clients out and record them. The state after '
                 "the last good round is this error's .state.",
                 metrics.round,
                 clients,
             )
+
+
+def _advice(sim: Any, clients: list[int]) -> str:
+    """What to do about clients that are not finite: their data first, then how they are trained."""
+    for client in clients:
+        said = said_of(sim.algorithm.task, sim.data, client)
+        if said:
+            return f"Of client {sim.data.name(client)} {said}. Mend the data"
+    return "Its data are finite: lower the client's learning rate, clip its gradients"
 
 
 class History(Mapping[str, np.ndarray]):

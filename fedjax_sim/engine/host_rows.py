@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.errors import ArgumentError, FedSimError
+from fedjax_sim.core.errors import ArgumentError, FedSimError, RunFolderError
 from fedjax_sim.core.types import ClientRows
 
 
@@ -40,7 +40,13 @@ class RowFile:
         self.size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.leaves)
         self.slots = 0
         if file is None:
-            file = tempfile.TemporaryFile(prefix="fedjax_sim-rows-", buffering=0)  # noqa: SIM115
+            try:
+                file = tempfile.TemporaryFile(prefix="fedjax_sim-rows-", buffering=0)  # noqa: SIM115
+            except OSError as error:
+                raise RunFolderError(
+                    f"clients' rows need a temporary file, and there can be none: {error}. Let TMPDIR name a folder "
+                    'that can be written, or use rows="device". Nothing that was saved is lost.'
+                ) from error
             weakref.finalize(self, file.close)
         self._file = file
         self._free: deque[int] = deque()

@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim.core import pytree
 from fedjax_sim.core.errors import FedSimError, RunFolderError
 from fedjax_sim.core.types import Cohort, RoundState
+from fedjax_sim.data.plan import deal
 from fedjax_sim.engine.block import Plans
 from fedjax_sim.engine.residency import memory_of
-from fedjax_sim.runs.folder import replace
+from fedjax_sim.runs.writing import replace
 
 STEPS = 2
 """Local steps of a client, while candidates are timed."""
@@ -29,8 +31,69 @@ TIMED = 3
 """Rounds of a candidate that are timed."""
 
 
+DRAWN = 3200
+"""Clients that are drawn to weigh lanes against each other, in 4 to 32 cohorts."""
+
+
+def for_simulation(sim: Any, members: int = 1) -> int:
+    """The lanes that `lanes="auto"` means for a simulation, or for a sweep of so many members.
+
+    A function of model, data, batching, sampler and devices, so that it is the same for every seed and for a run that
+    goes on. Found once: it costs O(population).
+    """
+    num_params, platform = pytree.size(sim.model), sim.devices[0].platform
+    per_device = max(1, -(-sim._capacity // len(sim.devices)))
+    most = auto_lanes(num_params, platform, per_device, members)
+    if platform != "cpu":
+        return most
+    sizes, clients = sim.data.kinds()
+    steps, work = sim.batching.count_steps(sizes), num_params * sim.batching.batch_size
+    return for_steps(most, steps, clients, sim._expected, len(sim.devices), work)
+
+
+def for_steps(most: int, steps: np.ndarray, clients: np.ndarray, cohort: float, devices: int, work: int) -> int:
+    """The lanes that train a cohort soonest on a CPU, `most` at the most.
+
+    A chunk of L lanes runs to its longest client, so that lanes beside a long one compute steps that nobody needs. A
+    step of L lanes takes the time of p + L of one client, p = 1 / (1 + work / 30,000); lanes share no more than the p.
+    The slowest device's steps are counted, for cohorts drawn from the population, each client as likely as another.
+
+    Args:
+        most: where the lanes' models leave the cache, or a device has no more clients.
+        steps: [n] the step counts that occur.
+        clients: [n] how many clients have each.
+        cohort: clients that are expected in a round.
+        devices: that share them.
+        work: parameters times batch size.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedjax_sim.engine.lanes import for_steps
+        >>> for_steps(16, np.array([5]), np.array([50]), cohort=50, devices=1, work=6100)
+        16
+        >>> for_steps(16, np.array([5, 150]), np.array([49, 1]), cohort=50, devices=1, work=6100)
+        1
+    """
+    candidates = sorted({most, *(2**i for i in range(most.bit_length()))})
+    shared, population = 1 / (1 + work / 30_000), int(clients.sum())
+    size = int(min(max(round(cohort), 1), population))
+    falling = np.argsort(-steps, kind="stable")
+    steps, clients = steps[falling], clients[falling]
+    cost = dict.fromkeys(candidates, 0.0)
+    draw = np.random.default_rng(0)  # no run's: what seeds share
+    for _ in range(max(4, min(32, DRAWN // size)) if size < population else 1):
+        drawn = draw.multivariate_hypergeometric(clients, size, method="marginals") if size < population else clients
+        each = np.repeat(steps, drawn)
+        each = each[each > 0]
+        device = deal(each, devices)
+        for lanes in candidates:
+            longest = max(int(each[device == d][::lanes].sum()) for d in range(devices))
+            cost[lanes] += longest * (shared + lanes)
+    return min(candidates, key=cost.__getitem__)
+
+
 def auto_lanes(num_params: int, platform: str, clients_per_device: int, members: int = 1) -> int:
-    """How many clients a device trains side by side, when the user does not say.
+    """How many clients a device trains side by side, when the user does not say, by size alone: on a CPU, at the most.
 
     On a CPU the lanes' models should stay in its cache: 1 from 50,000 parameters on, else up to 16 for as long as the
     lanes hold 50,000 parameters together. On an accelerator, which wants wide work: as many as hold 2**28
@@ -102,7 +165,7 @@ def tune(sim: Any, state: RoundState) -> dict[int, float]:
             sim.lanes = lanes
             plans = sim._plan(state, 1, slots=sim.rounds_per_dispatch)
             arrays = sim._resident_arrays() if plans.examples is None else plans.examples.result()
-            given = (np.uint32(state.seed), sim._on_devices(state), plans.words, np.int32(1), arrays)
+            given = (state.seeds, sim._on_devices(state), plans.words, np.int32(1), arrays)
             lowered = sim._program(plans.shape, plans.slots).lower(*given)
             if not key:
                 key = _key(sim, lowered, candidates)

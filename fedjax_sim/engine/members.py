@@ -15,16 +15,16 @@ import numpy as np
 from jax.core import eval_jaxpr
 from jax.errors import JAXTypeError
 
-from fedjax_sim.core import pytree, rng
+from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ArgumentError, check, deferring
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import PlanShape
 from fedjax_sim.engine import mapping, states
-from fedjax_sim.engine.block import block
+from fedjax_sim.engine.block import block, pack
 from fedjax_sim.engine.grid import Group, Setting
-from fedjax_sim.engine.lanes import auto_lanes
+from fedjax_sim.engine.lanes import for_simulation
 from fedjax_sim.engine.run import Evaluate
 from fedjax_sim.engine.simulation import Simulation
 
@@ -98,9 +98,7 @@ class Members:
         self.given = params
         self.shape = (len(seeds), len(group.places))
         if base.lanes_chosen:
-            per_device = max(1, -(-base._capacity // len(base.devices)))
-            platform, count = base.devices[0].platform, len(seeds) * len(group.places)
-            base.lanes = auto_lanes(pytree.size(base.model), platform, per_device, count)
+            base.lanes = for_simulation(base, len(seeds) * len(group.places))
         self.slots = base.rounds_per_dispatch
         self._aggregator = states.aggregators(base)[0]
         self.evaluates = False  # all members at once, which a trace finds out
@@ -121,11 +119,11 @@ class Members:
             RoundState(first, seed, None, self._aggregator, sampler, ClientRows())
             for seed, sampler in zip(seeds, samplers, strict=True)
         ]
-        plans = [self.base._pack(state, count, self.slots) for state in states]
+        plans = [pack(self.base, state, count, self.slots) for state in states]
         widest = max(plan.shape.capacity for plan in plans)
         for i, state in enumerate(states):
             if plans[i].shape.capacity < widest:
-                plans[i] = self.base._pack(state, count, self.slots, widest)
+                plans[i] = pack(self.base, state, count, self.slots, widest)
         words = plans[0].words if self.shared else np.stack([plan.words for plan in plans])
         placed = plans[0]._replace(words=mapping.place_plans(self.base._mesh, words))
         return placed, [plan.sampler_state for plan in plans]
@@ -215,7 +213,9 @@ class Members:
             names[:] = [(each.name, each.advice) for each in checks]
             first = sim.algorithm.task.init(rng.key(seed, Purpose.INIT)) if params is None else params
             one_round = _reporting(sim._one_round(plan.shape, None if self.shared else AXIS))
-            after, rounds = block(one_round, plan.shape, self.slots)(seed, state, words, count, arrays)
+            noise = seed if sim.noise_seed is None else jnp.asarray(sim.noise_seed).astype(jnp.uint32)
+            seeds = jnp.stack([seed, noise])
+            after, rounds = block(one_round, plan.shape, self.slots)(seeds, state, words, count, arrays)
             model = sim.params(state)
             measured = self._measured(self.evaluate or sim.evaluate, model)
             return Traced(states.make(sim, first), [(c.ok, c.value) for c in checks], after, rounds, model, measured)
@@ -286,8 +286,8 @@ class _Trace(NamedTuple):
 def _reporting(one_round: Callable[..., Any]) -> Callable[..., Any]:
     """The round, reporting what a sweep keeps: nothing for each client."""
 
-    def run(seed: Any, state: Any, plan: Any, arrays: Any):
-        state, output = one_round(seed, state, plan, arrays)
+    def run(seeds: Any, state: Any, plan: Any, arrays: Any):
+        state, output = one_round(seeds, state, plan, arrays)
         bad = jnp.sum(~output.finite)
         return state, {"merged": output.merged, "count": output.count, "weight": output.weight, "nonfinite": bad}
 

@@ -1,63 +1,21 @@
-"""What the rounds of a simulation cost in privacy: its own chain, sampler and, for shares of noise, its own cohorts."""
+"""What rounds cost in privacy: planned ones by a simulation's chain and sampler, past ones by their state's ledger."""
 
 import importlib.util
+import math
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
-from fedjax_sim.aggregate import Context
-from fedjax_sim.core import pytree
-from fedjax_sim.core.errors import ArgumentError, is_traced
+from fedjax_sim.core.errors import ArgumentError, check_count
 from fedjax_sim.core.types import RoundState
-from fedjax_sim.privacy.accounting import Epsilon, Meter
-from fedjax_sim.privacy.accounting import epsilon as account
-from fedjax_sim.privacy.rounds import check_accountable, check_sampler
-
-SHARED = ("discrete_gaussian", "skellam")
-"""Noise whose accounting needs its scale in integers."""
+from fedjax_sim.engine import ledger as ledger_lib
+from fedjax_sim.privacy.accounting import Epsilon, Meter, compose
+from fedjax_sim.privacy.rounds import check_sampler, common_neighbours
 
 
 def default_delta(num_clients: int) -> float:
     """Below one over the population: K to the power of -1.1, and 1e-3 at most."""
     return min(num_clients**-1.1, 1e-3)
-
-
-def noise(sim: Any) -> tuple[Any, ...]:
-    """All noise of a round, with what accounting needs.
-
-    Raises:
-        ArgumentError: a phase sends its aggregate without noise.
-    """
-    found: list[Any] = []
-    for i, (phase, sent) in enumerate(zip(sim._phases, sim._sent, strict=True)):
-        aggregator = phase.aggregator
-        if not aggregator.facts.noisy:
-            of = f"phase {i} of {len(sim._phases)}: " if len(sim._phases) > 1 else ""
-            raise ArgumentError(
-                f"{of}{aggregator.name} adds no noise, so that there is no privacy to account for: put "
-                "fs.aggregate.gaussian_noise(multiplier) into the chain, after a clip."
-            )
-        for mechanism in aggregator.mechanisms(sim._expected):
-            found.append(_scaled(mechanism, aggregator, sent.payload, sim._expected))
-    return tuple(found)
-
-
-def _scaled(mechanism: Any, aggregator: Any, payload: Any, expected: float) -> Any:
-    """With the bound in integer units and the dimension, where the noise is discrete."""
-    if mechanism.kind not in SHARED:
-        return mechanism
-    states, rows = aggregator.init(payload)
-    bound, step = aggregator.bound_and_step(states, payload)
-    if is_traced(bound) or is_traced(step):
-        raise ArgumentError(f"{aggregator.name}: its bound is traced, and accounting needs a number.")
-    zero, one = jnp.zeros((), jnp.int32), jnp.ones(())
-    unbounded = jnp.asarray(jnp.inf, jnp.float32)
-    context = Context(zero, zero, jax.random.key(0), unbounded, zero, weight=one, expected=expected, step=one)
-    message = jax.eval_shape(lambda p: aggregator.client(jax.random.key(0), states, rows, p, context)[0], payload)
-    shares = (mechanism.details or {}).get("survivors") or expected
-    details = {"norm": float(bound) / float(step), "dimension": pytree.size(message), "shares": shares}
-    return mechanism._replace(details=details)
 
 
 def epsilon(
@@ -69,22 +27,24 @@ def epsilon(
     accountant: Literal["pld", "rdp"] | None = None,
     adjacency: str | None = None,
 ) -> Epsilon:
-    """What rounds cost in privacy, bound to this simulation's noise, sampler and population.
+    """What rounds cost in privacy: those that a state has behind it, those that are planned, or both.
 
-    It covers what the rounds release, the aggregates and so the models; not `client/` metrics and per-client
-    tables, which are for the experimenter's eyes. Needs the extra `privacy`.
+    Planned rounds have this simulation's noise, sampler and population. Those behind a state have what they had: its
+    ledger says so, whatever this simulation is. It covers what the rounds release, the aggregates and so the models;
+    not `client/` metrics and per-client tables, which are for the experimenter's eyes. Needs the extra `privacy`.
 
     Args:
-        rounds: how many are planned. Shares of distributed noise are then those of the expected cohort.
+        rounds: how many are planned, after the state's if there is one. With shares of distributed noise, all who are
+            drawn are taken to send theirs.
         delta: of the guarantee; None for the simulation's.
-        state: instead of `rounds`, for the rounds that it has behind it, with the shares of noise that clients
-            really contributed.
+        state: whose rounds were run, with the shares of noise that clients really sent.
         accountant: "pld", "rdp", or None for PLD wherever there is one.
         adjacency: "add-or-remove-one" or "replace-one"; None for what goes with the sampler, see
-            `fs.privacy.epsilon`.
+            `fs.privacy.epsilon`. Rounds of different settings must have it in common.
 
     Raises:
-        ArgumentError: no noise, or none that can be accounted with this sampler.
+        ArgumentError: no noise, or none that can be accounted with this sampler; a state whose ledger does not know all
+            of its rounds, as of a version without one; rounds that no one epsilon covers.
 
     Example:
         >>> import jax.numpy as jnp, optax, fedjax_sim as fs
@@ -99,51 +59,61 @@ def epsilon(
         >>> print(f"{spent.epsilon:.2f}", spent.adjacency)
         1.57 add-or-remove-one
     """
-    if (rounds is None) == (state is None):
+    if rounds is None and state is None:
         raise ArgumentError(
-            "epsilon needs rounds=, how many are planned, or state=, whose rounds were run; one of them."
+            "epsilon needs rounds=, how many are planned, or state=, whose rounds were run, or both: what was run and "
+            "then so many planned rounds."
         )
-    sim = self
-    mechanisms, contributed = noise(sim), None
-    if state is not None:
-        rounds = state.round
-        if keeps_ledger(sim):
-            contributed = {int(n): count for n, count in ((state.ledger or {}).get("contributed", {})).items()}
-            if sum(contributed.values()) != rounds:
-                raise ArgumentError(
-                    f"the state's ledger knows {sum(contributed.values())} of its {rounds} rounds: give a state that "
-                    "this simulation made."
-                )
-    return account(
-        mechanisms,
-        _event(sim),
-        rounds,  # type: ignore[arg-type]
-        sim.delta if delta is None else delta,
-        contributed=contributed,
-        sampler=f"{sim.sampler.name} of {sim.data.num_clients}",
-        accountant=accountant,
-        adjacency=adjacency,
-    )
+    if rounds is not None:
+        check_count("rounds", rounds, minimum=0)
+    ledger = [] if state is None else ledger_lib.checked(state.ledger, state.round)
+    if rounds is not None or not ledger:
+        ledger_lib.noise(self)  # says what is wrong with this simulation's own chain
+        ledger = ledger_lib.planned(ledger, self._released, rounds or 0)
+    of = self.delta if delta is None else delta
+    return compose(ledger_lib.rounds(ledger), of, accountant=accountant, adjacency=adjacency)
 
 
 def meter(sim: Any) -> Meter | None:
-    """Of epsilon per round; None without noise, without the package, or where nothing can be said."""
-    if importlib.util.find_spec("dp_accounting") is None:
+    """Of epsilon per round; None without noise, without the package, or where nothing can be said of its own rounds."""
+    if not noisy(sim) or importlib.util.find_spec("dp_accounting") is None:
         return None
     try:
-        mechanisms = noise(sim)
-        check_accountable(mechanisms, _event(sim), sim.sampler.name)
+        common_neighbours(ledger_lib.rounds(ledger_lib.planned([], sim._released, 1)))
     except ArgumentError:
         return None
-    if any(is_traced(m.multiplier) for m in mechanisms):
-        return None
-    return Meter(mechanisms, _event(sim), sim.delta)
+    return Meter(sim.delta)
+
+
+def spent(meter: Meter, ledger: Any, rounds: int) -> float:
+    """`privacy/epsilon` after so many rounds: infinite where the ledger lacks some, or holds what no epsilon covers."""
+    try:
+        return meter.epsilon(ledger_lib.rounds(ledger_lib.checked(ledger, rounds)))
+    except ArgumentError:
+        return math.inf
 
 
 def check_participation(sim: Any) -> None:
-    """Raise `ArgumentError` where noise counts on participations that the sampler does not keep apart."""
+    """Raise `ArgumentError` where noise counts on a draw that the sampler does not make."""
     for phase in sim._phases:
-        check_sampler(phase.aggregator.mechanisms(sim._expected), _event(sim), sim.sampler.name)
+        check_sampler(phase.aggregator.mechanisms(sim._expected), ledger_lib.event(sim), sim.sampler.name)
+    if noisy(sim) and sim.sampler.observe is not None:
+        raise ArgumentError(
+            f"{sim.sampler.name} draws by what it observes of clients, and {_noisy_chain(sim)} adds noise for privacy, "
+            "whose accounting takes draws that do not depend on their data: use fs.sampler.poisson, uniform or "
+            "min_separation."
+        )
+
+
+def check_rows(sim: Any, row: Any) -> None:
+    """Raise `ArgumentError` where clients keep something that tells who was drawn before, and draws are to amplify."""
+    amplified = noisy(sim) and not shares_alone(sim) and ledger_lib.event(sim) is not None
+    if amplified and ledger_lib.event(sim).kind != "min_separation" and jax.tree.leaves(row):
+        raise ArgumentError(
+            f"clients keep rows and {_noisy_chain(sim)} adds noise for privacy: what a client sends would depend on "
+            "the rounds that drew it before, which no accountant of sampling covers. Take an algorithm without rows, "
+            "or fs.sampler.min_separation, whose accounting does not count on the draw."
+        )
 
 
 def noisy(sim: Any) -> bool:
@@ -151,18 +121,15 @@ def noisy(sim: Any) -> bool:
     return any(phase.aggregator.facts.noisy for phase in sim._phases)
 
 
-def keeps_ledger(sim: Any) -> bool:
-    """True where the noise is the sum of the contributing clients' shares."""
-    return any(m.where == "distributed" for phase in sim._phases for m in phase.aggregator.facts.noise)
+def shared_out(sim: Any) -> bool:
+    """True where clients add noise themselves: all that are drawn and arrive must send theirs."""
+    return any(m.where != "central" for phase in sim._phases for m in phase.aggregator.facts.noise)
 
 
-def entered(ledger: Any, contributed: list[int]) -> dict[str, Any]:
-    """The ledger with more rounds: how many rounds had how many clients that contributed."""
-    counts = dict((ledger or {}).get("contributed", {}))
-    for n in contributed:
-        counts[str(n)] = counts.get(str(n), 0) + 1
-    return {"contributed": counts}
+def shares_alone(sim: Any) -> bool:
+    """True where all noise is local, which counts on no draw."""
+    return all(m.where == "local" for phase in sim._phases for m in phase.aggregator.facts.noise)
 
 
-def _event(sim: Any) -> Any:
-    return None if sim.sampler.event is None else sim.sampler.event(sim.data.num_clients)
+def _noisy_chain(sim: Any) -> str:
+    return next(phase.aggregator.name for phase in sim._phases if phase.aggregator.facts.noisy)

@@ -12,10 +12,10 @@ import jax
 
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.engine import mapping
-from fedjax_sim.engine.block import Plans
+from fedjax_sim.engine.block import Plans, pack
 from fedjax_sim.engine.history import RoundMetrics
-from fedjax_sim.runs.folder import replace
 from fedjax_sim.runs.profile import FILE, PARTS, REST
+from fedjax_sim.runs.writing import replace
 
 TRACED = 3
 """Rounds in the trace, at least: blocks are traced whole."""
@@ -50,7 +50,7 @@ class Profile:
             self._begin_trace()
         self._next = {}
         with jax.profiler.TraceAnnotation("planning"):
-            plans = self._sim._pack(state, count, slots)
+            plans = pack(self._sim, state, count, slots)
         self._next["planning"] = self._lap()
         with jax.profiler.TraceAnnotation("transfer"):
             plans = plans._replace(words=mapping.place_plans(self._sim._mesh, plans.words))

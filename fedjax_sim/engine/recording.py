@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shlex
 import signal
 import threading
 import warnings
@@ -15,14 +16,15 @@ import numpy as np
 from fedjax_sim.core import pytree
 from fedjax_sim.core.errors import RunFolderError
 from fedjax_sim.core.types import RoundState
-from fedjax_sim.engine import processes, states
+from fedjax_sim.engine import fingerprint, processes, states
 from fedjax_sim.engine.checkpoint import Checkpoints, digests, fill
 from fedjax_sim.engine.history import RoundMetrics
 from fedjax_sim.engine.profiling import Profile
 from fedjax_sim.engine.rows import trim
-from fedjax_sim.runs import loggers
-from fedjax_sim.runs.folder import RunFolder, differing, read, writing
+from fedjax_sim.runs import checksums, loggers
+from fedjax_sim.runs.folder import RunFolder, read
 from fedjax_sim.runs.progress import Progress
+from fedjax_sim.runs.writing import writing
 
 Callback = Callable[[RoundMetrics], None] | loggers.Logger
 """A function of a round's metrics, or an `fs.runs.Logger`."""
@@ -45,6 +47,7 @@ def facts(sim: Any) -> dict[str, Any]:
         "rounds_per_dispatch": sim.rounds_per_dispatch,
         **({"delta": sim.delta} if sim._noisy else {}),
         **({"exact": True} if sim.exact else {}),
+        **({"noise_seed": sim.noise_seed} if sim.noise_seed is not None else {}),
         **({"rows": "host"} if sim.rows == "host" else {}),
     }
 
@@ -56,8 +59,14 @@ def save(sim: Any, folder: Path, state: RoundState) -> None:
         with RunFolder(folder).held():
             checkpoints = Checkpoints(folder / CHECKPOINTS)
             with contextlib.closing(checkpoints):
+                old = None
                 if state.round in checkpoints.rounds():
-                    _check_same(folder, state, checkpoints.read(state.round)[1])
+                    try:
+                        old = checkpoints.read(state.round)[1]
+                    except RunFolderError:  # damaged, and so none
+                        checkpoints.remove(state.round)
+                if old is not None:
+                    _check_same(folder, state, old)
                 else:
                     checkpoints.save(state, _layout(sim))
                 checkpoints.wait()
@@ -82,6 +91,7 @@ class Recording:
         self.folder = run_dir if isinstance(run_dir, RunFolder) or run_dir is None else RunFolder(run_dir)
         self.stopped_by: signal.Signals | None = None
         self._checkpoints: Checkpoints | None = None
+        self._checksums: checksums.Checksums | None = None
         self._progress: Progress | None = None
         self._saved: int | None = None
         self._profiled = profiled and not self._follows
@@ -125,6 +135,7 @@ class Recording:
             damaged.append(found)
         if good is not None:
             _check_same(path, state, good[2])
+            fingerprint.check(path, good[2], self.sim, facts(self.sim), allow=None)
             checkpoints.same(state, good[2])
         elif damaged:
             raise RunFolderError(f"{path} holds no checkpoint that can be read: {damaged[0]}. Choose another folder.")
@@ -134,6 +145,7 @@ class Recording:
             "kind": getattr(devices[0], "device_kind", devices[0].platform),
             "count": len(devices),
         }
+        checksums.warn_of_damage(path)
         folder.describe(facts(self.sim), described, state.round + rounds, self.sim.data.about)
         for round in checkpoints.rounds():
             if round > state.round:
@@ -150,6 +162,8 @@ class Recording:
                 with open(path / ".partition.npz.new", "wb") as file:
                     np.savez(file, **label_counts(self.sim.data))  # type: ignore[arg-type]
                 os.replace(path / ".partition.npz.new", path / "partition.npz")
+        self._checksums = checksums.Checksums(path)
+        self._checksums.keep()
 
     @contextlib.contextmanager
     def _heeding_signals(self) -> Iterator[None]:
@@ -196,9 +210,12 @@ class Recording:
 
     def _save(self, state: RoundState) -> None:
         if self._checkpoints is not None:
+            self.folder.check_there()  # type: ignore[union-attr]
             for callback in self.callbacks:
                 if hasattr(callback, "flush"):
                     callback.flush()  # type: ignore[union-attr]
+            if self._checksums is not None:
+                self._checksums.keep()
             self._checkpoints.save(state, _layout(self.sim))
         self._saved = state.round
 
@@ -230,7 +247,11 @@ class Recording:
         if self.folder is None:
             return here
         path, saved = self.folder.path, state.round
-        command = f"fedjax-sim resume {path}" if self.folder.experiment else f"state = sim.restore({str(path)!r})"
+        command = (
+            f"fedjax-sim resume {shlex.quote(str(path))}"
+            if self.folder.experiment
+            else f"state = sim.restore({str(path)!r})"
+        )
         if self._saved != state.round:  # it could not be saved; an earlier one stays
             saved = max([int(each.name) for each in (path / CHECKPOINTS).glob("*") if each.name.isdigit()], default=0)
             if not saved:
@@ -262,7 +283,8 @@ def _portable(sim: Any, state: RoundState) -> RoundState:
 
 
 def _layout(sim: Any) -> dict[str, Any]:
-    return {"simulation": facts(sim), "layout": {"devices": len(sim.devices), "lanes": sim.lanes}}
+    layout = {"devices": len(sim.devices), "lanes": sim.lanes}
+    return {"simulation": facts(sim), "layout": layout, "fingerprint": sim._fingerprint}
 
 
 def _check_same(path: Path, state: RoundState, record: dict[str, Any]) -> None:
@@ -279,7 +301,7 @@ def _check_same(path: Path, state: RoundState, record: dict[str, Any]) -> None:
         )
 
 
-def restore(sim: Any, folder: Path, round: int | None) -> RoundState:
+def restore(sim: Any, folder: Path, round: int | None, allow: Iterable[str]) -> RoundState:
     """`sim.restore`."""
     checkpoints = Checkpoints(folder / CHECKPOINTS, read_only=True)
     with contextlib.closing(checkpoints):
@@ -290,7 +312,7 @@ def restore(sim: Any, folder: Path, round: int | None) -> RoundState:
             if round not in rounds:
                 raise RunFolderError(f"{folder} holds checkpoints of rounds {rounds[::-1]}, and none of round {round}.")
             leaves, record = checkpoints.read(round)
-            return _restored(sim, checkpoints, leaves, record)
+            return _restored(sim, checkpoints, leaves, record, allow)
         damaged = []
         for found in checkpoints.newest():
             if isinstance(found, RunFolderError):
@@ -298,18 +320,25 @@ def restore(sim: Any, folder: Path, round: int | None) -> RoundState:
                 continue
             if damaged:
                 warnings.warn(f"{damaged[0]}. Going on from round {found[0]}.", stacklevel=3)
-            return _restored(sim, checkpoints, *found[1:])
+            return _restored(sim, checkpoints, *found[1:], allow)
     raise RunFolderError(f"{folder} holds no checkpoint that can be read: {damaged[0]}.")
 
 
-def _restored(sim: Any, checkpoints: Checkpoints, leaves: dict[str, np.ndarray], record: dict[str, Any]) -> RoundState:
+def _restored(
+    sim: Any, checkpoints: Checkpoints, leaves: dict[str, np.ndarray], record: dict[str, Any], allow: Iterable[str]
+) -> RoundState:
     """The state of a checkpoint, where rounds leave it."""
-    differences = differing(record["simulation"], facts(sim))
-    if differences:
-        raise RunFolderError(f"{checkpoints.folder.parent} holds a run of another simulation: {differences}.")
+    others = fingerprint.check(checkpoints.folder.parent, record, sim, facts(sim), allow)
     if sim.lanes_chosen and record["layout"]["devices"] == len(sim.devices):
         sim.lanes, sim._untuned = record["layout"]["lanes"], False
-    state = fill(states.blank(sim), leaves, record)
+    like = states.blank(sim)
+    if others & {"sampler", "data"}:  # its state may be of another population
+        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("['sampler']")}
+        state = dataclasses.replace(fill(dataclasses.replace(like, sampler=None), leaves, record), sampler=like.sampler)
+    else:
+        state = fill(like, leaves, record)
+    seeds = {name: getattr(sim, name) for name in ("seed", "noise_seed") if name in others}
+    state = dataclasses.replace(state, **seeds)
     if sim.rows == "host":
         rows = checkpoints.rows(state.rows, sim.data.num_clients, leaves, record)
         state = dataclasses.replace(state, rows=rows)

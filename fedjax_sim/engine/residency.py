@@ -6,6 +6,7 @@ rows a device, while the devices compute the rounds before it. A round computes 
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from fedjax_sim.core.errors import ArgumentError, ClientError, check
 from fedjax_sim.core.types import RoundPlan
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine import mapping
+from fedjax_sim.engine.examples import Columns
 
 Residency = Literal["auto", "device", "stream"]
 """Where the examples live."""
@@ -67,10 +69,11 @@ class Reader:
     Args:
         data: the federation.
         mesh: the devices; of those of several processes, each reads for its own.
+        check: a task's, of the examples that are read.
     """
 
-    def __init__(self, data: FederatedData, mesh: jax.sharding.Mesh):
-        self.data, self.mesh = data, mesh
+    def __init__(self, data: FederatedData, mesh: jax.sharding.Mesh, check: Callable[[Columns], None] | None = None):
+        self.data, self.mesh, self.check = data, mesh, check
         here = jax.process_index()
         self._mine = [d for d, device in enumerate(mesh.devices.flat) if device.process_index == here]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fedjax_sim-reader")
@@ -119,15 +122,20 @@ class Reader:
                     jax.tree.map(lambda b, e, part=part: np.copyto(b[part], e, casting="unsafe"), block, examples)
         return mapping.deal_blocks(self.mesh, blocks)
 
+    def _checked(self, clients: np.ndarray, counts: np.ndarray) -> Any:
+        examples = self.data.read(clients, counts)
+        mapping.check_32_bits(examples)
+        if self.check is not None:
+            self.check(Columns(examples))
+        return examples
+
     def _examples(self, round: int, clients: np.ndarray, counts: np.ndarray) -> Any:
         try:
-            examples = self.data.read(clients, counts)
-            mapping.check_32_bits(examples)
-            return examples
+            return self._checked(clients, counts)
         except Exception as error:
             for client, count in zip(clients, counts, strict=True):
                 try:
-                    mapping.check_32_bits(self.data.read(np.array([client]), np.array([count])))
+                    self._checked(np.array([client]), np.array([count]))
                 except Exception as its:
                     raise ClientError(
                         f"client {self.data.name(int(client))} (id {client}, {count} examples): its data could not be "

@@ -1,5 +1,7 @@
 """One round on the devices: for each phase broadcast, train, encode, reduce, decode, and take a server step."""
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.kinds import check_keeps, check_leaves
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import bits, pytree, squared_norm, where
 from fedjax_sim.core.rng import Purpose
@@ -53,12 +56,15 @@ class RoundOutput:
 
 
 def make_round(parts: list["PhaseRound"], capacity: int) -> Callable[..., tuple[DeviceState, RoundOutput]]:
-    """The function of one round, `(seed, state, plan, arrays) -> (state, output)`, to be compiled."""
+    """The function of one round, `(seeds, state, plan, arrays) -> (state, output)`, to be compiled.
 
-    def one_round(seed: Any, state: DeviceState, plan: RoundPlan, arrays: Any):
+    `seeds` are the run's and its noise's, [2] uint32.
+    """
+
+    def one_round(seeds: Any, state: DeviceState, plan: RoundPlan, arrays: Any):
         output = no_output(capacity)
         for part in parts:
-            shared = part.shared(seed, state, plan)
+            shared = part.shared(seeds, state, plan)
             result = part.train(shared, part.rows(state.rows), plan, arrays)
             state = replace(state, rows=part.with_rows(state.rows, result.rows))
             state, output = part.finish(shared, state, plan, result, output)
@@ -87,6 +93,8 @@ class PhaseRound:
         expected: clients that the sampler expects.
         sent: what the phase sends.
         members, convolutions: as in `CohortMap`.
+        everyone: plans hold all clients that arrive, and each adds its noise (`Planner(everyone=True)`).
+        population: clients of the federation.
     """
 
     def __init__(
@@ -101,13 +109,16 @@ class PhaseRound:
         sent: "Sent",
         members: str | None = None,
         exact: bool = False,
+        everyone: bool = False,
+        population: int | None = None,
         convolutions: Convolutions = "auto",
     ):
         self.index, self.phase, self.mesh, self.capacity = index, phase, mesh, capacity
         self.expected, self.sent, self.exact = expected, sent, exact
+        self.everyone, self.population = everyone, population
         self.aggregator: Aggregator = phase.aggregator  # type: ignore[assignment]
         self.train = CohortMap(
-            _client(phase, self.aggregator, expected, sent.downlink, exact),
+            _client(phase, self.aggregator, expected, sent.downlink, exact, everyone),
             mesh,
             batching,
             longest,
@@ -118,10 +129,10 @@ class PhaseRound:
             convolutions,
         )
 
-    def shared(self, seed: Any, state: DeviceState, plan: RoundPlan) -> Any:
+    def shared(self, seeds: Any, state: DeviceState, plan: RoundPlan) -> Any:
         """What all clients see: server state, the transforms' state, the round's keys and its number."""
         this_round = plan.round[0]
-        keys = {p: jax.random.fold_in(rng.key(seed, p, this_round), self.index) for p in _PURPOSES}
+        keys = rng.round_keys(seeds, _PURPOSES, this_round, self.index)
         return state.server, state.aggregator[self.index], keys, this_round
 
     def rows(self, rows: ClientRows) -> Any:
@@ -166,9 +177,12 @@ class PhaseRound:
                 bound=bound,
                 step=step,
                 sums=result.sums,
-                round_key=keys[Purpose.ENCODE],
+                round_key=keys[Purpose.SHARED],
+                shares=jnp.sum((plan.weight > 0).astype(jnp.float32)) if self.everyone else None,
+                population=self.population,
             ),
             self.expected,
+            keys[Purpose.CENTRAL_NOISE],
         )
         new_server = self.phase.server(keys[Purpose.SERVER], server, aggregate)
         _check_server(server, new_server)
@@ -219,13 +233,20 @@ def _with(metrics: dict[str, Metric], more: dict[str, Metric]) -> dict[str, Metr
 
 
 _BITS = ("aggregate/uplink_bits", "aggregate/downlink_bits")
-_PURPOSES = (Purpose.CLIENT, Purpose.ENCODE, Purpose.DECODE, Purpose.SERVER)
+_PURPOSES = (
+    *(Purpose.CLIENT, Purpose.ENCODE, Purpose.SHARED, Purpose.RECEIVE, Purpose.DECODE, Purpose.SERVER),
+    *rng.NOISES,
+)
 _BAD = "nonfinite"
 
 
-def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: float, exact: bool = False):
+def _client(
+    phase: Phase, aggregator: Aggregator, expected: float, downlink: float, exact: bool = False, everyone: bool = False
+):
     """One client's whole part of a phase: train, encode, receive."""
     facts = aggregator.facts
+    local = any(m.where == "local" for m in facts.noise)
+    shares = local or any(m.where == "distributed" for m in facts.noise)
 
     def one_client(shared: Any, rows: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
         server, states, keys, this_round = shared
@@ -235,8 +256,11 @@ def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: flo
 
         weight = jnp.asarray(update.weight, jnp.float32)
         finite = jnp.isfinite(squared_norm((update.payload, update.state))) & jnp.isfinite(weight)
+        finite &= ~_any_nan(update.metrics.get("loss"))
         trained = lane.steps > 0
         contributes = trained & finite
+        # Noise that clients add must not tell who has data: all that were drawn and arrive send. Their weights are 1.
+        sends = lane.weight > 0 if everyone else trained
         payload = jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), update.payload)
         weight = jnp.where(aggregator.reducer.weight == "uniform", 1.0, weight) * lane.weight
         if facts.max_weight is not None:
@@ -245,39 +269,55 @@ def _client(phase: Phase, aggregator: Aggregator, expected: float, downlink: flo
         context = Context(
             lane.client_id,
             this_round,
-            keys[Purpose.ENCODE],
+            keys[Purpose.SHARED],
             jnp.asarray(jnp.inf, jnp.float32),
             neighbour=lane.neighbour,
-            weight=weight,
+            weight=sends.astype(jnp.float32) if shares else weight,
             expected=expected,
         )
-        encoded = aggregator.encode(own(Purpose.ENCODE), states, aggregator_row, payload, context)
-        message = aggregator.receive(own(Purpose.DECODE), states, encoded.message)
-        factor = trained if facts.weighted else weight
+        own_keys = own(Purpose.ENCODE), own(Purpose.NOISE)
+        encoded = aggregator.encode(own_keys[0], states, aggregator_row, payload, context, own_keys[1])
+        message = aggregator.receive(own(Purpose.RECEIVE), states, encoded.message)
+        factor = sends if facts.weighted or shares else weight
         if exact and not facts.weighted:  # what is beyond the range of the sum counts as what is not finite
             inside = fits((message, encoded.sums), jnp.maximum(weight, 1.0))
             finite, contributes = finite & inside, contributes & inside
             message = jax.tree.map(lambda leaf: jnp.where(inside, leaf, jnp.zeros_like(leaf)), message)
-            weight = factor = jnp.where(inside, weight, 0.0)
+            weight, factor = (jnp.where(inside, each, 0.0) for each in (weight, factor))
         received = downlink if phase.downlink is None else phase.downlink(server)
         seen = {**encoded.metrics, "downlink_bits": metrics_lib.Sum(jnp.asarray(received, jnp.float32))}
 
-        metrics = {f"client/{name}": metric for name, metric in update.metrics.items()}
-        metrics |= {f"aggregate/{name}": metric for name, metric in seen.items()}
-        metrics = where(contributes, metrics, metrics_lib.zero(metrics))
+        metrics = _reported(update.metrics, seen, contributes, sends if everyone else None)
         metrics[_BAD] = metrics_lib.Sum((trained & ~finite).astype(jnp.float32))
         new_rows = (update.state, encoded.rows)
+        counted = sends if local else contributes
         return ClientResult(
             message,
             weight,
             contributes,
             metrics,
             where(contributes, new_rows, rows),
-            jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), encoded.sums),
+            jax.tree.map(lambda leaf: jnp.where(counted, leaf, jnp.zeros_like(leaf)), encoded.sums),
             factor,
         )
 
     return one_client
+
+
+def _reported(client: dict[str, Metric], seen: dict[str, Metric], contributes: Any, sends: Any) -> dict[str, Metric]:
+    """A client's metrics, nothing for one that does not contribute; with what it sends, should it send all the same."""
+    metrics = {f"client/{name}": metric for name, metric in client.items()}
+    metrics |= {f"aggregate/{name}": metric for name, metric in seen.items()}
+    nothing = metrics_lib.zero(metrics)
+    if sends is not None:
+        nothing |= {name: where(sends, metrics[name], nothing[name]) for name in _BITS}
+    return where(contributes, metrics, nothing)
+
+
+def _any_nan(metric: Metric | None) -> Any:
+    """Whether a metric holds NaN: labels without a class make a loss so, and leave the update finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(metric) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    return functools.reduce(jnp.logical_or, (jnp.any(jnp.isnan(leaf)) for leaf in leaves), jnp.zeros((), bool))
 
 
 def checked_update(update: Any, row: Any) -> ClientUpdate:
@@ -286,13 +326,16 @@ def checked_update(update: Any, row: Any) -> ClientUpdate:
         raise ArgumentError(f"the client function returned {type(update).__name__}: must be a fs.ClientUpdate.")
     if jnp.shape(update.weight) != ():
         raise ArgumentError(f"ClientUpdate.weight has shape {jnp.shape(update.weight)}: must be a scalar.")
+    check_leaves("ClientUpdate.payload", update.payload)
     state = row if update.state is None or not jax.tree.leaves(row) else update.state
+    check_leaves("ClientUpdate.state", state)
     _check_like("ClientUpdate.state", row, state, "the row that the algorithm's init returned")
     payload = jax.tree.map(jnp.asarray, update.payload)
     return ClientUpdate(payload, update.weight, state=state, metrics=metrics_lib.as_metrics(update.metrics))
 
 
 def _check_server(old: Any, new: Any) -> None:
+    check_leaves("the server function's result", new)
     _check_like("the server function's result", old, new, "the server state")
 
 
@@ -307,11 +350,12 @@ def _check_like(what: str, old: Any, new: Any, like: str) -> None:
             raise ArgumentError(
                 f"{what}{jax.tree_util.keystr(path)} has shape {jnp.shape(b)}: must be {jnp.shape(a)}, as in {like}."
             )
+    check_keeps(what, old, new)
 
 
 def _by_lane(tree: Any) -> Any:
     """One axis for the three of lane order, [D, T, L, ...]."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), tree)
+    return jax.tree.map(lambda leaf: leaf.reshape(math.prod(leaf.shape[:3]), *leaf.shape[3:]), tree)  # of any size
 
 
 def _by_slot(metrics: dict[str, Metric], slots: Any, capacity: int) -> dict[str, Metric]:
@@ -369,7 +413,8 @@ def sent(
 
 
 def check_params(like: Params, params: Params) -> None:
-    """Given parameters have the structure and shapes of the task's."""
+    """Given parameters have the structure, shapes and kinds of the task's."""
+    check_leaves("params", params)
     expected, given = jax.tree.structure(like), jax.tree.structure(params)
     if expected != given:
         raise ArgumentError(f"params have structure {given}: the task's have {expected}.")
@@ -379,3 +424,4 @@ def check_params(like: Params, params: Params) -> None:
             raise ArgumentError(
                 f"params{jax.tree_util.keystr(path)} has shape {jnp.shape(b)}: the task's has {a.shape}."
             )
+    check_keeps("params", like, params)

@@ -43,7 +43,7 @@ def run_rounds(
     """Rounds from `state` to the schedule's end; `sim.run` has the arguments' meaning."""
     history, copy = History(), sim._copy_if_donated
     # One dispatch is in flight while the one before it is checked; states that hold rows are not kept twice.
-    ahead = not sim._has_rows and sim.sampler.observe is None and not sim._keeps_ledger
+    ahead = not sim._has_rows and sim.sampler.observe is None
     good, recorded = state, True  # the last state that can be gone on from, and whether all its rounds are recorded
     pending: list[tuple[RoundState, list[RoundMetrics]]] = []
 
@@ -59,7 +59,7 @@ def run_rounds(
         pending.clear()
         if sim.on_nonfinite == "raise":
             try:
-                check_finite(metrics, sim.data.name, sim.exact)
+                check_finite(metrics, sim)
             except NonFiniteUpdateError as error:
                 before, again = sim._replay(good, error.round)
                 keep(again)

@@ -11,19 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.aggregate.checks import check_build, check_cohort, check_sampler
+from fedjax_sim.aggregate.checks import check_build, check_sampler
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core import pytree, rng
-from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count
+from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count, is_traced
+from fedjax_sim.core.kinds import check_computable, shapes_of
 from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.plan import Batching, Planner, PlanShape
 from fedjax_sim.engine import debug as debug_lib
-from fedjax_sim.engine import describe, mapping, privacy, recording, states
+from fedjax_sim.engine import describe, examples, ledger, mapping, privacy, recording, states
+from fedjax_sim.engine import fingerprint as fingerprint_lib
 from fedjax_sim.engine import lanes as lanes_lib
 from fedjax_sim.engine import residency as residency_lib
 from fedjax_sim.engine import rows as rows_lib
-from fedjax_sim.engine.block import Plans, block, widened
+from fedjax_sim.engine.block import Plans, block, pack
 from fedjax_sim.engine.history import History, RoundMetrics, check_finite
 from fedjax_sim.engine.recording import Callback, Recording
 from fedjax_sim.engine.round import DeviceState, PhaseRound, make_round, sent
@@ -43,18 +45,21 @@ class Simulation:
         sampler: from `fs.sampler`.
         batching: how a client's examples become batches.
         seed: 32-bit seed; all randomness comes from (seed, purpose, round, client id).
-        lanes: clients that a device trains side by side, or "auto": by parameter count and platform
-            (`fedjax_sim.engine.lanes.auto_lanes`), and then by measurement where `autotune` says so. It changes
-            results only within float tolerance. Where a round does not fit the devices' memory, it is halved.
+        lanes: clients that a device trains side by side, or "auto": once for the simulation, by parameter count,
+            platform and, on a CPU, how clients' steps differ (`fedjax_sim.engine.lanes.for_simulation`), and then by
+            measurement where `autotune` says so. It changes results only within float tolerance: in the order of
+            sums, and in the roundings of a client's own steps, which long training amplifies (docs/design.md). Where
+            a round does not fit the devices' memory, it is halved.
         autotune: time a few lanes before the first round, if they are "auto" (`fedjax_sim.engine.lanes.tune`); None
             for "not on a CPU", where the rule was measured. What was measured is in `tuning`, and kept beside the
             compiled programs (`fedjax_sim.engine.programs`) for the next time.
         devices: JAX devices; None for all local ones, or those of all processes (`fs.use_processes`).
         rounds_per_dispatch: rounds in one compiled dispatch of `run`, or "auto": 1 on a CPU, where a dispatch
             costs little beside a round, 8 elsewhere; always 1 for samplers that observe rounds.
-        on_nonfinite: an update with NaN, infinity or a squared norm beyond float32: "raise" an error that names
-            client and round and carries the last good state; or "drop" the client from the round (of several
-            phases, from the failing one on its own) and record it. A client's new row counts as its update.
+        on_nonfinite: an update with NaN, infinity or a squared norm beyond float32, or a metric "loss" that is NaN:
+            "raise" an error that names client and round and carries the last good state; or "drop" the client from
+            the round (of several phases, from the failing one on its own) and record it. A client's new row counts
+            as its update.
         debug: run each client alone and eagerly before each round, so that an error in a client function names
             the client and its batch.
         evaluate: `params -> dict of numbers`: what `run` evaluates, unless it is told otherwise.
@@ -71,6 +76,9 @@ class Simulation:
             memory. `state.rows` is then a `fedjax_sim.engine.host_rows.HostRows`, and a dispatch is one round.
         exact: add in fixed point (`fedjax_sim.engine.sums`): for the same `lanes` devices, processes and the cohort's
             order change no bit of a sum. Clients' weighted numbers must stay below 2^24; the unit is 2^-48.
+        noise_seed: 32-bit seed of all noise for privacy, which `fs.aggregate` adds; None for `seed`. Runs that are both
+            released need different ones: noise that they share cancels, and sampling, batches and training stay as
+            they are.
 
     Attributes:
         shared: several processes train it together.
@@ -110,6 +118,7 @@ class Simulation:
         residency: residency_lib.Residency = "auto",
         rows: rows_lib.Rows = "auto",
         exact: bool = False,
+        noise_seed: int | None = None,
     ):
         for name, value, kind in (
             ("algorithm", algorithm, Algorithm),
@@ -119,15 +128,15 @@ class Simulation:
         ):
             check(isinstance(value, kind), name, value, f"must be a {kind.__name__}.")
         rng.check_seed(seed)
-        check(
-            on_nonfinite in ("raise", "drop"),
-            "on_nonfinite",
-            on_nonfinite,
-            'must be "raise" or "drop".',
-        )
+        if noise_seed is not None:
+            rng.check_seed(noise_seed, "noise_seed")
+        check(on_nonfinite in ("raise", "drop"), "on_nonfinite", on_nonfinite, 'must be "raise" or "drop".')
+        told = algorithm.num_clients
+        check(told in (None, data.num_clients), "num_clients", told, f"the data have {data.num_clients}; leave it out.")
         self.algorithm, self.data, self.sampler, self.batching = algorithm, data, sampler, batching
         self.seed, self.on_nonfinite, self.debug = int(seed), on_nonfinite, debug
         self.evaluate, self.exact = evaluate, exact
+        self.noise_seed = noise_seed if noise_seed is None or is_traced(noise_seed) else int(noise_seed)
         self.delta = privacy.default_delta(data.num_clients) if delta is None else delta
         check_delta(self.delta)
 
@@ -137,20 +146,20 @@ class Simulation:
         for phase in self._phases:
             check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
         privacy.check_participation(self)
-        self._noisy, self._keeps_ledger = privacy.noisy(self), privacy.keeps_ledger(self)
+        self._noisy, self._everyone = privacy.noisy(self), privacy.shared_out(self)
 
         self._mesh = mapping.client_mesh(devices, of_all=True)
         self.devices = tuple(self._mesh.devices.flat)
         self.shared = self._mesh.is_multi_process
         if self.shared:
             check(not debug, "debug", debug, "debug in one process: clients run one by one, outside the devices' map.")
-        self.model = jax.eval_shape(algorithm.task.init, jax.random.key(0))
-        server, row = jax.eval_shape(algorithm.init, self.model)
+        self.model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
+        server, row = shapes_of("algorithm.init's (server_state, row)", algorithm.init, self.model)
         self._capacity = int(sampler.capacity(data.num_clients))
         per_device = -(-self._capacity // len(self.devices))
         self.lanes_chosen = lanes == "auto"
         if lanes == "auto":
-            lanes = lanes_lib.auto_lanes(pytree.size(self.model), self.devices[0].platform, per_device)
+            lanes = lanes_lib.for_simulation(self)
         check_count("lanes", lanes, advice='or "auto".')
         self.lanes = min(int(lanes), max(per_device, 1))
         self.tuning: dict[int, float] | None = None
@@ -161,15 +170,18 @@ class Simulation:
         check_count("rounds_per_dispatch", rounds_per_dispatch, advice='or "auto".')
         self.rounds_per_dispatch = 1 if sampler.observe is not None else int(rounds_per_dispatch)
 
+        check_computable(data.arrays)
         streamed = residency_lib.streams(residency, data, self._mesh.local_devices[0])
         self.residency: residency_lib.Residency = "stream" if streamed else "device"
-        self._reader = residency_lib.Reader(data, self._mesh) if streamed else None
+        self._reader = residency_lib.Reader(data, self._mesh, algorithm.task.check) if streamed else None
         longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data.arrays)
         with debug_lib.explained(self, clients=True):
             self._sent = sent(self._phases, server, row, like, batching, longest)
+        examples.check_all(algorithm.task, data, streamed)
         aggregator_states, aggregator_rows = states.aggregators(self)
         self._check_aggregation(aggregator_states, self._capacity)
+        privacy.check_rows(self, row)
         row = (row, aggregator_rows)
         self.row_bytes = pytree.bits(row) // 8
         self.rows: rows_lib.Rows = rows_lib.place(rows, row, data.num_clients, self.devices, self.shared)
@@ -183,6 +195,7 @@ class Simulation:
             len(self.devices),
             rows_lib.homes(data.num_clients, len(self.devices)) if self._has_rows else None,
             streamed,
+            self._everyone,
         )
         self._programs: dict[tuple[PlanShape, int], Callable[..., Any]] = {}
         self._arrays: Any = None
@@ -228,7 +241,9 @@ class Simulation:
         """
         recording.save(self, Path(folder), state)
 
-    def restore(self, folder: str | os.PathLike[str], round: int | None = None) -> RoundState:
+    def restore(
+        self, folder: str | os.PathLike[str], round: int | None = None, allow: Iterable[str] = ()
+    ) -> RoundState:
         """The state of a folder's newest checkpoint, or of a given round's.
 
         A damaged one is left aside for the one before it, with a warning. Lanes that were chosen automatically are
@@ -237,11 +252,13 @@ class Simulation:
         Args:
             folder: of `save`, or of a run.
             round: rounds of the state; None for the newest.
+            allow: what may differ, deliberately: "algorithm", "aggregator", "sampler", "batching", "data", "seed", or
+                another argument. Another sampler, or any on other data, begins anew.
 
         Raises:
             RunFolderError: no checkpoint there, none that can be read, or one of another simulation.
         """
-        return recording.restore(self, Path(folder), round)
+        return recording.restore(self, Path(folder), round, allow)
 
     def _check_aggregation(self, aggregator_states: Any, capacity: int) -> None:
         for phase, state, phase_sent in zip(self._phases, aggregator_states, self._sent, strict=True):
@@ -252,10 +269,11 @@ class Simulation:
     def step(self, state: RoundState) -> tuple[RoundState, RoundMetrics]:
         """One round: `(state, metrics)`. The given state stays usable."""
         self._tune(state)
-        after, rounds = self._dispatch(state, self._plan(state, 1, slots=1), self._copy_if_donated)
+        slots = self.rounds_per_dispatch if self._reader is None else 1  # room to stream costs more than a program
+        after, rounds = self._dispatch(state, self._plan(state, 1, slots), self._copy_if_donated)
         if self.on_nonfinite == "raise":
             try:
-                check_finite(rounds, self.data.name, self.exact)
+                check_finite(rounds, self)
             except NonFiniteUpdateError as error:
                 error.state = state
                 raise
@@ -315,48 +333,20 @@ class Simulation:
         return self.algorithm.params(state.server)
 
     epsilon = privacy.epsilon
+    _fingerprint = functools.cached_property(fingerprint_lib.fingerprint)
 
     @functools.cached_property
     def _meter(self) -> Any:
         return privacy.meter(self)
 
-    def _plan(self, state: RoundState, count: int, slots: int) -> Plans:
-        """`_pack`, placed on the devices."""
-        plans = self._pack(state, count, slots)
-        return plans._replace(words=mapping.place_plans(self._mesh, plans.words))
+    @functools.cached_property
+    def _released(self) -> dict[str, Any]:
+        return ledger.setting(self)
 
-    def _pack(self, state: RoundState, count: int, slots: int, capacity: int = 0) -> Plans:
-        """Cohorts and plans of the next rounds; all of one capacity, so that they share a dispatch of `slots`."""
-        sampler_state, cohorts = state.sampler, []
-        for r in range(state.round, state.round + count):
-            cohort, sampler_state = self.sampler.sample(sampler_state, r, state.seed)
-            for phase in self._phases:
-                check_cohort(phase.aggregator, cohort, self.sampler.name)
-            cohorts.append(cohort)
-        capacity = max(capacity, self._capacity, *(len(cohort.ids) for cohort in cohorts))
-        if capacity > self._capacity:
-            self._check_aggregation(state.aggregator, capacity)
-        shape = self._planner.shape(capacity, self.lanes)
-        planned = [
-            self._planner.plan(widened(cohort, capacity), shape, state.seed, state.round + i)
-            for i, cohort in enumerate(cohorts)
-        ]
-        plans = [plan for plan, _ in planned]
-        examples = None
-        if self._reader is not None:
-            examples = self._reader.ask(plans, slots, self._planner.examples(shape), (shape, slots))
-        padded = plans + [plans[0]] * (slots - count)
-        return Plans(
-            state.round,
-            [widened(cohort, capacity) for cohort in cohorts],
-            [stats for _, stats in planned],
-            mapping.pack_plans(padded),
-            shape,
-            slots,
-            sampler_state,
-            plans,
-            examples,
-        )
+    def _plan(self, state: RoundState, count: int, slots: int) -> Plans:
+        """`block.pack`, placed on the devices."""
+        plans = pack(self, state, count, slots)
+        return plans._replace(words=mapping.place_plans(self._mesh, plans.words))
 
     def _dispatch(
         self, state: RoundState, plans: Plans, copy: Callable[[Any], Any]
@@ -386,7 +376,7 @@ class Simulation:
             else:
                 program = self._program(plans.shape, plans.slots)
                 made, count = copy(self._on_devices(state)), np.int32(len(plans.cohorts))
-                made, outputs = program(np.uint32(state.seed), made, plans.words, count, arrays)
+                made, outputs = program(state.seeds, made, plans.words, count, arrays)
                 rows = made.rows
             if self.compile_count() > programs:  # an allocation that fails is told now
                 jax.block_until_ready((made, outputs))
@@ -398,12 +388,14 @@ class Simulation:
             sampler=plans.sampler_state,
             rows=rows,
             ledger=state.ledger,
+            noise_seed=state.noise_seed,
         )
-        epsilon = self._meter.epsilon if self._noisy and self._meter is not None else None
-        metrics = [
-            RoundMetrics(plans.first + i, cohort, stats, output, epsilon)
-            for i, (cohort, stats, output) in enumerate(zip(plans.cohorts, plans.stats, outputs, strict=False))
-        ]
+        metrics, epsilon = [], None
+        for i, (cohort, stats, output) in enumerate(zip(plans.cohorts, plans.stats, outputs, strict=False)):
+            after = _replace(after, ledger=ledger.entered(after.ledger, self._released, stats.drawn, stats.sent))
+            if self._meter is not None:
+                epsilon = functools.partial(privacy.spent, self._meter, after.ledger, plans.first + i + 1)
+            metrics.append(RoundMetrics(plans.first + i, cohort, stats, output, epsilon))
         return after, metrics
 
     def _on_devices(self, state: RoundState) -> DeviceState:
@@ -413,7 +405,8 @@ class Simulation:
         """The compiled program of a block of up to `slots` rounds."""
         if (shape, slots) not in self._programs:
             run = block(self._one_round(shape), shape, slots)
-            out = (states.placement(self), mapping.everywhere(self._mesh)) if self.shared else None
+            # Without a say, XLA may place the state elsewhere than it was, and the next round is another program.
+            out = (states.placement(self), mapping.everywhere(self._mesh) if self.shared else None)
             self._programs[shape, slots] = jax.jit(run, donate_argnums=(1,) if self._donates else (), out_shardings=out)
         return self._programs[shape, slots]
 
@@ -424,7 +417,17 @@ class Simulation:
     def _parts(self, shape: PlanShape, members: str | None = None) -> list[PhaseRound]:
         fixed = (self._mesh, self.batching, self._planner.longest, shape.capacity, self._expected)
         return [
-            PhaseRound(i, phase, *fixed, self._sent[i], members, self.exact, self.algorithm.task.convolutions)
+            PhaseRound(
+                i,
+                phase,
+                *fixed,
+                self._sent[i],
+                members,
+                self.exact,
+                self._everyone,
+                self.data.num_clients,
+                self.algorithm.task.convolutions,
+            )
             for i, phase in enumerate(self._phases)
         ]
 
@@ -452,12 +455,9 @@ class Simulation:
         return _copy(tree) if self._donates else tree
 
     def _observed(self, state: RoundState, rounds: list[RoundMetrics]) -> RoundState:
-        """The state with what the sampler and the ledger take from rounds that are done, its rows safe."""
+        """The state with what the sampler takes from rounds that are done, its rows safe."""
         if self._waves is not None:
             state.rows.settle()
-        if self._keeps_ledger:
-            contributed = [metrics["cohort/contributed"] for metrics in rounds]
-            state = _replace(state, ledger=privacy.entered(state.ledger, contributed))
         if self.sampler.observe is None:
             return state
         seen = self.sampler.observe(state.sampler, rounds[-1].cohort, rounds[-1].per_client())
@@ -474,7 +474,12 @@ class Simulation:
         return good, rounds
 
     def compile_count(self) -> int:
-        """How many programs the rounds have needed so far; 1 unless a Poisson draw exceeded its capacity."""
+        """How many programs the rounds have needed so far.
+
+        It is 1, whatever is mixed of `step`, `run` and `restore`. Three things need another: a draw that exceeds its
+        sampler's capacity, fewer lanes where memory does not suffice, and `step` beside `run` where examples are
+        streamed and a dispatch is several rounds.
+        """
         if self._waves is not None:
             return self._waves.compile_count()
         return sum(program._cache_size() for program in self._programs.values())  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ def begin(sim: Any, params: Params | None) -> RoundState:
     first = functools.partial(make, sim)
     made = jax.jit(first, out_shardings=placement(sim))(mapping.replicate(sim._mesh, params))
     rows = HostRows(jax.device_get(made.rows), sim.data.num_clients) if sim.rows == "host" else made.rows
-    return RoundState(0, sim.seed, made.server, made.aggregator, sim._sampler_state, rows)
+    return RoundState(0, sim.seed, made.server, made.aggregator, sim._sampler_state, rows, noise_seed=sim.noise_seed)
 
 
 def make(sim: Any, params: Params) -> DeviceState:
@@ -67,7 +67,7 @@ def blank(sim: Any) -> RoundState:
     rows = made.rows
     if sim.rows != "host":
         rows = jax.eval_shape(functools.partial(rows_lib.trim, num_clients=sim.data.num_clients), rows)
-    return RoundState(0, sim.seed, made.server, made.aggregator, sim._sampler_state, rows)
+    return RoundState(0, sim.seed, made.server, made.aggregator, sim._sampler_state, rows, noise_seed=sim.noise_seed)
 
 
 def placed(sim: Any, state: RoundState) -> RoundState:

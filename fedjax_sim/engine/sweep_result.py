@@ -295,7 +295,7 @@ class SweepResult:
             RunFolderError: the folder cannot be written.
         """
         from fedjax_sim.runs.drawing import png
-        from fedjax_sim.runs.folder import writing
+        from fedjax_sim.runs.writing import writing
 
         folder, metric = Path(folder), metric or self.main_metric()
         several = [name for name in self.settings[0] if len({repr(s[name]) for s in self.settings}) > 1]

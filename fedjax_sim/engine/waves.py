@@ -45,10 +45,10 @@ class Waves:
         """One round: the server's state after it, the clients' rows, and what it reports; waits for no computation."""
         rows: HostRows = state.rows  # type: ignore[assignment]
         made = DeviceState(state.server, state.aggregator, ClientRows())
-        seed, output = np.uint32(state.seed), None
+        seeds, output = state.seeds, None
         for programs in self.programs(plans.shape):
-            sums, rows = self._train(programs, (seed, made, plans.words), rows, plans, arrays)
-            made, output = programs.finish(seed, made, plans.words, sums, output)
+            sums, rows = self._train(programs, (seeds, made, plans.words), rows, plans, arrays)
+            made, output = programs.finish(seeds, made, plans.words, sums, output)
         return made, rows, output  # type: ignore[return-value]
 
     def _train(self, programs: Programs, given: Any, rows: HostRows, plans: Plans, arrays: Any) -> Any:
@@ -98,20 +98,20 @@ class Waves:
         return self._programs[shape]
 
     def _compiled(self, part: PhaseRound, shape: PlanShape) -> Programs:
-        def begin(seed: Any, state: DeviceState, words: Any, block: ClientRows, arrays: Any) -> Any:
+        def begin(seeds: Any, state: DeviceState, words: Any, block: ClientRows, arrays: Any) -> Any:
             plan = mapping.unpack_plan(words[0], shape)
-            return part.train.begin(part.shared(seed, state, plan), part.rows(block), plan, arrays)
+            return part.train.begin(part.shared(seeds, state, plan), part.rows(block), plan, arrays)
 
-        def wave(seed: Any, state: DeviceState, words: Any, block: ClientRows, arrays: Any, sums: Any, first: Any):
+        def wave(seeds: Any, state: DeviceState, words: Any, block: ClientRows, arrays: Any, sums: Any, first: Any):
             plan = mapping.unpack_plan(words[0], shape)
-            shared = part.shared(seed, state, plan)
+            shared = part.shared(seeds, state, plan)
             sums, rows = part.train.wave(shared, part.rows(block), plan, arrays, sums, first)
             return sums, part.with_rows(block, rows)
 
-        def finish(seed: Any, state: DeviceState, words: Any, sums: Any, output: RoundOutput | None):
+        def finish(seeds: Any, state: DeviceState, words: Any, sums: Any, output: RoundOutput | None):
             plan = mapping.unpack_plan(words[0], shape)
             output = no_output(shape.capacity) if output is None else output
-            return part.finish(part.shared(seed, state, plan), state, plan, part.train.finish(sums), output)
+            return part.finish(part.shared(seeds, state, plan), state, plan, part.train.finish(sums), output)
 
         return Programs(jax.jit(begin), jax.jit(wave, donate_argnums=5), jax.jit(finish))
 

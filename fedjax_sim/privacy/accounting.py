@@ -18,7 +18,9 @@ from fedjax_sim.privacy.rounds import (
     REPLACE_ONE,
     ZERO_OUT,
     Release,
+    Rounds,
     check_accountable,
+    common_neighbours,
     releases,
 )
 
@@ -31,7 +33,8 @@ class Epsilon:
         epsilon, delta: the guarantee.
         rounds: that it covers.
         adjacency: which populations are neighbours: "add-or-remove-one" client, "replace-one", "zero-out" (one client
-            sends zeros whenever it takes part), or "local" (one client's value, against the server too).
+            sends nothing, or zeros, whenever it takes part; its bit of adaptive clipping is 0, too), or "local" (one
+            client's value, against the server too).
         sampler: who was drawn, by name.
         event: what was released, and how often.
         accountant: "PLD" (privacy loss distributions) or "RDP" (Rényi).
@@ -57,7 +60,8 @@ class Epsilon:
     def __str__(self) -> str:
         return (
             f"epsilon {self.epsilon:.4g} at delta {self.delta:g} for {self.rounds} rounds; {self.adjacency} client, "
-            f"{self.sampler}, {self.event}; {self.accountant}"
+            f"{self.sampler}, {self.event}; {self.accountant}; for one run: released runs of one seed share their "
+            "noise, which cancels"
         )
 
 
@@ -69,16 +73,16 @@ def epsilon(
     *,
     accountant: str | None = None,
     adjacency: str | None = None,
-    contributed: Mapping[int, int] | None = None,
+    counts: Mapping[tuple[int, int], int] | None = None,
     sampler: str | None = None,
 ) -> Epsilon:
-    """Epsilon of a number of rounds. `sim.epsilon` calls it with what the simulation does.
+    """Epsilon of a number of equal rounds. `sim.epsilon` says it of what a simulation does, and of what it has done.
 
     - Poisson sampling: add-or-remove-one, by the Poisson-subsampled Gaussian; or replace-one, by PLD only.
     - A fixed number of clients: replace-one, under which a clipped sum moves by twice its bound.
     - A minimum separation: zero-out; a client takes part `ceil(rounds / separation)` times at most. No amplification.
-    - Distributed noise: replace-one, by RDP: given how many clients contributed, they are a uniform choice, and the
-      noise is the sum of their shares.
+    - Distributed noise: replace-one, by RDP: given how many clients are drawn, they are a uniform choice, and the
+      noise is the sum of the shares of those who send.
     - Local noise: of one client's value against the server, as if it took part in every round.
 
     Args:
@@ -88,7 +92,8 @@ def epsilon(
         delta: in (0, 1), well below one over the population.
         accountant: "pld", "rdp", or None for PLD wherever there is one.
         adjacency: "add-or-remove-one" or "replace-one"; None for what goes with the sampler.
-        contributed: rounds by the number of clients that contributed, for distributed noise.
+        counts: rounds by (clients drawn, clients that added their share), for distributed noise; None for a plan, in
+            which all who are drawn send.
         sampler: the sampler's name; None for the event's.
 
     Raises:
@@ -103,19 +108,41 @@ def epsilon(
         1.828; add-or-remove-one; 1000 x Poisson(0.01) of Gaussian(1); PLD
     """
     check_count("rounds", rounds, minimum=0)
-    check_delta(delta)
-    check(accountant in (None, "pld", "rdp"), "accountant", accountant, 'must be "pld", "rdp" or None.')
+    if counts is not None:
+        check(sum(counts.values()) == rounds, "counts", dict(counts), f"must count rounds={rounds}.")
     check_accountable(mechanisms, sampling)
-    found, neighbours = releases(mechanisms, sampling, rounds, accountant or "pld", adjacency, contributed)
-    if accountant is None:
-        accountant = "pld" if all(_has_pld(r) for r in found) else "rdp"
     if sampler is None:
         sampler = "any sampler" if sampling is None else f"{sampling.kind} of {sampling.population} clients"
+    entry = Rounds(tuple(mechanisms), sampling, rounds, sampler, counts)
+    return compose([entry], delta, accountant=accountant, adjacency=adjacency)
+
+
+def compose(
+    entries: Sequence[Rounds], delta: float, *, accountant: str | None = None, adjacency: str | None = None
+) -> Epsilon:
+    """Epsilon of different rounds, one after another.
+
+    Args:
+        entries: one or more, in order.
+        delta, accountant, adjacency: as in `epsilon`.
+
+    Raises:
+        ArgumentError: an entry that cannot be accounted, or that has no neighbours or accountant in common with others.
+    """
+    check_delta(delta)
+    check(accountant in (None, "pld", "rdp"), "accountant", accountant, 'must be "pld", "rdp" or None.')
+    adjacency = common_neighbours(entries, adjacency)
+    released = lambda by: [r for entry in entries for r in releases(entry, by, adjacency, delta)]  # noqa: E731
+    found = released(accountant or "pld")
+    if accountant is None:
+        accountant = "pld" if all(_has_pld(r) for r in found) else "rdp"
+        found = found if accountant == "pld" else released("rdp")
     text = ", ".join(f"{r.times} x {r.text}" for r in found[:3]) + (", ..." if len(found) > 3 else "")
+    rounds, samplers = sum(entry.rounds for entry in entries), dict.fromkeys(entry.sampler for entry in entries)
     value = 0.0
     if rounds and found:
-        value = _by_pld(found, neighbours, delta) if accountant == "pld" else _by_rdp(found, neighbours, delta)
-    return Epsilon(value, delta, rounds, neighbours, sampler, text or "nothing", accountant.upper())
+        value = _by_pld(found, adjacency, delta) if accountant == "pld" else _by_rdp(found, adjacency, delta)
+    return Epsilon(value, delta, rounds, adjacency, ", then ".join(samplers), text or "nothing", accountant.upper())
 
 
 def check_delta(delta: Any) -> None:
@@ -124,29 +151,23 @@ def check_delta(delta: Any) -> None:
 
 
 class Meter:
-    """Epsilon round after round, by RDP, at the cost of a few multiplications each.
+    """Epsilon round after round, by RDP, whose curves are kept: a round costs a few additions.
 
     Args:
-        mechanisms, sampling, delta: as in `epsilon`.
+        delta: as in `epsilon`.
     """
 
-    def __init__(self, mechanisms: Sequence[Any], sampling: Any, delta: float):
-        self._of = functools.partial(releases, mechanisms, sampling, accountant="rdp")
+    def __init__(self, delta: float):
         self.delta = delta
-        self._costs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def epsilon(self, rounds: int) -> float:
-        """Of the first so many rounds."""
-        if not rounds:
+    def epsilon(self, entries: Sequence[Rounds]) -> float:
+        """Of what happened; infinite where no accountant can say."""
+        if not entries:
             return 0.0
-        found, neighbours = self._of(rounds=rounds)
-        costs = []
-        for release in found:
-            if release.text not in self._costs:
-                self._costs[release.text] = _renyi(release._replace(times=1), neighbours)
-            costs.append(self._costs[release.text])
-        total = sum(release.times * cost for release, (_, cost) in zip(found, costs, strict=True))
-        return _converted(costs[0][0], total, self.delta)
+        try:
+            return compose(entries, self.delta, accountant="rdp").epsilon
+        except ArgumentError:
+            return math.inf
 
 
 def _has_pld(release: Release) -> bool:
@@ -167,36 +188,52 @@ def _relation(adjacency: str) -> Any:
 
 
 def _by_pld(found: Sequence[Release], adjacency: str, delta: float) -> float:
-    if not all(_has_pld(release) for release in found):
-        raise ArgumentError(f'accountant="pld": no privacy loss distribution is known of {found[0].text}; use "rdp".')
-    if any(release.pld is not None for release in found):
-        parts = [release.pld().self_compose(release.times) for release in found if release.pld is not None]
-        return float(functools.reduce(lambda a, b: a.compose(b), parts).get_epsilon_for_delta(delta))
-    accountant = needed("dp_accounting.pld", "accounting of privacy").PLDAccountant(_relation(adjacency))
     for release in found:
-        accountant.compose(release.event, release.times)
-    return float(accountant.get_epsilon(delta))
+        if not _has_pld(release):
+            raise ArgumentError(
+                f'accountant="pld": no privacy loss distribution is known of {release.text}; use "rdp".'
+            )
+    accountant = needed("dp_accounting.pld", "accounting of privacy").PLDAccountant(_relation(adjacency))
+    own = [release.pld().self_compose(release.times) for release in found if release.pld is not None]
+    for release in found:
+        if release.pld is None:
+            accountant.compose(release.event, release.times)
+    if not own:
+        return float(accountant.get_epsilon(delta))
+    if len(own) < len(found):
+        own.append(accountant._pld)
+    return float(functools.reduce(lambda a, b: a.compose(b), own).get_epsilon_for_delta(delta))
 
 
 def _by_rdp(found: Sequence[Release], adjacency: str, delta: float) -> float:
-    costs = [_renyi(release, adjacency) for release in found]
-    return _converted(costs[0][0], sum(cost for _, cost in costs), delta)
+    whole = any(release.curve is not None for release in found)  # curves of our own are known at whole orders alone
+    costs = [release.times * _renyi(release, adjacency, whole) for release in found]
+    delta -= sum(release.times * release.aside for release in found)
+    return _converted(curves.ORDERS if whole else _orders(), sum(costs), delta)
 
 
-def _renyi(release: Release, adjacency: str) -> tuple[np.ndarray, np.ndarray]:
-    """`(orders, curve)` of a release."""
-    if release.curve is not None:
-        return curves.ORDERS, release.times * release.curve
+def _renyi(release: Release, adjacency: str, whole: bool) -> np.ndarray:
+    """The Rényi curve of one release."""
+    return _of_event(release.event, adjacency, whole) if release.curve is None else release.curve()
+
+
+def _orders() -> np.ndarray:
+    """The orders of dp-accounting."""
+    return np.asarray(needed("dp_accounting.rdp", "accounting of privacy").RdpAccountant()._orders)
+
+
+@functools.lru_cache(maxsize=256)
+def _of_event(event: Any, adjacency: str, whole: bool) -> np.ndarray:
     accountant = needed("dp_accounting.rdp", "accounting of privacy").RdpAccountant(
-        neighboring_relation=_relation(adjacency)
+        orders=curves.ORDERS.tolist() if whole else None, neighboring_relation=_relation(adjacency)
     )
     logger = logging.getLogger("absl")
     logger.addFilter(_not_of_left_out_orders)
     try:
-        accountant.compose(release.event, release.times)
+        accountant.compose(event)
     finally:
         logger.removeFilter(_not_of_left_out_orders)
-    return accountant._orders, accountant._rdp
+    return np.asarray(accountant._rdp)
 
 
 def _not_of_left_out_orders(record: logging.LogRecord) -> bool:

@@ -59,14 +59,17 @@ def calibrate(
     check_count("rounds", rounds)
     check_delta(delta)
     event = sampler
+    said = getattr(sampler, "population", population)
+    check(population in (None, said), "population", population, f"the event has {said} clients; leave it out.")
     if hasattr(sampler, "event"):
-        if sampler.event is None:
+        local = mechanisms is not None and all(m.where == "local" for m in mechanisms(1.0))
+        if sampler.event is None and not local:
             raise ArgumentError(
                 f"{sampler.name} has no accounting event: use fs.sampler.poisson, fs.sampler.uniform or "
                 "fs.sampler.min_separation."
             )
         check_count("population", population)
-        event = sampler.event(population)
+        event = None if sampler.event is None else sampler.event(population)
     brent = needed("scipy.optimize", "calibration").brentq
     made = mechanisms or (lambda z: (Noise("gaussian", z),))
 

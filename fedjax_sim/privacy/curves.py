@@ -4,7 +4,10 @@ Rényi curves of the discrete mechanisms, amplified by sampling a fixed number o
 privacy loss distribution of a Gaussian under such sampling.
 """
 
+import functools
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,16 +91,46 @@ def without_replacement(base: np.ndarray, fraction: float) -> np.ndarray:
     """
     if fraction >= 1:
         return base
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, ORDERS[-1] + 1)))])
     second = min(math.log(4) + _log_expm1(base[0]), math.log(2) + base[0])
     terms = math.log(2) + ORDERS * math.log(fraction) + (ORDERS - 1) * base
     terms[0] = 2 * math.log(fraction) + second
-    amplified = np.empty(len(ORDERS))
-    for i, order in enumerate(ORDERS):
-        j = ORDERS[: i + 1]
-        binomial = log_factorial[order] - log_factorial[j] - log_factorial[order - j]
-        amplified[i] = np.logaddexp.reduce(np.concatenate([[0.0], terms[: i + 1] + binomial])) / (order - 1)
-    return np.minimum(amplified, base)
+    total = np.logaddexp.reduce(_log_binomials() + terms, axis=1)  # of order and j
+    return np.minimum(np.logaddexp(0.0, total) / (ORDERS - 1), base)
+
+
+def mixed(log_masses: Sequence[float], of: Sequence[np.ndarray]) -> np.ndarray:
+    r"""The curve where chance, which does not depend on the data, says which curve holds, and is told.
+
+    .. math:: \varepsilon(\alpha) = \frac{1}{\alpha - 1} \log \sum_i p_i e^{(\alpha - 1) \varepsilon_i(\alpha)}
+
+    Args:
+        log_masses: [n] logarithms of p, which may sum to more than 1.
+        of: [n] curves, each [255] at `ORDERS`.
+    """
+    terms = np.asarray(log_masses)[:, None] + (ORDERS - 1)[None] * np.stack(of)
+    return np.maximum(np.logaddexp.reduce(terms, axis=0), 0.0) / (ORDERS - 1)
+
+
+def binomial_parts(population: int, probability: float, aside: float, parts: int = 48) -> list[tuple[int, int, float]]:
+    """How many clients Poisson sampling draws, but for rare draws: `(fewest, most, log of the chance)`.
+
+    Args:
+        population: K.
+        probability: q.
+        aside: the chance of the draws that are left out, at both ends.
+        parts: at most; 0, if it is not left out, is one of its own besides.
+    """
+    law = needed("scipy.stats", "accounting of Poisson sampling").binom(population, probability)
+    low, high = int(law.ppf(aside / 2)), int(law.isf(aside / 2))
+    while low > 0 and law.cdf(low - 1) > aside / 2:
+        low -= 1
+    while high < population and law.sf(high) > aside / 2:
+        high += 1
+    masses = law.pmf(np.arange(low, high + 1))
+    inner = np.linspace(max(low, 1), high + 1, min(parts, high + 1 - max(low, 1)) + 1).astype(int)
+    edges = np.unique(np.concatenate([[low], inner])).tolist()
+    found = [(a, b - 1, float(masses[a - low : b - low].sum())) for a, b in itertools.pairwise(edges)]
+    return [(fewest, most, math.log(mass)) for fewest, most, mass in found if mass > 0]
 
 
 def without_replacement_pld(multiplier: float, fraction: float, interval: float = 1e-4) -> Any:
@@ -138,6 +171,15 @@ def without_replacement_pld(multiplier: float, fraction: float, interval: float 
     deltas = np.concatenate([below[::-1], above])
     made = pmf.create_pmf_pessimistic_connect_dots_fixed_gap(interval, -steps, steps, deltas)
     return distribution.PrivacyLossDistribution(made)
+
+
+@functools.cache
+def _log_binomials() -> np.ndarray:
+    """[255, 255] log of alpha over j, for orders and for j of 2 and more; minus infinity for j over alpha."""
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, ORDERS[-1] + 1)))])
+    order, j = ORDERS[:, None], ORDERS[None]
+    binomial = log_factorial[order] - log_factorial[j] - log_factorial[np.maximum(order - j, 0)]
+    return np.where(j <= order, binomial, -np.inf)
 
 
 def _log_expm1(x: float) -> float:

@@ -3,6 +3,7 @@
 A mechanism is what `fs.aggregate.Mechanism` says, an event what `fs.sampler.SamplingEvent` says.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,25 @@ DISCRETE = ("discrete_gaussian", "skellam")
 CORRELATED = ("tree", "banded")
 
 
+class Rounds(NamedTuple):
+    """Equal rounds, one after another: an entry of a ledger, or a plan.
+
+    Attributes:
+        mechanisms: the noise of each; () where they were released without.
+        sampling: the sampler's event, or None.
+        rounds: how many.
+        sampler: who was drawn, in words.
+        counts: rounds by (clients drawn, clients that added their share of noise), where noise is shared out; None for
+            a plan: whoever the sampler may draw.
+    """
+
+    mechanisms: tuple[Any, ...]
+    sampling: Any
+    rounds: int
+    sampler: str = "the sampler"
+    counts: Mapping[tuple[int, int], int] | None = None
+
+
 class Release(NamedTuple):
     """Equal releases, one after another.
 
@@ -27,15 +47,17 @@ class Release(NamedTuple):
         times: how many.
         text: one of them, in words.
         event: one of them as a `dp_accounting.DpEvent`, or None where that package has none.
-        curve: else the Rényi curve of one of them, [255] at `curves.ORDERS`.
+        curve: else `() ->` the Rényi curve of one of them, [255] at `curves.ORDERS`.
         pld: `() -> PrivacyLossDistribution` of one of them, where the accountant does not make it from the event.
+        aside: the chance of what one of them does not cover, which is a part of delta.
     """
 
     times: int
     text: str
     event: Any = None
-    curve: np.ndarray | None = None
+    curve: Callable[[], np.ndarray] | None = None
     pld: Callable[[], Any] | None = None
+    aside: float = 0.0
 
 
 def check_sampler(mechanisms: Sequence[Any], sampling: Any, sampler: str) -> None:
@@ -88,45 +110,96 @@ def check_accountable(mechanisms: Sequence[Any], sampling: Any, sampler: str = "
             raise ArgumentError(f"kind={m.kind!r} ({m.transform}): noise of this kind, {m.where}, is not accounted.")
 
 
-def releases(
-    mechanisms: Sequence[Any],
-    sampling: Any,
-    rounds: int,
-    accountant: str,
-    adjacency: str | None = None,
-    contributed: Mapping[int, int] | None = None,
-) -> tuple[tuple[Release, ...], str]:
-    """`(releases, adjacency)` of that many rounds.
+def neighbours(mechanisms: Sequence[Any], sampling: Any) -> tuple[tuple[str, ...], str]:
+    """Under which neighbours rounds are accounted, their own first, and why."""
+    if any(m.where == "local" for m in mechanisms):
+        return (LOCAL,), "local noise"
+    if sampling.kind == "min_separation":
+        return (ZERO_OUT,), "a minimum separation"
+    if any(m.where == "distributed" for m in mechanisms):
+        return (REPLACE_ONE,), "distributed noise"
+    if sampling.kind == "poisson":
+        return (ADD_REMOVE, REPLACE_ONE), "Poisson sampling"
+    return (REPLACE_ONE,), "a fixed number of clients"
+
+
+def common_neighbours(entries: Sequence[Rounds], adjacency: str | None = None) -> str:
+    """The neighbours under which all entries are accounted: those asked for, or else the first entry's own.
+
+    Raises:
+        ArgumentError: there are none; or an entry can be accounted alone only, or not at all.
+    """
+    _check_order(entries)
+    known = [neighbours(entry.mechanisms, entry.sampling) for entry in entries]
+    common = [each for each in known[0][0] if all(each in of for of, _ in known)]
+    if adjacency in common or (adjacency is None and common):
+        return common[0] if adjacency is None else adjacency
+    if adjacency is not None and len(entries) == 1:
+        (of, what), *_ = known
+        raise ArgumentError(f"adjacency={adjacency!r}: {what} is accounted under {' or '.join(map(repr, of))}.")
+    each = "; ".join(
+        f"{name}: {' or '.join(map(repr, of))}" for name, (of, _) in zip(spans(entries), known, strict=True)
+    )
+    asked = "" if adjacency is None else f"adjacency={adjacency!r}: "
+    raise ArgumentError(
+        f"{asked}no epsilon covers rounds that are accounted under different neighbours ({each}). Ask for those that "
+        "belong together, in a state of their own."
+    )
+
+
+def _check_order(entries: Sequence[Rounds]) -> None:
+    """Each entry can be accounted, and correlated noise begins with the first round and is not taken up again."""
+    for i, (entry, span) in enumerate(zip(entries, spans(entries), strict=True)):
+        if not entry.mechanisms:
+            raise ArgumentError(f"{span}: released without noise, so that no epsilon covers them.")
+        check_accountable(entry.mechanisms, entry.sampling, entry.sampler)
+        if i and any(m.kind in CORRELATED for m in entry.mechanisms):
+            raise ArgumentError(
+                f"{span}: their noise is correlated, and they follow rounds of other settings, so that what they take "
+                "back is not what they added. It is accounted where one setting holds from the first round on."
+            )
+
+
+def spans(entries: Sequence[Rounds]) -> list[str]:
+    """Which rounds entries are, and what they did, in words."""
+    words, first = [], 0
+    for entry in entries:
+        last = first + entry.rounds - 1
+        which = f"round {first}" if last <= first else f"rounds {first} to {last}"
+        words.append(f"{which} ({entry.sampler}, {_names(entry.mechanisms) or 'no noise'})")
+        first += entry.rounds
+    return words
+
+
+def releases(entry: Rounds, accountant: str, adjacency: str, delta: float) -> tuple[Release, ...]:
+    """What those rounds release.
 
     Args:
-        mechanisms: the noise of a chain.
-        sampling: the sampler's event.
-        rounds: how many.
+        entry: the rounds, which `check_accountable` has seen.
         accountant: "pld" or "rdp": under replace-one the first doubles the sensitivity by itself.
-        adjacency: None for the one that goes with the sampler.
-        contributed: rounds by how many clients contributed, for distributed noise; None for the expected number.
+        adjacency: one of `neighbours`.
+        delta: of the guarantee; some of it may be set aside.
     """
-    if any(m.where == "local" for m in mechanisms):
-        _only(adjacency, (LOCAL,), "local noise")
-        return (_local(mechanisms[0], rounds, accountant),), LOCAL
-    if sampling.kind == "min_separation":
-        _only(adjacency, (ZERO_OUT,), "a minimum separation")
-        return (_separated(mechanisms, sampling, rounds),), ZERO_OUT
+    mechanisms, sampling, rounds, _, counts = entry
+    if adjacency == LOCAL:
+        return (_local(mechanisms[0], rounds, accountant),)
+    if adjacency == ZERO_OUT:
+        return _separated(mechanisms, sampling, rounds, counts)
     if any(m.where == "distributed" for m in mechanisms):
-        _only(adjacency, (REPLACE_ONE,), "distributed noise")
-        if contributed is None:
-            contributed = {_expected(sampling): rounds}
-        return tuple(_distributed(mechanisms, sampling, n, k) for n, k in contributed.items() if n and k), REPLACE_ONE
+        if counts is None and sampling.kind == "poisson":
+            return (_over_draws(mechanisms, sampling, rounds, delta),)
+        each = _planned(sampling, rounds) if counts is None else counts
+        return tuple(
+            _distributed(mechanisms, sampling, drawn, sent, n) for (drawn, sent), n in each.items() if sent and n
+        )
     z = _joint(mechanisms)
     if sampling.kind == "poisson":
-        _only(adjacency, (ADD_REMOVE, REPLACE_ONE), "Poisson sampling")
         if adjacency == REPLACE_ONE and accountant == "rdp":
             raise ArgumentError(
                 'accountant="rdp": no Rényi curve of Poisson sampling is known under replace-one; use "pld".'
             )
-        return (_poisson(z, sampling.probability, rounds),), adjacency or ADD_REMOVE
-    _only(adjacency, (REPLACE_ONE,), "a fixed number of clients")
-    return (_fixed_size(z, sampling, rounds),), REPLACE_ONE
+        return (_poisson(z, sampling.probability, rounds),)
+    return (_fixed_size(z, sampling, rounds),)
 
 
 def _poisson(z: float, probability: float, rounds: int) -> Release:
@@ -154,7 +227,9 @@ def _local(m: Any, rounds: int, accountant: str) -> Release:
     return Release(rounds, text, kinds[m.kind](m.multiplier / 2))
 
 
-def _separated(mechanisms: Sequence[Any], sampling: Any, rounds: int) -> Release:
+def _separated(
+    mechanisms: Sequence[Any], sampling: Any, rounds: int, counts: Mapping[tuple[int, int], int] | None
+) -> tuple[Release, ...]:
     """A client takes part once in any `separation` rounds; no amplification is claimed."""
     dp = needed("dp_accounting", "accounting of privacy")
     times = -(-rounds // sampling.separation)
@@ -163,59 +238,113 @@ def _separated(mechanisms: Sequence[Any], sampling: Any, rounds: int) -> Release
         # A client is in one leaf of a tree, and in as many nodes as the tree has levels.
         separation = int(m.details["separation"])
         event = dp.SingleEpochTreeAggregationDpEvent(m.multiplier, min(separation, rounds))
-        return Release(times, f"a tree of {separation} rounds with Gaussian({m.multiplier:.6g}) nodes", event)
+        return (Release(times, f"a tree of {separation} rounds with Gaussian({m.multiplier:.6g}) nodes", event),)
     if m.kind == "banded":
         # The multiplier is over the sensitivity of the rounds that were planned; these are other ones.
         planned, sensitivity = int(m.details["rounds"]), m.details["sensitivity"]
         z = m.multiplier * sensitivity(planned) / sensitivity(rounds) if rounds else math.inf
         text = f"banded noise over {rounds} rounds ({planned} planned) as one Gaussian({z:.6g})"
-        return Release(1, text, dp.GaussianDpEvent(z))
+        return (Release(1, text, dp.GaussianDpEvent(z)),)
     if any(m.kind in DISCRETE for m in (m, *more)):
-        curve = sum(_curve(m, 1.0, sampling.cohort_size) for m in mechanisms)
-        return Release(times, f"{_names(mechanisms)}, at the expected number of clients", curve=np.asarray(curve))
+        terms, found = _terms(mechanisms), []
+        each = _planned(sampling, rounds) if counts is None else counts
+        for shares, n in sorted((sent, n) for (_, sent), n in each.items() if sent):  # where the least noise is, first
+            taken = min(n, times)
+            times -= taken
+            if taken:
+                text = f"{_names(mechanisms)} of {shares} clients"
+                found.append(Release(taken, text, curve=functools.partial(_sum_of_curves, terms, 1.0, shares)))
+        return tuple(found)
     z = _joint(mechanisms)
-    return Release(times, f"Gaussian({z:.6g})", dp.GaussianDpEvent(z))
+    return (Release(times, f"Gaussian({z:.6g})", dp.GaussianDpEvent(z)),)
 
 
-def _distributed(mechanisms: Sequence[Any], sampling: Any, clients: int, rounds: int) -> Release:
-    """Given how many clients contributed, who they were is a uniform choice: of a fixed number, also under Poisson."""
-    fraction = min(clients / sampling.population, 1.0)
-    base = sum(_curve(m, 2.0, clients) for m in mechanisms)
-    text = f"{clients} of {sampling.population} without replacement, of {_names(mechanisms)} for sums that move by 2"
-    return Release(rounds, text, curve=curves.without_replacement(np.asarray(base), fraction))
+def _planned(sampling: Any, rounds: int) -> Mapping[tuple[int, int], int]:
+    """Rounds of a fixed number of clients, all of whom send."""
+    return {(sampling.cohort_size, sampling.cohort_size): rounds}
 
 
-def _curve(m: Any, distance: float, clients: int) -> np.ndarray:
-    """The Rényi curve of one mechanism when that many clients add their share."""
-    if m.kind == "gaussian":
-        return curves.gaussian(curves.ORDERS, m.multiplier, distance)
-    details = m.details or {}
-    missing = [name for name in ("norm", "dimension", "shares") if name not in details]
-    if missing:
-        raise ArgumentError(f"{m.kind}'s details lack {missing}: ask the simulation, sim.epsilon, which knows them.")
-    norm, dimension = float(details["norm"]), int(details["dimension"])
-    # The multiplier is that of the expected cohort's shares together; those who do not contribute add none.
-    sigma = m.multiplier * norm * math.sqrt(clients / details["shares"])
-    if m.kind == "skellam":
-        return curves.skellam(curves.ORDERS, sigma**2, distance * norm, dimension)
-    return curves.discrete_gaussian(curves.ORDERS, sigma, distance * norm, dimension, clients)
+def _distributed(mechanisms: Sequence[Any], sampling: Any, drawn: int, shares: int, rounds: int) -> Release:
+    """Given how many clients were drawn, who they are is a uniform choice: of a fixed number, also under Poisson.
+
+    Noise is the sum of the shares of those who sent; a client's chance is that of being drawn, whatever it sends.
+    """
+    drawn = max(drawn, shares, sampling.cohort_size or 0)
+    text = (
+        f"{drawn} of {sampling.population} without replacement, of {_names(mechanisms)} by {shares} clients for sums "
+        "that move by 2"
+    )
+    fraction = min(drawn / sampling.population, 1.0)
+    return Release(rounds, text, curve=functools.partial(_amplified, _terms(mechanisms), shares, fraction))
+
+
+def _over_draws(mechanisms: Sequence[Any], sampling: Any, rounds: int, delta: float) -> Release:
+    """Planned rounds of Poisson sampling, in which all who are drawn send: their number is not known yet.
+
+    It does not depend on the data, so that the curve is the mean over numbers, in the sense of `curves.mixed`. Draws so
+    small, or large, that all rounds together meet one with a tenth of delta's chance are paid for with that.
+    """
+    text = f"Poisson({sampling.probability:g}) of {_names(mechanisms)}, a share each, for sums that move by 2"
+    aside = 0.1 * delta / max(rounds, 1)
+    law = (int(sampling.population), float(sampling.probability), aside)
+    return Release(rounds, text, curve=functools.partial(_mixed, _terms(mechanisms), *law), aside=aside)
+
+
+Terms = tuple[tuple[str, float, float, int, float], ...]
+"""Of each mechanism: kind, multiplier, norm in units, dimension, and the shares that its multiplier is for."""
+
+
+def _terms(mechanisms: Sequence[Any]) -> Terms:
+    terms = []
+    for m in mechanisms:
+        details = m.details or {}
+        if m.kind in DISCRETE:
+            missing = [name for name in ("norm", "dimension", "shares") if name not in details]
+            if missing:
+                raise ArgumentError(
+                    f"{m.kind}'s details lack {missing}: ask the simulation, sim.epsilon, which knows them."
+                )
+            known = (float(details["norm"]), int(details["dimension"]), float(details["shares"]))
+        else:
+            known = (1.0, 1, 1.0)
+        terms.append((m.kind, float(m.multiplier), *known))
+    return tuple(terms)
+
+
+@functools.lru_cache(maxsize=2048)
+def _sum_of_curves(terms: Terms, distance: float, shares: int) -> np.ndarray:
+    """The Rényi curve of mechanisms together, when that many clients add their share."""
+    total = np.zeros(len(curves.ORDERS))
+    for kind, multiplier, norm, dimension, whole in terms:
+        if kind == "gaussian":
+            total = total + curves.gaussian(curves.ORDERS, multiplier, distance)
+            continue
+        # The multiplier is that of the expected cohort's shares together; those who do not send add none.
+        sigma = multiplier * norm * math.sqrt(shares / whole)
+        if kind == "skellam":
+            total = total + curves.skellam(curves.ORDERS, sigma**2, distance * norm, dimension)
+        else:
+            total = total + curves.discrete_gaussian(curves.ORDERS, sigma, distance * norm, dimension, shares)
+    return total
+
+
+@functools.lru_cache(maxsize=2048)
+def _amplified(terms: Terms, shares: int, fraction: float) -> np.ndarray:
+    return curves.without_replacement(_sum_of_curves(terms, 2.0, shares), fraction)
+
+
+@functools.lru_cache(maxsize=64)
+def _mixed(terms: Terms, population: int, probability: float, aside: float) -> np.ndarray:
+    parts = [
+        (log_mass, _amplified(terms, fewest, most / population) if most else np.zeros(len(curves.ORDERS)))
+        for fewest, most, log_mass in curves.binomial_parts(population, probability, aside)
+    ]
+    return curves.mixed([mass for mass, _ in parts], [curve for _, curve in parts])
 
 
 def _joint(mechanisms: Sequence[Any]) -> float:
     """Gaussians on the same clients, released together, are one: their inverse squares add up."""
     return sum(m.multiplier**-2 for m in mechanisms) ** -0.5
-
-
-def _expected(sampling: Any) -> int:
-    """Clients of a round, rounded down."""
-    if sampling.kind == "poisson":
-        return max(int(sampling.population * sampling.probability), 1)
-    return int(sampling.cohort_size)
-
-
-def _only(adjacency: str | None, known: tuple[str, ...], what: str) -> None:
-    if adjacency is not None and adjacency not in known:
-        raise ArgumentError(f"adjacency={adjacency!r}: {what} is accounted under {' or '.join(map(repr, known))}.")
 
 
 def _names(mechanisms: Sequence[Any]) -> str:

@@ -45,7 +45,7 @@ def new_figure(width: float, height: float) -> Any:
 
 def dress(axes: Any, title: str) -> None:
     """Light lines, dark words."""
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK)
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#999999")
     axes.tick_params(colors=INK, labelsize=9)

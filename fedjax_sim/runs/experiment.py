@@ -42,8 +42,7 @@ class Experiment(NamedTuple):
 
     def source(self, preset: str) -> dict[str, Any]:
         """Where a run comes from, for its folder."""
-        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        return {"name": self.name, "path": str(self.path), "preset": preset, "sha256": digest}
+        return {"name": self.name, "path": str(self.path), "preset": preset, "sha256": digest(self.path)}
 
 
 def places() -> list[Path]:
@@ -82,7 +81,7 @@ def load_experiment(name: str) -> Experiment:
         >>> experiment = fs.runs.load_experiment("quickstart")
         >>> sim = experiment.build(experiment.presets["smoke"])
     """
-    path = _find(name)
+    path = find(name)
     module = _executed(path)
     missing = [part for part in ("Config", "PRESETS", "build") if not hasattr(module, part)]
     if missing:
@@ -123,7 +122,13 @@ def _executed(path: Path) -> types.ModuleType:
     return module
 
 
-def _find(name: str) -> Path:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def find(name: str) -> Path:
+    """The config.py that a name or a path stands for, unread."""
     known = experiments()
     if name in known:
         return known[name].resolve()

@@ -5,31 +5,30 @@ metrics.jsonl    an object a round; equal to the byte when the run is repeated o
 timing.jsonl     seconds since the process began its rounds
 clients/         per-client metrics, Parquet
 partition.npz    sizes of the clients, and their examples of each class
+checksums.json   of the files above, as they were at the last checkpoint
 profile.json     of a profiled run: where the time of its rounds went; and trace/
 tensorboard/  plots/  checkpoints/  report.html
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import platform
 import socket
 import subprocess
-import zipfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedjax_sim.core import html
 from fedjax_sim.core.errors import RunFolderError
-from fedjax_sim.runs import profile
+from fedjax_sim.runs import checksums
+from fedjax_sim.runs.reading import FORMAT, read_config, read_lines, read_table
+from fedjax_sim.runs.reading import Run as Run
+from fedjax_sim.runs.reading import read as read
+from fedjax_sim.runs.writing import check_text, replace, write_table, writing
 
-FORMAT = 1
 PACKAGES = ("fedjax-sim", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 FREE = ("lanes", "rounds_per_dispatch", "on_nonfinite")  # facts that may change when a run goes on
 
@@ -58,6 +57,7 @@ class RunFolder:
         config: Mapping[str, Any] | None = None,
     ):
         self.path, self.experiment, self.config = Path(path), experiment, config
+        self._lock: os.stat_result | None = None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -84,7 +84,19 @@ class RunFolder:
                 lock.truncate(0)
                 lock.write(f"process {os.getpid()} on {socket.gethostname()}")
                 lock.flush()
+            self._lock = os.fstat(lock.fileno())
             yield
+
+    def check_there(self) -> None:
+        """Raise `RunFolderError` where the folder is no longer the one that is held."""
+        try:
+            there = os.path.samestat(os.stat(self.path / "lock"), self._lock)  # type: ignore[arg-type]
+        except OSError:
+            there = False
+        if not there:
+            raise RunFolderError(
+                f"{self.path} was moved, removed or replaced while the run wrote to it: what was saved is not there."
+            )
 
     def describe(
         self,
@@ -105,7 +117,7 @@ class RunFolder:
             RunFolderError: the folder holds a run of something else.
         """
         path = self.path / "config.json"
-        old = _read_config(path) if path.exists() else None
+        old = read_config(path) if path.exists() else None
         if old is None:
             made = {
                 "format": FORMAT,
@@ -119,9 +131,13 @@ class RunFolder:
                 "git": git_commit(),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             }
+            check_text("what config.json is to hold", made)
         else:
+            if old.get("simulation") is None or old.get("rounds") is None:
+                kind = "a sweep" if "sweep" in old else "no run that can go on"
+                raise RunFolderError(f"{self.path} holds {kind}: choose another folder.")
             differences = differing(old["simulation"], simulation)
-            if old["config"] and self.config:
+            if old.get("config") and self.config:
                 differences = differences or differing({**old["config"], "rounds": 0}, {**self.config, "rounds": 0})
             if differences:
                 raise RunFolderError(
@@ -129,6 +145,7 @@ class RunFolder:
                 )
             made = {**old, "rounds": max(rounds, old["rounds"])}
         if made != old:
+            checksums.forget(self.path)
             replace(path, json.dumps(made, indent=2) + "\n")
 
     def truncate(self, round: int) -> None:
@@ -137,117 +154,25 @@ class RunFolder:
             for name in ("metrics.jsonl", "timing.jsonl"):
                 path = self.path / name
                 if path.exists():
-                    lines, found = path.read_text().splitlines(keepends=True), _read_lines(path)
-                    kept = [line for line, of in zip(lines, found, strict=False) if of["round"] < round]
-                    kept = [line for line in kept if line.endswith("\n")]
-                    if kept != lines:
-                        replace(path, "".join(kept))
+                    found = read_lines(path)  # a last one that has no end is not among them, or was begun
+                    lines = path.read_text(encoding="utf-8").split("\n")
+                    kept = [line for line, of in zip(lines[:-1], found, strict=False) if of["round"] < round]
+                    if "\n".join([*kept, ""]) != "\n".join(lines):
+                        checksums.forget(self.path)
+                        replace(path, "".join(f"{line}\n" for line in kept))
             before = None
             for path in sorted((self.path / "clients").glob("*.parquet")):
+                if not path.stem.isdigit():
+                    continue  # none of ours
                 if int(path.stem) >= round:
                     path.unlink()
                 else:
                     before = path
             if before is not None:  # the last file may go on beyond it: of a run that an error ended
-                table = _read_table(before)
+                table = read_table(before)
                 kept = table.slice(0, sum(each < round for each in table["round"].to_pylist()))
                 if len(kept) < len(table):
                     write_table(before, kept)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run's folder holds.
-
-    Attributes:
-        path: the folder.
-        config: config.json.
-        metrics: column name to [rounds] array, "round" among them; NaN where a round has no value. Histograms are
-            object arrays.
-        seconds: [rounds] since the process began its rounds, or None.
-        partition: the arrays of partition.npz, or None.
-        profile: profile.json, of a run that was profiled, or None.
-
-    Example:
-        >>> import json, pathlib, tempfile, fedjax_sim as fs
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> _ = (folder / "config.json").write_text(json.dumps({"format": 1}))
-        >>> _ = (folder / "metrics.jsonl").write_text(json.dumps({"round": 0, "client/loss": 2.5}))
-        >>> fs.runs.read(folder).metrics["client/loss"]
-        array([2.5])
-    """
-
-    path: Path
-    config: dict[str, Any]
-    metrics: dict[str, np.ndarray]
-    seconds: np.ndarray | None = None
-    partition: dict[str, np.ndarray] | None = None
-    profile: dict[str, Any] | None = None
-
-    @property
-    def rounds(self) -> int:
-        """Rounds recorded."""
-        return len(self.metrics["round"]) if self.metrics else 0
-
-    def clients(self) -> dict[str, np.ndarray]:
-        """Per-client metrics of all rounds: `round`, `client`, `name` and a column a metric; empty without any."""
-        files = sorted((self.path / "clients").glob("*.parquet"))
-        if not files:
-            return {}
-        from pyarrow import concat_tables
-
-        table = concat_tables([_read_table(file) for file in files], promote_options="default")
-        return {name: table[name].to_numpy() for name in table.column_names}
-
-    def __repr__(self) -> str:
-        return f"Run({self.path}: {self._experiment()}, {self.rounds} of {self.config.get('rounds', '?')} rounds)"
-
-    def _repr_html_(self) -> str:
-        rounds = f"{self.rounds} of {self.config.get('rounds', '?')}"
-        return html.facts("Run", {"folder": self.path, "experiment": self._experiment(), "rounds": rounds})
-
-    def _experiment(self) -> str:
-        return (self.config.get("experiment") or {}).get("name", "a run from Python")
-
-
-def read(path: str | os.PathLike[str]) -> Run:
-    """Read a run's folder; of a run that goes on, what there is so far.
-
-    Args:
-        path: the folder.
-
-    Raises:
-        RunFolderError: no run there, or a file that cannot be read.
-
-    Example:
-        >>> import fedjax_sim as fs
-        >>> try:
-        ...     fs.runs.read("nowhere")
-        ... except fs.RunFolderError as error:
-        ...     print(error)
-        nowhere holds no run: it has no config.json.
-    """
-    folder = Path(path)
-    if not (folder / "config.json").exists():
-        raise RunFolderError(f"{folder} holds no run: it has no config.json.")
-    config = _read_config(folder / "config.json")
-    timing = _read_lines(folder / "timing.jsonl")
-    partition = folder / "partition.npz"
-    try:
-        counts = None
-        if partition.exists():
-            with open(partition, "rb") as file:
-                counts = dict(np.load(file))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RunFolderError(f"{partition} cannot be read: {error}. Delete it; plots go without.") from error
-    return Run(
-        folder,
-        config,
-        _columns(_read_lines(folder / "metrics.jsonl")),
-        np.asarray([line["seconds"] for line in timing]) if timing else None,
-        counts,
-        _read_profile(folder / profile.FILE),
-    )
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -255,41 +180,6 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     new = json.loads(json.dumps(new))
     names = [name for name in {**old, **new} if name not in FREE and old.get(name) != new.get(name)]
     return ", ".join(f"{name} was {old.get(name)!r} there and is {new.get(name)!r} here" for name in names)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """An `OSError` while a run's folder is written says which, and what is left."""
-    try:
-        yield
-    except RunFolderError:
-        raise
-    except OSError as error:
-        raise RunFolderError(
-            f"{path} cannot be written: {error}. What was saved there before stays; free some space or choose "
-            "another folder."
-        ) from error
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with writing(path):
-        beside = path.with_name(f".{path.name}.new")
-        with open(beside, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-
-
-def write_table(path: Path, table: Any) -> None:
-    """Write a Parquet file whole or not at all."""
-    from pyarrow import parquet
-
-    with writing(path):
-        beside = path.with_name(f".{path.name}.new")
-        parquet.write_table(table, beside)
-        os.replace(beside, path)
 
 
 def versions() -> dict[str, str]:
@@ -311,63 +201,3 @@ def git_commit() -> dict[str, Any] | None:
     if commit.returncode:
         return None
     return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise RunFolderError(f"{path} is not of a run that this version ({FORMAT}) can read.")
-    return config
-
-
-def _read_profile(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-        profile.split(found)
-        return found
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error!r}. Delete it; the report goes without.") from error
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines; a last one that is being written is left out."""
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}.") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise RunFolderError(f"{path}, line {number} is no JSON: {line[:80]!r}.") from error
-    return found
-
-
-def _read_table(path: Path) -> Any:
-    from pyarrow import parquet
-
-    try:
-        return parquet.read_table(path)
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}. Delete it; its rounds' clients are lost.") from error
-
-
-def _columns(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    names = dict.fromkeys(name for line in lines for name in line)
-    columns = {}
-    for name in names:
-        values = [line.get(name) for line in lines]
-        if any(isinstance(value, list) for value in values):
-            columns[name] = np.asarray([None if v is None else np.asarray(v) for v in values], object)
-        else:
-            columns[name] = np.asarray([np.nan if value is None else value for value in values])
-    return columns

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.runs.folder import write_table, writing
+from fedjax_sim.runs.writing import check_text, write_table, writing
 
 
 class Round(Protocol):
@@ -87,6 +87,7 @@ class JsonLines:
             self._files = [open(folder / name, "a") for name in ("metrics.jsonl", "timing.jsonl")]  # noqa: SIM115
 
     def __call__(self, metrics: Round) -> None:
+        check_text("a metric's name", list(metrics))
         line = {"round": metrics.round, **{name: plain(value) for name, value in metrics.items()}}
         timing = {"round": metrics.round, "seconds": round(time.perf_counter() - self._begin, 4)}
         with writing(self._path):
@@ -142,7 +143,7 @@ class ClientTable:
         columns = {
             "round": np.repeat([metrics.round for metrics in self._rounds], [len(each) for each in ids]),
             "client": client,
-            "name": [str(k if self._names is None else self._names[k]) for k in client.tolist()],
+            "name": [_text(k if self._names is None else self._names[k]) for k in client.tolist()],
         }
         for name in self._rounds[0].per_client():
             values = np.concatenate([metrics.clients(name) for metrics in self._rounds])
@@ -153,6 +154,11 @@ class ClientTable:
 
     def close(self) -> None:
         self.flush()
+
+
+def _text(name: Any) -> str:
+    """A client's name, with half characters, which no table takes, written out."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 class TensorBoard:

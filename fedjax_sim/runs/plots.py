@@ -20,10 +20,10 @@ from fedjax_sim.runs.client_plots import partition as partition
 from fedjax_sim.runs.client_plots import sizes as sizes
 from fedjax_sim.runs.drawing import COLOURS, INK, dress, new_figure
 from fedjax_sim.runs.drawing import png as png
-from fedjax_sim.runs.folder import writing
+from fedjax_sim.runs.writing import writing
 
 if TYPE_CHECKING:
-    from fedjax_sim.runs.folder import Run
+    from fedjax_sim.runs.reading import Run
 
 DASHES = ("-", "--", ":", "-.")
 TRAINING = ("client", "aggregate", "cohort", "plan")  # where a training round's own columns come from
@@ -241,7 +241,7 @@ def pictures(run: "Run") -> dict[str, Any]:
     for name in ("client/accuracy", "client/loss"):
         values = latest(table, name) if name in table else np.zeros(0)
         if np.isfinite(values).any():
-            everybody = int((run.config.get("simulation") or {}).get("clients", 0))
+            everybody = 0 if run.partition is None else len(run.partition["sizes"])
             never = np.full(max(0, everybody - len(values)), np.nan)
             found["clients"] = clients(np.concatenate([values, never]), f"{name}, each client's latest")
             break

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedjax_sim.core.errors import check
+from fedjax_sim.core.errors import RunFolderError, check
 from fedjax_sim.runs import plots
-from fedjax_sim.runs.folder import replace, writing
 from fedjax_sim.runs.profile import PARTS, split
+from fedjax_sim.runs.writing import replace, writing
 
 if TYPE_CHECKING:
-    from fedjax_sim.runs.folder import Run
+    from fedjax_sim.runs.reading import Run
 
 POINTS = 2000  # of a curve: longer ones are thinned evenly
 LOWER_IS_BETTER = ("loss", "error", "perplexity", "mse", "mae", "rmse")
@@ -52,6 +52,9 @@ def write(runs: Sequence["Run"], path: str | os.PathLike[str]) -> Path:
         True
     """
     check(len(runs) > 0, "runs", runs, "must hold at least one run.")
+    for run in runs:
+        if run.config.get("sweep"):
+            raise RunFolderError(f"{run.path} holds a sweep, and reports are of runs: `fedjax-sim show` tells of it.")
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +279,9 @@ def _software(runs: Sequence["Run"]) -> list[Row]:
 
 
 def _curves_section(runs: Sequence["Run"], names: list[str]) -> str:
-    drawable = {name: run.metrics for name, run in zip(names, runs, strict=True) if _curve_names(run)}
+    drawable = {
+        name.replace("$", r"\$"): run.metrics for name, run in zip(names, runs, strict=True) if _curve_names(run)
+    }
     main = [name for name in plots.main_names(drawable.values()) if any(_finite(run, name) for run in runs)]
     still = _image(plots.png(plots.curves(drawable, main)), "Curves of the main metrics over rounds.") if main else ""
     long = any(len(values) > POINTS for run in runs for _, values in _columns(run).values())

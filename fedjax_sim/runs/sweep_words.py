@@ -5,10 +5,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.runs.folder import FORMAT, git_commit, replace, versions, writing
+from fedjax_sim.core.errors import ArgumentError, RunFolderError
+from fedjax_sim.runs.folder import git_commit, versions
+from fedjax_sim.runs.reading import FORMAT
+from fedjax_sim.runs.writing import replace, writing
+
+if TYPE_CHECKING:
+    from fedjax_sim.runs.reading import Run
 
 
 def grid_of_words(
@@ -80,6 +85,36 @@ def score_table(names: Sequence[str], metric: str, scores: Sequence[Any]) -> Any
         error = "" if score.standard_error != score.standard_error else f"{score.standard_error:.2g}"
         table.add_row(*map(str, score.setting.values()), f"{score.mean:.4f}", error, str(score.diverged or ""))
     return table
+
+
+def saved_table(run: "Run") -> Any:
+    """A sweep's folder for the terminal: each setting, and its main metric's last value, averaged over the seeds.
+
+    Raises:
+        RunFolderError: it holds no table that can be read.
+    """
+    from pyarrow import ArrowException, parquet
+    from rich.table import Table
+
+    path = run.path / "sweep.parquet"
+    try:
+        columns = parquet.read_table(path).to_pydict()
+        settings = list(run.config["sweep"]["grid"])
+        names = [name for name in columns if name not in ("seed", "diverged", *settings)]
+        name = ([each for each in names if "accuracy" in each and not each.startswith("client/")] or names)[0]
+        found: dict[tuple[Any, ...], list[float]] = {}
+        for i in range(len(columns["seed"])):
+            seen = [value for value in columns[name][i] or [] if value is not None and value == value]
+            values = found.setdefault(tuple(str(columns[each][i]) for each in settings), [])
+            if columns["diverged"][i] is None and seen:
+                values.append(float(seen[-1]))
+        about = f"sweep of {(run.config.get('experiment') or {}).get('name')}: {len(found)} settings"
+        table = Table(*settings, f"{name}, the last", "seeds", title=about, title_justify="left")
+        for setting, values in found.items():
+            table.add_row(*setting, f"{sum(values) / len(values):.4f}" if values else "diverged", str(len(values)))
+        return table
+    except (OSError, ValueError, TypeError, LookupError, MemoryError, ArrowException) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}.") from error
 
 
 def _value(name: str, text: str, like: Any) -> Any:

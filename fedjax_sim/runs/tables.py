@@ -7,7 +7,7 @@ from fedjax_sim.runs.profile import PARTS, split
 from fedjax_sim.runs.report import lower_is_better
 
 if TYPE_CHECKING:
-    from fedjax_sim.runs.folder import Run
+    from fedjax_sim.runs.reading import Run
 
 
 def metrics_table(run: "Run") -> Any:

@@ -156,7 +156,7 @@ def scaffold(*transforms, sampler=None):
     data = fs.FederatedData({"x": 10 * np.ones((6, 2), np.float32)}, np.arange(7))
     aggregator = chain(*transforms, reduce=mean("uniform"))
     algorithm = fs.scaffold(task, 0.1, num_clients=6, aggregator=aggregator)
-    return fs.Simulation(algorithm, data, sampler or fs.sampler.uniform(3), fs.Batching(1))
+    return fs.Simulation(algorithm, data, sampler or fs.sampler.min_separation(3, 2), fs.Batching(1))
 
 
 def test_a_transform_on_one_part_leaves_the_others():
@@ -173,6 +173,9 @@ def test_noise_needs_every_part_clipped_and_takes_the_root_of_their_squares():
     with pytest.raises(fs.FedSimError, match="every part"):
         scaffold(on("delta", clip_by_l2(0.5)), gaussian_noise(1.0))
     both = on("delta", clip_by_l2(3.0)), on("control", clip_by_l2(4.0))
+    for sampler in (fs.sampler.uniform(3), fs.sampler.poisson(0.5)):
+        with pytest.raises(fs.FedSimError, match=r"clients keep rows and .* adds noise"):
+            scaffold(*both, gaussian_noise(1e-6), sampler=sampler)
     sim = scaffold(*both, gaussian_noise(1e-6))
     sim.step(sim.init())
     shapes = {"delta": jnp.zeros(2), "control": jnp.zeros(2)}
@@ -201,7 +204,7 @@ def test_bits_add_up_over_parts():
 
 
 def test_importance_weights_are_refused_under_noise():
-    sampler = fs.sampler.uniform(3)
+    sampler = fs.sampler.min_separation(3, 2)
 
     def sample(state, round, seed):
         cohort, state = sampler.sample(state, round, seed)

@@ -244,6 +244,61 @@ def test_nnx_batch_statistics_need_the_mask():
         fs.classification(Maskless, DATA.arrays, batch_stats="average")
 
 
+def test_frozen_nnx_batch_statistics_need_no_mask():
+    """They are used as they are, and padding enters nothing."""
+
+    class Maskless(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(4, rngs=rngs)
+            self.last = nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(self.norm(x))
+
+    model = Maskless(nnx.Rngs(0))
+    model.norm.mean[...] = jnp.arange(4.0)
+    task = fs.classification(model, DATA.arrays, batch_stats="frozen")
+    params = task.init(KEY)
+    found = gradient(task)(params, batch_of([7, 2, 5], 8), KEY)
+    expected = gradient(task)(params, batch_of([7, 2, 5], 3), KEY)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+    np.testing.assert_array_equal(found.variables["batch_stats"]["norm"]["mean"], np.arange(4.0))
+    kernel, scaled = params["params"]["last"]["kernel"], (DATA.arrays["x"][:4] - np.arange(4)) / np.sqrt(1 + 1e-5)
+    expected = optax.softmax_cross_entropy_with_integer_labels(scaled @ kernel, DATA.arrays["y"][:4]).mean()
+    got = evaluation(task)(params, batch_of(range(4), 4), KEY)["loss"].compute()
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+class Pictures(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(2, (3, 3))(x)
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+RANKS = {
+    "other data": (Linen(), (4,), (1, 4), r"input 'x' has examples of shape \(1, 4\): the task's sample has \(4,\)"),
+    "other width": (Linen(), (4,), (6,), r"input 'x', \[B, ...\] = \(2, 6\): .*sample, \(1, 4\)"),
+    "a number an example": (Linen(), (), (), r"input 'x', \[B, ...\] = \(2,\): "),
+    "no channels": (Pictures(), (6, 6), (6, 6), r"Conv_0 with kernel_size=\(3, 3\) gets inputs \(1, 6, 6\): .* 4 axes"),
+}
+
+
+@pytest.mark.parametrize("case", RANKS)
+def test_inputs_of_a_wrong_rank(case):
+    model, sample, given, message = RANKS[case]
+    y = np.zeros(2, np.int32)
+
+    def meet():
+        task = fs.classification(model, {"x": np.zeros((1, *sample), np.float32), "y": y[:1]})
+        params = jax.eval_shape(task.init, KEY)
+        batch = {"x": np.zeros((2, *given), np.float32), "y": y, "mask": np.ones(2, np.float32)}
+        jax.eval_shape(client.gradient(task), params, batch, KEY)
+
+    with pytest.raises(fs.FedSimError, match=message):
+        meet()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_stays_out_of_batch_statistics(kind):
     """A padded batch gives the statistics, loss and gradient of the unpadded one."""

@@ -62,6 +62,7 @@ CASES: dict[str, Case] = {
     "error_feedback": Case(lambda: (A.error_feedback(A.sign()),)),
     "k_level": Case(lambda: (A.k_level(16),)),
     "power_sgd": Case(lambda: (A.power_sgd(1),)),
+    "power_sgd without feedback": Case(lambda: (A.power_sgd(1, feedback=False),)),
     "qsgd": Case(lambda: (A.qsgd(8),)),
     "quantize": Case(lambda: (A.clip_by_l2(2.0), A.quantize(8), A.secure_sum()), exact=True),
     "random_k": Case(lambda: (A.random_k(0.3),)),
@@ -80,6 +81,13 @@ CASES: dict[str, Case] = {
     ),
     "on": Case(lambda: (A.on("w", A.clip_by_l2(1.0)), A.on("b", A.clip_by_l2(1.0)), A.gaussian_noise(0.1))),
 }
+
+REDUCERS: dict[str, Callable[[], A.Reducer]] = {
+    "mean": A.mean,
+    "mean of equals": lambda: A.mean("uniform"),
+    "median": A.median,
+}
+"""Every reducer."""
 
 NO_TRANSFORMS = {"chain", "as_aggregator", "explain", "mean", "median"}
 """Functions of `fs.aggregate` that make no transform."""

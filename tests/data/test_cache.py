@@ -5,12 +5,14 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -252,11 +254,63 @@ def test_a_damaged_record_is_noticed(text, tmp_path):
         check_whole(keep(Source(), tmp_path))
 
 
+def test_what_says_how_bytes_are_read_is_under_a_checksum(tmp_path):
+    """Big-endian instead of little-endian would read 1 as 4.6e-41, and the sizes of all files would fit."""
+    floats = [("a", {"x": np.ones(3, np.float32)})]
+    keep(Source(floats), tmp_path)
+    path = folder_of(tmp_path) / "data.json"
+    assert path.read_text().count('"<f4"') == 1
+    path.write_text(path.read_text().replace('"<f4"', '">f4"'))
+    with pytest.warns(UserWarning, match=r"data\.json has another checksum than when it was written.*converted again"):
+        assert keep(Source(floats), tmp_path).arrays["x"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["data.json", "checked.json"])
+def test_any_byte_of_what_says_how_bytes_are_read_may_change(name, tmp_path):
+    keep(Source(), tmp_path)
+    settle()
+    path = folder_of(tmp_path) / name
+    good = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for place in generator.integers(0, len(good), 60):
+        content = bytearray(good)
+        content[place] ^= 1 << generator.integers(0, 8)
+        path.write_bytes(content)
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            check_whole(keep(Source(), tmp_path))
+        settle()
+
+
+def test_any_byte_of_what_a_conversion_goes_on_from_may_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "COMMIT_SECONDS", -1.0)
+    generator = np.random.default_rng(0)
+    for trial in range(40):
+        with pytest.raises(ArgumentError, match="disk is full"):
+            keep(Source(stop=2), tmp_path / f"{trial}")
+        path = folder_of(tmp_path / f"{trial}") / "progress.json"
+        content = bytearray(path.read_bytes())
+        content[generator.integers(0, len(content))] ^= 1 << generator.integers(0, 8)
+        path.write_bytes(content)
+        check_whole(keep(Source(), tmp_path / f"{trial}"))
+
+
+def test_the_cache_of_another_source_is_converted_again(tmp_path):
+    keep(Source(), tmp_path)
+    mine = folder_of(tmp_path)
+    fs.data.cached("a set", {"made": "there"}, Source([("z", {"y": np.ones(4)})]), cache_dir=tmp_path)
+    other = next(path for path in mine.parent.iterdir() if path != mine)
+    settle()
+    shutil.copytree(other, mine, dirs_exist_ok=True)
+    with pytest.warns(UserWarning, match="it is of another source; the set is converted again"):
+        check_whole(keep(Source(), tmp_path))
+
+
 def test_a_cache_of_another_version_is_converted_again(tmp_path):
     keep(Source(), tmp_path)
     path = folder_of(tmp_path) / "data.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 0}))
-    with pytest.warns(UserWarning, match="it is of version 0, not 1; the set is converted again"):
+    with pytest.warns(UserWarning, match="it is of version 0, not 2; the set is converted again"):
         check_whole(keep(Source(), tmp_path))
 
 

@@ -232,6 +232,16 @@ def test_unknown_data():
         fs.data.load("emnist5")
 
 
+def test_empty_clients_are_counted_where_data_are_shown():
+    data = fs.data.federate({"y": np.zeros(6, int)}, fs.partition.exponential(4))
+    empty = int(sum(size == 0 for size in data.sizes))
+    assert empty == 1
+    assert data.about["partition"] == "synthetic: exponential, 1 of 4 clients without an example"
+    assert "max 4 a client; 1 without any)" in repr(data)
+    assert "max 4; 1 without any" in data._repr_html_()
+    assert "without" not in repr(fs.data.FederatedData({"y": np.zeros(2)}, [0, 1, 2]))
+
+
 def test_what_is_said_about_the_data_stays_with_them():
     about = {"title": "Ten", "licence": "CC0", "client": "none: partition it", "partition": "none"}
     data = fs.data.federate({"y": np.arange(10) % 2}, fs.partition.iid(5), about=about)

@@ -51,7 +51,7 @@ def test_errors_say_what_is_missing():
     data = fs.data.FederatedData({"y": np.array([0.0, np.nan])}, offsets=[0, 2])
     with pytest.raises(fs.FedSimError, match="labels='z': the arrays have no entry"):
         fs.data.statistics(data, labels="z")
-    with pytest.raises(fs.FedSimError, match="y='NaN'"):
+    with pytest.raises(fs.FedSimError, match="y, row 1: nan: a label is missing"):
         fs.data.statistics(data)
     with pytest.raises(fs.FedSimError, match="no client has a row"):
         fs.data.statistics(fs.data.FederatedData({"y": np.zeros(2)}, offsets=[0, 0]))

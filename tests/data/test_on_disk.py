@@ -51,6 +51,24 @@ def test_files_that_cannot_be_read_row_by_row(tmp_path):
         fs.data.DiskArray(tmp_path / "x.npy", np.float64, (1000, 3))
 
 
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda path: path.unlink(), "cannot be read .No such file"),
+        (lambda path: path.write_bytes(b""), "is no .npy file of numbers, or a damaged one"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"(4, 3)", b"(4, 9)")), "is no .npy file of numbers"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"'<f8'", b"'|O8'")), "is no .npy file of numbers"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"'<f8'", b"'<M8'")), "holds datetime64.*: numbers"),
+        (lambda path: np.save(path, np.float32(1)), "holds one value"),
+    ],
+)
+def test_files_that_are_no_arrays_of_numbers(spoil, message, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((4, 3)))
+    spoil(tmp_path / "x.npy")
+    with pytest.raises(ArgumentError, match=message):
+        fs.data.on_disk(tmp_path / "x.npy")
+
+
 def test_procedural_clients_are_those_of_a_loop():
     sizes = np.array([2, 0, 5, 1])
     data = fs.data.procedural(4, sizes, lambda client, example: {"x": (10 * client + example).astype(np.float32)})

@@ -65,9 +65,9 @@ def test_num_clients_is_a_count(make, num_clients):
     "labels, message",
     [
         (None, "needs labels"),
-        (np.where(np.arange(50) == 7, np.nan, 1.0), "labels='NaN'"),
+        (np.where(np.arange(50) == 7, np.nan, 1.0), "labels, row 7: nan: a label is missing"),
         (np.array([*"ab" * 20, np.nan, "c"], object), "label"),
-        (np.array([*[1.0, 2.0] * 20, np.nan], object), "labels='NaN'"),
+        (np.array([*[1.0, 2.0] * 20, np.nan], object), "labels, row 40: nan: a label is missing"),
         (np.array([*["2020-01-01"] * 40, "NaT"], "datetime64[D]"), "label"),
         (np.zeros((50, 2)), r"labels.shape=\(50, 2\)"),
     ],

@@ -7,6 +7,7 @@ same test must refuse the neighbouring law.
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -303,10 +304,52 @@ def test_by_column_gives_each_value_its_rows_in_order_of_values():
 def test_errors_of_by_column():
     with pytest.raises(fs.FedSimError, match=r"len\(values\)=2: must be the number of rows, 1003"):
         deal(fs.partition.by_column([1, 2]))
-    with pytest.raises(fs.FedSimError, match="values='NaN'"):
+    with pytest.raises(fs.FedSimError, match="values, row 1: nan: a value is missing"):
         fs.partition.by_column([1.0, np.nan])
     with pytest.raises(fs.FedSimError, match="values: cannot be sorted"):
         fs.partition.by_column(np.array([1, "a"], object))
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        (["a", None, "b"], "values, row 1: None: a value is missing"),
+        (np.array([3, 4, None], object), "values, row 2: None: a value is missing"),
+        (["a", "b", float("nan")], "values, row 2: nan: a value is missing"),
+        (pd.Series(["a", pd.NA]), "values, row 1: .*: a value is missing"),
+        (pd.array([1, None], "Int64"), "values, row 1: .*: a value is missing"),
+        (np.array(["2020-01-01", "NaT"], "M8[D]"), "values, row 1: NaT: a value is missing"),
+        (["a", ""], "values, row 1: is an empty text"),
+        (np.array([b"a", b""]), "values, row 1: is an empty text"),
+        ([1, "1"], "values: cannot be sorted"),
+    ],
+)
+def test_by_column_names_the_row_without_a_value(values, match):
+    with pytest.raises(fs.FedSimError, match=match):
+        fs.partition.by_column(values)
+
+
+CLASSWISE = {
+    "dirichlet": lambda: fs.partition.dirichlet(1.0, 3),
+    "dirichlet_labels": lambda: fs.partition.dirichlet_labels(1.0, 3),
+    "pachinko": lambda: fs.partition.pachinko(1.0, 1.0, 3, np.zeros(300, int)),
+}
+
+
+@pytest.mark.parametrize("name", CLASSWISE)
+def test_labels_that_are_no_classes_are_said(name):
+    targets = np.random.default_rng(0).normal(size=300)
+    for labels in (targets, np.round(targets, 1), np.arange(300)):
+        with pytest.warns(UserWarning, match=f"fs.partition.{name} deals rows class by class, and the 300 labels have"):
+            fs.data.federate({"y": labels}, CLASSWISE[name]())
+    for labels in (np.arange(300) % 100, np.arange(300) % 10 / 2, (np.arange(300) % 100).astype(float)):
+        fs.data.federate({"y": labels}, CLASSWISE[name]())  # a warning would be an error
+    fs.data.federate({"y": targets}, fs.partition.shards(3))  # which sorts them
+
+
+def test_labels_that_are_none_are_missing():
+    with pytest.raises(fs.FedSimError, match="labels, row 1: None: a label is missing"):
+        deal(fs.partition.dirichlet(1.0, 2), np.array(["a", None, "a"], object))
 
 
 def test_a_partition_by_column_is_called_natural_and_others_synthetic():

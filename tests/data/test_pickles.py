@@ -4,6 +4,7 @@ import gzip
 import lzma
 import os
 import pickle
+import sys
 import zlib
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 import fedjax_sim as fs
 from fedjax_sim.data.pickles import unpickle
 
-ZEROS = bytes(64 << 20)
+ZEROS = bytes(65 << 20)
 
 
 def saved(tmp_path, content):
@@ -59,6 +60,28 @@ def test_tables_come_through(tmp_path):
     table.columns = columns
     back = unpickle(saved(tmp_path, pickle.dumps(table)))
     pd.testing.assert_frame_equal(back, table)
+
+
+def texts_of(table):
+    """The columns with gaps or texts that pandas has, in the two ways in which it keeps texts."""
+    import pandas as pd
+
+    table["s"] = ["x", None, "né"]
+    table["python"] = pd.array(["a", None, ""], "string[python]")
+    table["arrow"] = pd.array(["a", None, ""], "string[pyarrow]")
+    table["f"] = pd.array([1.5, None, 2], "Float64")
+    table["b"] = pd.array([True, None, False], "boolean")
+    return table
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("part", [slice(None), slice(0), slice(None, None, -1)], ids=["all", "none", "backwards"])
+def test_texts_and_gaps_come_through(protocol, part, tmp_path):
+    import pandas as pd
+
+    table = texts_of(pd.DataFrame({"a": [1, 2, 3], "c": pd.Categorical(["u", "v", "u"])}))[part]
+    for made in (table, table.set_index("s"), pd.concat([table, table])):
+        pd.testing.assert_frame_equal(unpickle(saved(tmp_path, pickle.dumps(made, protocol))), made)
 
 
 def test_a_python_2_pickle_of_arrays_comes_through(tmp_path):
@@ -110,8 +133,8 @@ def attacks(witness):
     yield "posix.system", pickle.dumps(hidden)
     yield "posix.system", b"cnumpy\ndtype\n(cposix\nsystem\n(V" + f"touch {witness}".encode() + b"\ntRtR."
     # State that is given to a class or a function instead of to an array
-    yield "changes <class 'numpy.ndarray'>", b"cnumpy\nndarray\n(N}VT\nI1\nstb."
-    yield "changes <class 'pandas", b"cpandas.core.frame\nDataFrame\n(N}V__len__\ncnumpy\ndtype\nstb."
+    yield "changes <class", b"cnumpy\nndarray\n(N}VT\nI1\nstb."
+    yield "changes <class", b"cpandas.core.frame\nDataFrame\n(N}V__len__\ncnumpy\ndtype\nstb."
     # Dtypes that lie: NumPy would take the eight bytes for the address of an object, and crash or worse
     for kind, state in (
         ("O8", (3, "|", None, None, None, -1, -1, 0)),
@@ -123,7 +146,7 @@ def attacks(witness):
         yield "what it is not", pickle.dumps(Calls(np.ndarray, (1,), Calls(np.dtype, kind, False, True, state=state)))
     yield "asks for the dtype [('a', 'O')]", pickle.dumps(Calls(np.dtype, [("a", "O")]))
     yield "asks for the dtype 'V8'", pickle.dumps(Calls(np.dtype, "V8"))
-    yield "changes <function _frombuffer", b"cnumpy.core.numeric\n_frombuffer\n}V__defaults__\n(I1\ntsb."
+    yield "changes <bound method", b"cnumpy.core.numeric\n_frombuffer\n}V__defaults__\n(I1\ntsb."
 
 
 @pytest.mark.parametrize("number", range(len(list(attacks("x")))))
@@ -150,9 +173,123 @@ def test_the_attacks_would_work_on_pickles_own_reader(tmp_path):
     assert witness.exists()
 
 
+HUGE = 10**9
+
+
+def call(module, name, *arguments, state=None):
+    """A pickle of protocol 2 that calls a function."""
+    content = f"c{module}\n{name}\n".encode() + inside(arguments) + b"R"
+    return content + (inside(state) + b"b" if state is not None else b"")
+
+
+def inside(value):
+    """The opcodes of a value; of `bytes` as they are."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, tuple):
+        return b"(" + b"".join(map(inside, value)) + b"t"
+    if isinstance(value, dict):
+        return b"(" + b"".join(inside(part) for item in value.items() for part in item) + b"d"
+    return pickle.dumps(value, 2)[2:-1]
+
+
+ARRAY, DTYPE = b"cnumpy\nndarray\n", call("numpy", "dtype", "i8", 0, 1)
+NUMPY, PANDAS = "numpy._core.multiarray", "pandas.core.indexes.base"
+ROWS = {"start": 0, "stop": HUGE, "step": 1, "name": None}
+EMPTY = call(NUMPY, "_reconstruct", ARRAY, (0,), "b")
+RANGE = call(PANDAS, "_new_Index", b"cpandas.core.indexes.range\nRangeIndex\n", ROWS)
+PLACES = call("builtins", "slice", 0, HUGE, 1)
+BOMBS = {
+    "an array": call("numpy", "ndarray", (HUGE,), DTYPE),
+    "an array of nothing": call(NUMPY, "_reconstruct", ARRAY, (HUGE,), "d"),
+    "an array's state": EMPTY + inside((1, (HUGE,), DTYPE, False, b"C\x00")) + b"b",
+    "an array of objects": EMPTY + inside((1, (HUGE,), call("numpy", "dtype", "O8", 0, 1), False, [])) + b"b",
+    "texts of no length": EMPTY + inside((1, (HUGE,), call("numpy", "dtype", "S0", 0, 1), False, b"C\x00")) + b"b",
+    "an index of a range": call("pandas", "Index", RANGE),
+    "an index of an index": call(PANDAS, "_new_Index", b"cpandas\nIndex\n", {"data": RANGE, "name": None}),
+    "objects of a range": call(PANDAS, "_new_Index", b"cpandas\nIndex\n", {"data": RANGE, "dtype": "object"}),
+    "a table of rows": call("pandas", "DataFrame", 1.0, RANGE, RANGE),
+    "categories": call("pandas", "Categorical", RANGE),
+    "places": call("pandas._libs.internals", "_unpickle_block", EMPTY, PLACES, 2),
+    "a manager": call("pandas.core.internals.managers", "BlockManager", (), (RANGE, RANGE)),
+    "a bytearray": b"\x96" + (1 << 40).to_bytes(8, "little"),
+    "a bytearray of a number": call("builtins", "bytearray", HUGE),
+    "sets": b"(" + b"\x8f" * 500_000 + b"t",
+    "copies": b"\x80\x04"
+    + inside("x" * 100_000)
+    + b"\x94("
+    + b"c_codecs\nencode\n(h\x00X\x06\x00\x00\x00latin1tR" * 2000
+    + b"t",
+    "texts of Arrow's": call(
+        "pyarrow.lib",
+        "_restore_array",
+        (call("pyarrow.lib", "type_for_alias", "string"), HUGE, 0, 0, b"(NNNl", b"]", None),
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space, and /proc")
+@pytest.mark.parametrize("name", [*BOMBS])
+def test_a_pickled_bomb_is_refused_before_anything_is_made(name, tmp_path, peak):
+    with pytest.raises(fs.FedSimError, match=r"some\.pickle: "):
+        unpickle(saved(tmp_path, BOMBS[name] + b"."))
+    assert peak() < 160 << 20
+
+
+def test_an_array_that_is_whole_is_not_changed(tmp_path):
+    again = (
+        b"qc"
+        + inside((1, (1,), DTYPE, False, b"C\x08" + bytes(8)))
+        + b"bhc"
+        + inside((1, (0,), DTYPE, False, b"C\x00"))
+    )
+    with pytest.raises(fs.FedSimError, match="changes an array that is whole"):
+        unpickle(saved(tmp_path, b"\x80\x04" + EMPTY + again + b"b."))
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda t: t._mgr.blocks[0].values[:, :2], "column 0 has 2 rows, and there are 3"),
+        (lambda t: np.zeros((3, 3)), "3 columns at 1 places"),
+    ],
+)
+def test_tables_whose_parts_do_not_fit_are_refused(spoil, message, tmp_path):
+    import pandas as pd
+    from pandas._libs.internals import BlockPlacement
+    from pandas.core.internals.blocks import new_block_2d
+    from pandas.core.internals.managers import BlockManager
+
+    table = pd.DataFrame({"a": np.arange(3.0)})
+    block = new_block_2d(spoil(table), BlockPlacement(slice(0, 1)))
+    table._mgr = BlockManager((block,), [table.columns, table.index], verify_integrity=False)
+    with pytest.raises(fs.FedSimError, match=message):
+        unpickle(saved(tmp_path, pickle.dumps(table)))
+
+
+def test_codes_beyond_the_categories_are_refused(tmp_path):
+    import pandas as pd
+
+    content = pickle.dumps(pd.DataFrame({"c": pd.Categorical(["u", "v", "u"])}))
+    codes = pd.Categorical(["u", "v", "u"]).codes.tobytes()
+    assert content.count(b"C\x03" + codes) == 1
+    with pytest.raises(fs.FedSimError, match="codes need to be between -1 and len"):
+        unpickle(saved(tmp_path, content.replace(b"C\x03" + codes, b"C\x03\x00\x63\x00")))
+
+
+def test_an_npy_file_whose_two_shapes_differ_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{}, 1], object), allow_pickle=True)
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(b"(2,)", b"(3,)"))
+    with pytest.raises(fs.FedSimError, match=r"its header says \(3,\), and it holds \(2,\)"):
+        unpickle(tmp_path / "a.npy")
+
+
 def test_a_compressed_bomb_is_refused(tmp_path):
     path = saved(tmp_path, lzma.compress(ZEROS))
-    with pytest.raises(fs.FedSimError, match="grows to more than 200 times its size; it is no data set"):
+    with pytest.raises(
+        fs.FedSimError, match=r"its \d+ bytes say to hold 0\.1 GB, which is more than 200 times their number"
+    ):
         unpickle(path, compression="xz")
 
 

@@ -335,7 +335,7 @@ def test_an_empty_round_is_a_plan(devices, lanes, ids):
     plan, made, _ = make_plan(federation([3, 0]), fs.Batching(2), cohort, devices, lanes)
     assert not plan.steps.any()
     assert not plan.chunks.any()
-    assert made == (0, 0, 0, 0, 1.0, 1.0)
+    assert made == (0, 0, 0, 0, 1.0, 1.0, len(ids), 0)
 
 
 @pytest.mark.parametrize(

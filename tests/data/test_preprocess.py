@@ -77,6 +77,97 @@ def test_what_cannot_be_normalised(call, message):
         call()
 
 
+GAPS = np.where(RNG.random((40, 3)) < 0.5, np.nan, RNG.normal(3.0, 2.0, (40, 3))).astype(np.float32)
+NAMED = fs.data.FederatedData({"x": GAPS}, [0, 10, 10, 25], TRAIN.index, ["anne", "bob", "cy"])
+OTHER = fs.data.FederatedData({"x": GAPS}, [0, 4, 9], TEST.index, ["cy", "dora"])
+
+
+def mean_of(rows, otherwise):
+    """Column by column, the mean of what is known."""
+    known = [[x for x in column if not np.isnan(x)] for column in rows.T.astype(np.float64)]
+    return np.array(
+        [sum(column) / len(column) if column else other for column, other in zip(known, otherwise, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("by", ["all", "client"])
+def test_gaps_become_means_of_training_rows_of_the_client_of_the_same_name(by):
+    everybody = mean_of(GAPS[NAMED.index], [np.nan] * 3)
+    own = {name: mean_of(GAPS[NAMED.rows(k)], everybody) for k, name in enumerate(NAMED.client_ids)}
+    made = fs.data.preprocess.fill(NAMED, OTHER, by=by, mark="gap")
+    for before, after in zip((NAMED, OTHER), made.data, strict=True):
+        for k in range(before.num_clients):
+            rows = GAPS[before.rows(k)]
+            mean = own.get(before.name(k), everybody) if by == "client" else everybody
+            np.testing.assert_allclose(after.client(k)["x"], np.where(np.isnan(rows), mean, rows), rtol=1e-6)
+            np.testing.assert_array_equal(after.client(k)["gap"], np.isnan(rows))
+        assert after.arrays["x"].dtype == np.float32
+        assert list(after.client_ids) == list(before.client_ids)
+    np.testing.assert_allclose(made.mean, everybody if by == "all" else [own[name] for name in NAMED.client_ids])
+
+
+def test_one_known_value_is_a_mean_and_none_is_that_of_all():
+    x = np.array([8.0, np.nan, np.nan, 1.0, 3.0])
+    made = fs.data.fill(fs.data.FederatedData({"x": x}, [0, 2, 3, 5]))
+    assert made.mean.tolist() == [8.0, 4.0, 2.0]
+    assert made.data[0].arrays["x"].tolist() == [8.0, 8.0, 4.0, 1.0, 3.0]
+
+
+def test_gaps_filled_by_test_rows_would_show():
+    wild = fs.data.FederatedData({"x": np.where(np.isnan(GAPS), np.nan, 1e6)}, OTHER.offsets, OTHER.index)
+    np.testing.assert_array_equal(fs.data.fill(NAMED, wild, by="all").mean, fs.data.fill(NAMED, by="all").mean)
+
+
+def test_numbers_without_gaps_stay_and_many_rows_are_summed_in_blocks():
+    whole = fs.data.FederatedData({"x": np.arange(5)}, [0, 2, 5])
+    assert fs.data.fill(whole).data[0].arrays["x"].dtype == np.int64
+    x = np.r_[np.arange(9999.0), np.nan]
+    assert fs.data.fill(fs.data.FederatedData({"x": x}, [0, 10000])).data[0].arrays["x"][-1] == 4999.0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fs.data.fill(NAMED, entry="z"), "entry='z': must be a column of numbers"),
+        (lambda: fs.data.fill(NAMED, by="row"), "by='row'"),
+        (lambda: fs.data.fill(NAMED, mark="x"), "mark='x': is a column already"),
+        (lambda: fs.data.fill(fs.data.FederatedData({"x": GAPS}, [0, 0])), "has no example"),
+        (lambda: fs.data.fill(fs.data.FederatedData({"x": np.array([1, np.inf])}, [0, 2])), "hold infinity"),
+        (
+            lambda: fs.data.fill(fs.data.FederatedData({"x": np.array([[1, np.nan], [2, np.nan]])}, [0, 2])),
+            "no training example knows feature 1",
+        ),
+        (lambda: fs.data.fill(NAMED, fs.data.FederatedData({"x": GAPS[:, :2]}, [0, 3])), r"shape \(2,\), but \(3,\)"),
+        (lambda: fs.data.fill(NAMED, fs.data.FederatedData({"x": GAPS}, [0, 3])), "1 clients, but 3 in the training"),
+    ],
+)
+def test_what_cannot_be_filled(call, message):
+    with pytest.raises(fs.FedSimError, match=message):
+        call()
+
+
+def test_clients_are_normalised_by_the_figures_of_their_name():
+    made = fs.data.normalise(
+        fs.data.FederatedData({"x": X}, NAMED.offsets, NAMED.index, NAMED.client_ids),
+        fs.data.FederatedData({"x": X}, OTHER.offsets, OTHER.index, OTHER.client_ids),
+        by="client",
+    )
+    cy, everybody = X[NAMED.rows(2)], X[NAMED.index]
+    for k, rows in enumerate([cy, everybody]):
+        want = (X[OTHER.rows(k)] - rows.mean(0)) / rows.std(0)
+        np.testing.assert_allclose(made.data[1].client(k)["x"], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [fs.data.normalise, fs.data.fill, fs.data.check_categories])
+def test_codes_of_different_categories_are_never_joined(function):
+    make = lambda said: fs.data.FederatedData({"x": np.ones(2)}, [0, 2], about={"categories of x": said})  # noqa: E731
+    with pytest.raises(
+        fs.FedSimError, match=r'categories of x: \["a", "b"\], but \["b", "c"\] in the other; read that'
+    ):
+        function(make('["a", "b"]'), make('["b", "c"]'))
+    function(make('["a", "b"]'), make('["a", "b"]'))
+
+
 def test_a_map_may_change_the_number_of_rows_and_keeps_who_they_are():
     data = fs.data.FederatedData({"x": np.arange(6)}, [0, 4, 6], client_ids=["a", "b"], about={"title": "six"})
     made = fs.data.map_clients(data, lambda c: {"z": np.repeat(c["x"], c["x"])})

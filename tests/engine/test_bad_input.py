@@ -176,6 +176,49 @@ FUNCTIONS = {
         ),
         r"ClientUpdate.state\['a'\] has shape \(2,\): must be \(3,\)",
     ),
+    "params-integer": (
+        lambda: toys.fedavg(fs.Task(lambda key: {"w": jnp.ones(3), "n": 2}, lambda p, b, key: b["x"] @ p["w"])),
+        r"params\['n'\] is int32: gradients train floats alone",
+    ),
+    "params-function": (
+        lambda: custom(task=fs.Task(lambda key: {"w": [jnp.ones(3), jax.nn.relu]}, toys.task().loss)),
+        r"task.init's params\['w'\]\[1\] is a .*: must be an array or a number",
+    ),
+    "params-text": (
+        lambda: custom(task=fs.Task(lambda key: {"w": "relu"}, toys.task().loss)),
+        r"task.init's params\['w'\] is a str, 'relu': must be an array",
+    ),
+    "init-function": (
+        lambda: custom(init=lambda params: (params, {"a": len})),
+        r"algorithm.init's \(server_state, row\)\[1\]\['a'\] is a builtin",
+    ),
+    "payload-function": (
+        lambda: custom(lambda key, server, row, batches: fs.ClientUpdate({"a": {"b": len}})),
+        r"ClientUpdate.payload\['a'\]\['b'\] is a builtin",
+    ),
+    "row-cut": (
+        lambda: custom(
+            lambda key, server, row, batches: fs.ClientUpdate(server, state={"n": row["n"] + 0.5}),
+            init=lambda params: (params, {"n": jnp.zeros((), jnp.int32)}),
+        ),
+        r"ClientUpdate.state\['n'\] is float32, which int32 would cut: .*Begin with a float \(0.0\), or round",
+    ),
+    "server-cut": (
+        lambda: custom(
+            lambda key, server, row, batches: fs.ClientUpdate(batches.num_examples),
+            lambda key, server, aggregate: {"n": server["n"] + aggregate.value},
+            lambda params: ({"n": jnp.zeros((), jnp.int32)}, None),
+        ),
+        r"the server function's result\['n'\] is float32, which int32 would cut",
+    ),
+    "server-cut-bool": (
+        lambda: custom(
+            lambda key, server, row, batches: fs.ClientUpdate(1.0),
+            lambda key, server, aggregate: server + 1,
+            lambda params: (jnp.zeros((), bool), None),
+        ),
+        "the server function's result is int32, which bool would cut",
+    ),
     "server-structure": (
         lambda: custom(server=lambda key, server, aggregate: {"w": server["w"]}),
         "server function's result has structure .*must be that of the server state",
@@ -212,6 +255,8 @@ def test_functions(case):
         ),
         (None, None),
         ({"w": np.ones((3, 2)), "b": [1, 2]}, "params have structure"),
+        ({"w": np.ones((3, 2)), "b": len}, r"params\['b'\] is a builtin"),
+        ({"w": np.ones((3, 2)), "b": np.ones(2, complex)}, r"params\['b'\] is complex\w+, which float32 would cut"),
     ],
 )
 def test_params_of_init(params, message):
@@ -256,6 +301,38 @@ def test_server_may_return_python_numbers():
     assert step(algorithm)[0].server["rate"] == 0.25
 
 
+@pytest.mark.parametrize("name, exact", [("fedavg", False), ("scaffold", True), ("fedsgd", False)])
+def test_leaves_without_numbers_change_nothing(name, exact):
+    """Parameters with a leaf of size 0, and with none at all but that."""
+    more = {"none": jnp.zeros((0, 3)), "empty": {}}
+    plain = toys.task()
+    loss = lambda params, batch, key: plain.loss({k: params[k] for k in "wb"}, batch, key)  # noqa: E731
+    padded = fs.Task(lambda key: {**plain.init(key), **more}, loss)
+    make = toys.ALGORITHMS.get(name, lambda task: fs.fedsgd(task, optax.sgd(0.1)))
+    after = []
+    for task in (plain, padded):
+        sim = simulation(make(task), exact=exact)
+        after.append(sim.params(sim.run(sim.init(), 2)[0]))
+    assert after[1]["none"].shape == (0, 3)
+    for leaf in "wb":
+        np.testing.assert_array_equal(after[0][leaf], after[1][leaf])
+    nothing = fs.Task(lambda key: jnp.zeros(0), lambda params, batch, key: batch["x"][:, 0])
+    if name == "fedavg":
+        assert step(make(nothing), exact=exact)[1]["cohort/contributed"] == 3
+
+
+def test_a_population_given_twice_must_agree():
+    for wrap in (lambda algorithm: algorithm, lambda algorithm: fs.compress_downlink(algorithm, BFLOAT16, SENT)):
+        with pytest.raises(ArgumentError, match="num_clients=600: the data have 12; leave it out"):
+            simulation(wrap(fs.scaffold(toys.task(), 0.1, num_clients=600)))
+    told, found = (step(fs.scaffold(toys.task(), 0.1, n))[0].server for n in (12, None))
+    np.testing.assert_array_equal(toys.flat(told), toys.flat(found))
+    assert toys.flat(found.control).any()
+
+
+BFLOAT16, SENT = fs.aggregate.bfloat16(), lambda server: (server.params, server.control)
+
+
 # Clients whose function fails
 
 
@@ -280,6 +357,33 @@ def test_debug_names_the_client_and_its_batch(client):
     caught.match(r"'x': 'float32\[3, 3\]'.*'y': 'float32\[3, 2\]'")
     if client is fails_for_client_4:
         caught.match(r"client 4 \(id 4, 7 examples, 3 steps\) failed in round 0")
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_a_client_that_reads_values_is_told_that_it_is_traced(debug):
+    """Under the guard that is advised, the client is found."""
+
+    def reads(key, server, row, batches):
+        if int(batches.client_id) == 4:
+            raise ValueError("what a client")
+        return fs.ClientUpdate(server)
+
+    with pytest.raises(Exception, match=r"client_id|int32") as caught:
+        simulation(custom(reads), debug=debug)
+    words = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert isinstance(caught.value, fs.ClientError) == debug
+    assert "every client fails alike" not in words
+    guard = "not isinstance(batches.client_id, jax.core.Tracer) and int(batches.client_id) == 3"
+    assert guard in words
+    assert "traced once for all clients" in words
+
+    def guarded(key, server, row, batches):
+        if eval(guard.replace("3", "4")):
+            raise ValueError("what a client")
+        return fs.ClientUpdate(server)
+
+    with pytest.raises(fs.ClientError, match=r"client 4 .* failed in round 0.*what a client"):
+        step(custom(guarded), debug=True)
 
 
 def test_debug_changes_no_result():

@@ -181,16 +181,16 @@ def test_a_state_moves_to_another_number_of_devices(tmp_path, algorithm):
 
 
 def test_lanes_that_were_chosen_automatically_are_chosen_as_they_were(tmp_path):
-    sim = build(lanes=2)
+    sim = build(lanes=3)
     sim.save(tmp_path, sim.init())
     automatic = build(lanes="auto")
-    assert automatic.lanes == 3  # of five clients on two devices
+    assert automatic.lanes < 3
     automatic.restore(tmp_path)
-    assert automatic.lanes == 2
+    assert automatic.lanes == 3
     other_devices = build(lanes="auto", devices=jax.devices()[:1])
     chosen = other_devices.lanes
     other_devices.restore(tmp_path)
-    assert other_devices.lanes == chosen == 5
+    assert other_devices.lanes == chosen < 3
     explicit = build(lanes=1)
     explicit.restore(tmp_path)
     assert explicit.lanes == 1

@@ -61,6 +61,22 @@ def test_remainders_of_blocks_need_no_program_of_their_own():
     assert sim.compile_count() == 1
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("block", [1, 4])
+def test_steps_runs_and_restored_states_share_one_program(block, algorithm, devices, tmp_path):
+    options = {"rounds_per_dispatch": block, "devices": jax.devices()[:devices]}
+    sim, traces = counted(fs.sampler.uniform(4), toys.ALGORITHMS[algorithm], **options)
+    state, _ = sim.step(sim.init())
+    once = len(traces)
+    state, _ = sim.step(state)
+    state, _ = sim.run(state, 3)
+    sim.save(tmp_path, state)
+    state, _ = sim.run(sim.restore(tmp_path), 2)
+    sim.step(sim.init(sim.params(state)))
+    assert (len(traces), sim.compile_count()) == (once, 1)
+
+
 SERVERS = {
     "fedadam": fs.server.fedadam(0.1),
     "fedavgm": fs.server.fedavgm(0.1),

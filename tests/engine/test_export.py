@@ -57,7 +57,7 @@ def exported(sim):
     arrays = sim._resident_arrays() if plans.examples is None else plans.examples.result()
     program = export.export(sim._program(plans.shape, slots), platforms=PLATFORMS)
     device_state = DeviceState(state.server, state.aggregator, state.rows)
-    made = program(np.uint32(0), device_state, plans.words, np.int32(1), arrays)
+    made = program(np.zeros(2, np.uint32), device_state, plans.words, np.int32(1), arrays)
     assert made.platforms == PLATFORMS
     assert made.nr_devices == 4
     return made.mlir_module()

@@ -81,14 +81,15 @@ def test_data_tell_clients_examples_spread_and_arrays():
     arrays = {"x": np.zeros((9, 2, 3), np.uint8), "y": np.zeros(9, np.int64)}
     data = fs.data.FederatedData(arrays, offsets=[0, 0, 1, 5, 9])
     assert repr(data) == (
-        "FederatedData(4 clients, 9 examples (min 0, median 2.5, max 4 a client), x: uint8[9,2,3], y: int64[9])"
+        "FederatedData(4 clients, 9 examples (min 0, median 2.5, max 4 a client; 1 without any), "
+        "x: uint8[9,2,3], y: int64[9])"
     )
     table = Reader(data._repr_html_())
     assert table.caption == "FederatedData"
     assert table.rows == [
         ["clients", "4"],
         ["examples", "9"],
-        ["examples of a client", "min 0, median 2.5, max 4"],
+        ["examples of a client", "min 0, median 2.5, max 4; 1 without any"],
         ["array x", "uint8[9,2,3]"],
         ["array y", "int64[9]"],
     ]

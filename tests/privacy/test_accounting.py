@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 import fedjax_sim as fs
 from fedjax_sim.privacy import curves
 from fedjax_sim.privacy.accounting import Meter
+from fedjax_sim.privacy.rounds import Rounds
 
 dp = pytest.importorskip("dp_accounting")
 pld = pytest.importorskip("dp_accounting.pld")
@@ -73,11 +74,43 @@ def test_a_fixed_number_by_rdp_is_dp_accountings_at_half_the_multiplier():
     np.testing.assert_allclose([ours.epsilon, theirs(1.0)], [20.99, 3.58], atol=0.01)  # and the trap
 
 
-def test_a_fixed_number_by_pld_lies_between_a_pair_that_is_too_small_and_rdp():
+def bins(q, mu, step=1e-3):
+    """Masses of bins of the loss under P = (1 - q) N(0, 1) + q N(mu, 1) and under N(0, 1)."""
+    x = np.log1p(np.expm1(np.arange(0, 16, step)) / q) / mu + mu / 2  # where the loss is 0, step, ...
+    x = np.concatenate([np.linspace(-40, x[0], 2000)[:-1], x, [np.inf]])
+    of = lambda mean: -np.diff(stats.norm.sf(x, loc=mean))  # noqa: E731
+    one, other = (1 - q) * of(0) + q * of(mu), of(0)
+    keep = (one > 1e-25) & (other > 1e-300)
+    return one[keep], other[keep]
+
+
+def composed(losses, masses, times, delta, step=1e-3) -> float:
+    """Epsilon of a loss's law, composed by FFT on a grid that keeps the law's mean."""
+    places, size = np.floor(losses / step).astype(int), 1 << 17
+    right = losses / step - places
+    law = np.zeros(size)
+    np.add.at(law, places % size, masses * (1 - right))
+    np.add.at(law, (places + 1) % size, masses * right)
+    law = np.maximum(np.fft.irfft(np.fft.rfft(law) ** times, size), 0)
+    loss = np.where(np.arange(size) < 0.75 * size, np.arange(size), np.arange(size) - size) * step
+    over = lambda eps: (law * -np.expm1(np.minimum(eps - loss, 0))).sum() - delta  # noqa: E731
+    return float(optimize.brentq(over, 0, 60))  # type: ignore[arg-type]
+
+
+def test_a_fixed_number_by_pld_lies_between_an_explicit_pair_and_rdp():
+    """The bracket of docs/howto/privacy.md, both ends by this file's own arithmetic."""
     ours = fs.privacy.epsilon(gaussian(1), FIXED, 1000, 1e-5).epsilon
+    p, q = bins(0.01, 2.0)
+    loss = np.log(p / q)
+    below = composed(loss, p, 1000, 1e-5)  # all others send -C; one sends C, or -C
+    # The curve of joint convexity is this pair's above 0, in both directions; what is left has no loss.
+    p, loss = p[loss > 0], loss[loss > 0]
+    mirrored = np.concatenate([p, p * np.exp(-loss)])
+    above = composed(np.concatenate([loss, -loss, [0]]), np.append(mirrored, 1 - mirrored.sum()), 1000, 1e-5)
+    np.testing.assert_allclose([below, above], [13.361, 14.821], atol=2e-3)
     small = pld.PLDAccountant().compose(dp.PoissonSampledDpEvent(0.01, dp.GaussianDpEvent(0.5)), 1000)
-    assert small.get_epsilon(1e-5) == pytest.approx(13.36, abs=0.01)
-    assert 13.36 < ours < 20.98
+    assert small.get_epsilon(1e-5) == pytest.approx(below, abs=0.01)
+    assert above - 1e-3 < ours < above + 0.01 < 20.98
     # Everybody drawn: nothing is amplified, and a Gaussian's means are 2 apart.
     everybody = fs.sampler.uniform(50).event(50)
     plain = pld.PLDAccountant().compose(dp.GaussianDpEvent(0.5), 3).get_epsilon(1e-5)
@@ -195,19 +228,21 @@ def test_distributed_noise_is_near_a_gaussians_and_falls_with_the_clients(kind):
     plain = fs.privacy.epsilon(gaussian(1.0), FIXED, 100, 1e-5, accountant="rdp").epsilon
     assert (full.accountant, full.adjacency) == ("RDP", "replace-one")
     np.testing.assert_allclose(full.epsilon, plain, rtol=2e-3)
-    contributed = fs.privacy.epsilon(discrete(kind), FIXED, 100, 1e-5, contributed={100: 100})
-    assert contributed.epsilon == full.epsilon
-    dropped = fs.privacy.epsilon(discrete(kind), FIXED, 100, 1e-5, contributed={100: 50, 60: 50})
-    # 60 of 100 shares have 0.6 of the variance, and 60 of 10,000 clients took part.
-    event = fs.sampler.uniform(60).event(10_000)
-    base = curves.without_replacement(curves.gaussian(curves.ORDERS, math.sqrt(0.6), 2.0), 0.006)
+    sent = fs.privacy.epsilon(discrete(kind), FIXED, 100, 1e-5, counts={(100, 100): 100})
+    assert sent.epsilon == full.epsilon
+    dropped = fs.privacy.epsilon(discrete(kind), FIXED, 100, 1e-5, counts={(100, 100): 50, (100, 60): 50})
+    # 60 of 100 shares have 0.6 of the variance, and 100 of 10,000 clients were drawn.
+    base = curves.without_replacement(curves.gaussian(curves.ORDERS, math.sqrt(0.6), 2.0), 0.01)
     both = 50 * curves.without_replacement(curves.gaussian(curves.ORDERS, 1.0, 2.0), 0.01) + 50 * base
     np.testing.assert_allclose(dropped.epsilon, rdp.compute_epsilon(curves.ORDERS, both, 1e-5)[0], rtol=2e-3)
     assert dropped.epsilon > full.epsilon
-    alone = fs.privacy.epsilon(gaussian(math.sqrt(0.6)), event, 50, 1e-5, accountant="rdp").epsilon
+    alone = fs.privacy.epsilon(gaussian(math.sqrt(0.6)), FIXED, 50, 1e-5, accountant="rdp").epsilon
     assert alone < dropped.epsilon
-    # Under Poisson sampling the expected number is meant, given which the clients are a uniform choice.
-    assert fs.privacy.epsilon(discrete(kind), poisson(0.01), 100, 1e-5).epsilon == full.epsilon
+    # Given a draw of Poisson sampling, the clients are a uniform choice; one to come may be smaller than expected.
+    drawn = fs.privacy.epsilon(discrete(kind), poisson(0.01), 100, 1e-5, counts={(100, 100): 100})
+    assert drawn.epsilon == full.epsilon
+    planned = fs.privacy.epsilon(discrete(kind), poisson(0.01), 100, 1e-5)
+    assert full.epsilon < planned.epsilon < 1.05 * full.epsilon
 
 
 def test_local_noise_is_one_clients_in_each_round():
@@ -222,7 +257,7 @@ def test_local_noise_is_one_clients_in_each_round():
 def test_no_rounds_cost_nothing():
     for noise, event in ((gaussian(1), poisson(0.1)), (gaussian(1), FIXED), (discrete("skellam"), FIXED)):
         assert fs.privacy.epsilon(noise, event, 0, 1e-5).epsilon == 0
-    assert fs.privacy.epsilon(discrete("skellam"), FIXED, 3, 1e-5, contributed={0: 3}).epsilon == 0
+    assert fs.privacy.epsilon(discrete("skellam"), FIXED, 3, 1e-5, counts={(0, 0): 3}).epsilon == 0
 
 
 def test_epsilon_says_what_it_means():
@@ -244,11 +279,11 @@ def test_epsilon_says_what_it_means():
     "noise, event", [(gaussian(1), poisson(0.05)), (gaussian(1), FIXED), (discrete("skellam"), FIXED)]
 )
 def test_the_meter_reads_what_rdp_says(noise, event):
-    meter = Meter(noise, event, 1e-5)
-    assert meter.epsilon(0) == 0
+    meter = Meter(1e-5)
+    assert meter.epsilon([]) == 0
     for rounds in (1, 2, 50):
         expected = fs.privacy.epsilon(noise, event, rounds, 1e-5, accountant="rdp").epsilon
-        np.testing.assert_allclose(meter.epsilon(rounds), expected, rtol=1e-9)
+        np.testing.assert_allclose(meter.epsilon([Rounds(tuple(noise), event, rounds)]), expected, rtol=1e-9)
 
 
 REFUSED = {
@@ -362,3 +397,9 @@ def test_calibration_refuses(changes, message):
     known = {"target_epsilon": 1.0, "delta": 1e-5, "rounds": 2, "sampler": fs.sampler.poisson(0.1), "population": 100}
     with pytest.raises(fs.FedSimError, match=message):
         fs.privacy.calibrate(**{**known, **changes})
+
+
+def test_a_population_given_twice_must_agree():
+    event = fs.sampler.poisson(0.1).event(100)
+    with pytest.raises(fs.FedSimError, match="population=50: the event has 100 clients"):
+        fs.privacy.calibrate(target_epsilon=2.0, delta=1e-5, rounds=10, sampler=event, population=50)

@@ -77,7 +77,35 @@ def test_rounds_report_epsilon(central):
     assert central.epsilon(state=state).epsilon <= column[-1]
     _, metrics = central.step(state)
     assert metrics["privacy/epsilon"] > column[-1]
-    assert state.ledger is None  # nothing to remember where the noise does not depend on who came
+    (entry,) = state.ledger  # rounds of one setting are one entry, however many
+    assert (entry["rounds"], entry["sampler"]) == (3, "poisson(0.2) of 40")
+
+
+LOCAL = {
+    "gaussian": (CLIP, fs.aggregate.local_gaussian_noise(4.0)),
+    "laplace": (fs.aggregate.local_laplace_noise(0.5, 4.0),),
+}
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_local_noise_is_accounted_under_any_sampler(kind):
+    cohorts = fs.sampler.fixed([[0, 1], [0], [2, 0]])
+    sim = simulation(*LOCAL[kind], sampler=cohorts)
+    state, history = sim.run(sim.init(), rounds=3)
+    spent = sim.epsilon(state=state, delta=1e-4)
+    assert (spent.adjacency, spent.rounds) == ("local", 3)
+    assert spent.epsilon == simulation(*LOCAL[kind]).epsilon(rounds=3, delta=1e-4).epsilon  # nothing is amplified
+    if kind == "gaussian":  # client 0's three messages, of any two values
+        mu, eps = 3**0.5 * 2 / 4, spent.epsilon
+        tails = stats.norm.cdf([mu / 2 - eps / mu, -mu / 2 - eps / mu])
+        np.testing.assert_allclose(tails[0] - np.exp(eps) * tails[1], 1e-4, rtol=0.02)
+    assert np.isfinite(history["privacy/epsilon"]).all()
+    with pytest.raises(fs.FedSimError, match="no accounting event"):
+        simulation(*CENTRAL, sampler=cohorts)
+    noise = lambda z: [fs.aggregate.Mechanism(kind, z, "local")]  # noqa: E731
+    known = {"target_epsilon": spent.epsilon, "delta": 1e-4, "rounds": 3, "tolerance": 0.01}
+    z = fs.privacy.calibrate(**known, sampler=cohorts, population=K, mechanisms=noise)
+    assert 4 * (1 - 1e-3) < z < 4 * 1.05
 
 
 def test_without_noise_there_is_no_epsilon():
@@ -117,7 +145,8 @@ def test_shares_of_noise_are_those_that_came(tmp_path):
     sim = simulation(*DISTRIBUTED, sampler=fs.sampler.poisson(0.2), seed=3)
     straight, history = sim.run(sim.init(), rounds=5)
     counts = history["cohort/contributed"].astype(int).tolist()
-    assert straight.ledger == {"contributed": {str(n): counts.count(n) for n in dict.fromkeys(counts)}}
+    (entry,) = straight.ledger
+    assert entry["counts"] == [[n, n, counts.count(n)] for n in dict.fromkeys(counts)]
     assert len(set(counts)) > 1
     paused, _ = sim.run(sim.init(), rounds=2)
     sim.save(tmp_path, paused)
@@ -128,12 +157,12 @@ def test_shares_of_noise_are_those_that_came(tmp_path):
     # By hand: the bound after rounding in steps, the numbers sent, and the shares of each round.
     details = {"norm": (0.5 + STEP * DIM**0.5 / 2) / STEP, "dimension": DIM, "shares": 8.0}
     noise = [fs.aggregate.Mechanism("skellam", 1.0, "distributed", details=details)]
-    event, told = fs.sampler.poisson(0.2).event(K), {n: counts.count(n) for n in counts}
+    event, told = fs.sampler.poisson(0.2).event(K), {(n, n): counts.count(n) for n in counts}
     spent = sim.epsilon(state=straight, delta=1e-4)
-    by_hand = fs.privacy.epsilon(noise, event, 5, 1e-4, contributed=told)
+    by_hand = fs.privacy.epsilon(noise, event, 5, 1e-4, counts=told)
     np.testing.assert_allclose(spent.epsilon, by_hand.epsilon, rtol=1e-5)
     assert (spent.adjacency, spent.accountant) == ("replace-one", "RDP")
-    planned = fs.privacy.epsilon(noise, event, 5, 1e-4, contributed={8: 5}).epsilon
+    planned = fs.privacy.epsilon(noise, event, 5, 1e-4).epsilon
     np.testing.assert_allclose(sim.epsilon(rounds=5, delta=1e-4).epsilon, planned, rtol=1e-5)
     with pytest.raises(fs.FedSimError, match=r"ledger knows 0 of its 5 rounds"):
         sim.epsilon(state=dataclasses.replace(straight, ledger=None))
@@ -157,9 +186,8 @@ def test_correlated_noise_wants_its_sampler(noise):
 
 
 def test_epsilon_asks_for_rounds_or_a_state(central):
-    for given in ({}, {"rounds": 1, "state": central.init()}):
-        with pytest.raises(fs.FedSimError, match=r"needs rounds=.* or state="):
-            central.epsilon(**given)
+    with pytest.raises(fs.FedSimError, match=r"needs rounds=.* or state="):
+        central.epsilon()
     with pytest.raises(fs.FedSimError, match=r"delta=0: must lie in \(0, 1\)"):
         simulation(*CENTRAL, delta=0)
 

@@ -1,54 +1,84 @@
 """What Arrow holds: tables in Parquet and CSV files, and data sets of Hugging Face's library on disk and in memory."""
 
-import gzip
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.core.errors import ArgumentError, check
+from fedjax_sim.data.federated import FederatedData, Partitioner, federate
+from fedjax_sim.data.sources import arrow_columns, arrow_files, csv_text, table_files
+from fedjax_sim.data.sources.arrow_columns import Rules
 from fedjax_sim.data.sources.grouping import group
-from fedjax_sim.data.sources.limits import RATIO, check_memory
-
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4, "FIXED_LEN_BYTE_ARRAY": 4, "INT96": 8}
-"""Bytes that a value of Parquet takes in memory, at least; 8 for other types."""
-END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+from fedjax_sim.data.sources.limits import check_memory, check_room
 
 
 def table(
     path: str | Path,
+    split: str | None = None,
     *,
-    client: str,
+    client: str | None = None,
+    partition: Partitioner | None = None,
+    seed: int = 0,
     entries: Iterable[str] | None = None,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
     nulls: Literal["error", "nan"] = "error",
-    categories: bool | Mapping[str, Sequence[str]] = False,
+    missing: Sequence[str] | None = None,
+    texts: Sequence[str] = (),
+    dates: Sequence[str] = (),
+    categories: bool | Mapping[str, Sequence[Any]] | FederatedData = False,
+    delimiter: str | None = None,
+    decimal: Literal[".", ","] = ".",
+    encoding: str = "utf-8",
 ) -> FederatedData:
-    """A Parquet or CSV file with a column that names each row's client.
+    """A table in Parquet or CSV, whose clients are named by a column or made by a partitioner.
 
-    Numbers keep their dtype, lists of equal lengths become arrays [N, n], texts objects that are `bytes` (UTF-8). In a
-    CSV file clients are texts as written, "007" stays so; in Parquet, whole numbers are sorted as numbers. Needs the
-    extra `data` (pyarrow).
+    Numbers keep their dtype, lists of equal lengths become arrays [N, n], texts objects that are `bytes` (UTF-8),
+    decimals float64. Needs the extra `data` (pyarrow).
+
+    A folder is one table, in the order of the numbers in its files' names; of `train-00000-of-00002.parquet` none may
+    be missing.
+
+    The cells of a CSV file are texts, of which this makes columns by these rules:
+
+    - A cell that is one of `missing`, spaces and quotes aside, holds no value.
+    - A column whose values are all numbers is int64 where all are whole, and else float64; one of true and false is
+      bool; one without a number holds texts, as written. Numbers *among* texts, or a text among numbers, are an error.
+    - Clients are texts as written, "007" stays so, and sorted as texts; only where all are written as whole numbers
+      with a ".0", as pandas does where one is missing, that is dropped.
 
     Args:
-        path: the file: `.parquet`, `.pq`, `.csv`, `.csv.gz`, or `.tsv` with tabs.
-        client: name of the column.
+        path: a file or a folder of files: `.parquet`, `.pq`, `.csv`, `.tsv`, or `.txt`, `.dat` and `.data` with a
+            `delimiter`. Text may be packed as `.gz`, `.bz2`, `.xz`, or `.zip` with one such file in it.
+        split: in a folder with several tables, what the names of one's files begin with: "train".
+        client: name of the column. A row without a client is an error.
+        partition: a partitioner (`fs.partition`) instead, which gets the entry "label", or "y", as labels.
+        seed: of the partitioner.
         entries: columns to keep; None for all others.
-        nulls: what a missing number is: an error, or NaN (whole numbers become float64 where any is missing).
-        categories: turn texts into int32 codes: True for all columns of texts, by their sorted values, or column to
-            the values in the order of their codes, which gives train and test files the same ones. The values are kept
-            as JSON in `about["categories of COLUMN"]`.
+        columns: instead, an entry's name to its column, or to a list of columns of numbers, which are laid side by
+            side, [N, F]: `{"x": ["age", "bp"], "y": "outcome"}`.
+        nulls: what a missing number is, NaN among them: an error, or NaN (whole numbers and truths become float64
+            where any is missing). A missing text is an error.
+        missing: texts that stand for no value. None for "", "NA", "N/A", "NaN", "nan", "NULL", "null" and "?" in CSV,
+            and for none in Parquet, where only nulls do.
+        texts: columns of a CSV file that are texts even where they look like numbers: ZIP codes.
+        dates: columns of dates ("2024-01-31", "2024-01-31 12:30:00"), which become days since the beginning of 1970,
+            float64, in UTC where a zone is given. Other columns of dates are texts in CSV, an error in Parquet.
+        categories: turn values into int32 codes: a federation, to have those of its columns, by which a test file gets
+            the codes of the training file; a dict of column to the values in the order of their codes; or True for
+            all columns of texts, by the sorted values of *this* file. A listed value holds, even if `missing` has it.
+            The values are kept as JSON in `about["categories of COLUMN"]`.
+        delimiter: between cells of a text file; None for a comma in `.csv` and a tab in `.tsv`.
+        decimal: between whole part and fraction of a CSV file's numbers.
+        encoding: of a CSV file.
 
     Returns:
         A federation; clients are sorted, a client's rows keep the file's order.
 
     Raises:
-        ArgumentError: no such file or column; a damaged file; missing values; columns that are no numbers, texts or
-            lists of equal lengths; a value that `categories` lacks.
+        ArgumentError: both or neither of client and partition; no such file or column; a damaged file, a missing
+            shard; missing values; mixed columns; columns that are no numbers, texts or lists of equal lengths; a value
+            that `categories` lacks. Where it is about a cell, it names the column and the row, counted from 0.
 
     Example:
         >>> import tempfile, pathlib, fedjax_sim as fs
@@ -60,47 +90,60 @@ def table(
         ('b', array([3, 2]))
     """
     path = Path(path).expanduser()
-    _check_nulls(nulls)
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    kind = suffixes[-1].lower() if suffixes else ""
-    wanted = None if entries is None else list(dict.fromkeys([*entries, client]))
-    reader: Callable[[], Any]
-    if kind in (".parquet", ".pq"):
-        reader = lambda: _parquet(path)  # noqa: E731
-    elif kind in (".csv", ".tsv"):
-        reader = lambda: _csv(path, client, "\t" if kind == ".tsv" else ",")  # noqa: E731
-    else:
-        raise ArgumentError(f"{path}: must end in .parquet, .pq, .csv, .csv.gz or .tsv.")
-    return _federation(reader, str(path), client, wanted, nulls, categories)
+    made = _Made(str(path), client, partition, seed, entries, columns)
+    files = table_files.find(path, split)
+    written = files.kind in table_files.TEXT
+    if missing is None:
+        missing = csv_text.MISSING if written else ()
+    fixed = arrow_columns.fixed_categories(categories)
+    names = (_names(missing, "missing"), _names(texts, "texts"), _names(dates, "dates"))
+    check(nulls in ("error", "nan"), "nulls", nulls, "must be 'error' or 'nan'.")
+    check(decimal in (".", ","), "decimal", decimal, "must be '.' or ','.")
+    rules = Rules(nulls, *names, decimal, fixed, written)
+    if not written:
+        return _federation(lambda: _parquet(files.paths), made, rules)
+    between = delimiter or table_files.TEXT[files.kind]
+    if between is None or len(between) != 1:
+        raise ArgumentError(f"{path}: delimiter={delimiter!r}: must be what lies between cells, one character.")
+    return _federation(lambda: _text(files.paths, between, encoding), made, rules)
 
 
 def hugging_face(
     dataset: Any,
     split: str | None = None,
     *,
-    group_by: str,
+    group_by: str | None = None,
+    partition: Partitioner | None = None,
+    seed: int = 0,
     entries: Iterable[str] | None = None,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
     nulls: Literal["error", "nan"] = "error",
+    dates: Sequence[str] = (),
 ) -> FederatedData:
-    """A data set of Hugging Face's `datasets`, by a column that names each row's client.
+    """A data set of Hugging Face's `datasets`, whose clients are named by a column or made by a partitioner.
 
     A folder that `save_to_disk` wrote is read without that library (by pyarrow, of the extra `data`), and numbers stay
     on disk where they lie in one piece. Texts become objects that are `bytes`, lists of equal lengths arrays, pictures
-    arrays of uint8 (by Pillow).
+    arrays of uint8 (by Pillow). The names of a `ClassLabel` are kept in `about["categories of COLUMN"]`, as JSON; its
+    -1, for no label, is an error. Parquet files of the Hub are read by `table`.
 
     Args:
         dataset: the folder, or a `datasets.Dataset` or `DatasetDict`.
         split: which of a `DatasetDict`'s; None for a `Dataset`.
-        group_by: name of the column.
+        group_by: name of the column that names each row's client.
+        partition: a partitioner (`fs.partition`) instead, which gets the entry "label", or "y", as labels.
+        seed: of the partitioner.
         entries: columns to keep; None for all others.
-        nulls: what a missing number is: an error, or NaN.
+        columns: as in `table`.
+        nulls: what a missing number is, NaN among them: an error, or NaN.
+        dates: columns of dates, which become days since 1970, as in `table`.
 
     Returns:
         A federation; clients are sorted, a client's rows keep the data set's order.
 
     Raises:
-        ArgumentError: no such folder, split or column; a damaged folder; missing values; columns that are no numbers,
-            texts, pictures of one size, or lists of equal lengths.
+        ArgumentError: both or neither of group_by and partition; no such folder, split or column; a damaged folder;
+            missing values; columns that are no numbers, texts, pictures of one size, or lists of equal lengths.
 
     Example:
         >>> import fedjax_sim as fs
@@ -109,12 +152,12 @@ def hugging_face(
         ...
         fedjax_sim.core.errors.ArgumentError: no folder: has no state.json; is it a folder of save_to_disk?
     """
-    _check_nulls(nulls)
-    wanted = None if entries is None else list(dict.fromkeys([*entries, group_by]))
+    check(nulls in ("error", "nan"), "nulls", nulls, "must be 'error' or 'nan'.")
+    rules = Rules(nulls, dates=_names(dates, "dates"))
+    where = str(Path(dataset).expanduser()) if isinstance(dataset, str | Path) else type(dataset).__name__
+    made = _Made(where, group_by, partition, seed, entries, columns, "group_by")
     if isinstance(dataset, str | Path):
-        folder = Path(dataset).expanduser()
-        return _federation(lambda: _saved(folder, split), str(folder), group_by, wanted, nulls, False)
-    where = type(dataset).__name__
+        return _federation(lambda: _saved(Path(where), split), made, rules)
     if isinstance(dataset, Mapping):
         if split not in dataset:
             raise ArgumentError(f"split={split!r}: the {where} has {sorted(map(str, dataset))}.")
@@ -123,54 +166,30 @@ def hugging_face(
         raise ArgumentError(f"dataset={where}: must be a folder, a datasets.Dataset or a DatasetDict.")
     if split is not None and split != str(dataset.split):
         raise ArgumentError(f"split={split!r}: the {where} is of split {dataset.split}; leave split= out.")
-    return _federation(lambda: dataset.with_format("arrow")[:], where, group_by, wanted, nulls, False)
+    return _federation(lambda: dataset.with_format("arrow")[:], made, rules)
 
 
-def _check_nulls(nulls: str) -> None:
-    if nulls not in ("error", "nan"):
-        raise ArgumentError(f"nulls={nulls!r}: must be 'error' or 'nan'.")
+def _parquet(paths: list[Path]) -> Any:
+    return _joined(paths, [arrow_files.parquet(path) for path in paths])
 
 
-def _parquet(path: Path) -> Any:
-    import pyarrow.parquet
-
-    file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    needed = sum(chunk.num_values * WIDTHS.get(chunk.physical_type, 8) for chunk in chunks)
-    check_memory(f"{path}", needed, "take some of its rows or columns.")
-    return file.read()
+def _text(paths: list[Path], delimiter: str, encoding: str) -> Any:
+    check_memory(f"{paths[0]}", sum(path.stat().st_size for path in paths), "take some of its rows or columns.")
+    read = lambda path: csv_text.read(lambda: table_files.opened(path), str(path), delimiter, encoding)  # noqa: E731
+    return _joined(paths, [read(path) for path in paths])
 
 
-def _csv(path: Path, client: str, delimiter: str) -> Any:
-    import pyarrow.csv
+def _joined(paths: list[Path], tables: list[Any]) -> Any:
+    """The rows of all shards, which must have the same columns."""
+    import pyarrow
 
-    source = _Unpacked(path) if path.suffix == ".gz" else path
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
-    convert = pyarrow.csv.ConvertOptions(column_types={client: pyarrow.string()})
-    return pyarrow.csv.read_csv(source, parse_options=parse, convert_options=convert)
-
-
-class _Unpacked(io.RawIOBase):
-    """What a gzip file holds, as long as that is not absurdly more than the file."""
-
-    def __init__(self, path: Path):
-        self._file = gzip.open(path)  # noqa: SIM115 # closed with this
-        self._left = RATIO * path.stat().st_size + (1 << 20)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
-        self._left -= count
-        if self._left < 0:
-            raise ValueError(f"it grows to more than {RATIO} times its size; it is no data set")
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+    for path, rows in zip(paths, tables, strict=True):
+        if rows.schema != tables[0].schema:
+            unlike = {str(field) for field in rows.schema} ^ {str(field) for field in tables[0].schema}
+            raise ArgumentError(
+                f"{path}: its columns are not those of {paths[0].name}: {sorted(unlike) or 'their order differs'}."
+            )
+    return pyarrow.concat_tables(tables)
 
 
 def _saved(folder: Path, split: str | None) -> Any:
@@ -190,147 +209,100 @@ def _saved(folder: Path, split: str | None) -> Any:
     rows = pyarrow.concat_tables([_stream(folder, file["filename"]) for file in state["_data_files"]])
     if files := state.get("_indices_data_files"):
         order = pyarrow.concat_tables([_stream(folder, file["filename"]) for file in files])["indices"]
+        if len(order):
+            most = int(order.value_counts().field("counts").to_numpy().max())
+            check_room(f"{folder}", most * rows.nbytes, rows.nbytes + order.nbytes, "save it without select().")
         return rows.take(order)
     return rows
 
 
 def _stream(folder: Path, name: str) -> Any:
-    import pyarrow
-
     if Path(name).name != name:
         raise ArgumentError(f"{folder}: state.json names the file {name!r}, outside the folder.")
-    file = pyarrow.memory_map(str(folder / name))
-    # A stream that is cut off between two batches reads as a shorter one; only this mark tells.
-    file.seek(max(0, file.size() - len(END_OF_STREAM)))
-    if file.read() != END_OF_STREAM:
-        raise ArgumentError(f"{folder / name}: does not end as an Arrow stream does. It is cut off; save it again.")
-    file.seek(0)
-    rows = pyarrow.ipc.open_stream(file).read_all()
-    rows.validate(full=True)  # offsets beyond a damaged file's buffers would crash the interpreter
-    return rows
+    return arrow_files.stream(folder / name)
 
 
-def _federation(
-    reader: Callable[[], Any],
-    where: str,
-    client: str,
-    wanted: list[str] | None,
-    nulls: str,
-    categories: bool | Mapping[str, Sequence[str]],
-) -> FederatedData:
+class _Made(NamedTuple):
+    """What is to be made of a table.
+
+    Attributes:
+        where: the file, for errors.
+        client: the column that names clients; or None.
+        partition: the partitioner that makes them; or None.
+        seed: of the partitioner.
+        entries: columns to keep; or None.
+        columns: entry to column or columns; or None.
+        argument: what `client` is called.
+    """
+
+    where: str
+    client: str | None
+    partition: Partitioner | None
+    seed: int
+    entries: Iterable[str] | None
+    columns: Mapping[str, str | Sequence[str]] | None
+    argument: str = "client"
+
+    def layout(self, names: list[str]) -> dict[str, str | list[str]]:
+        """Entry to its column, or to the columns that are stacked in it."""
+        if (self.client is None) == (self.partition is None):
+            raise ArgumentError(
+                f"{self.where}: pass one of {self.argument}= (one of the columns {names}) and partition=."
+            )
+        if self.entries is not None and self.columns is not None:
+            raise ArgumentError(f"{self.where}: pass one of entries= and columns=.")
+        if self.columns is None:
+            kept = [name for name in names if name != self.client] if self.entries is None else list(self.entries)
+            if not all(isinstance(name, str) for name in kept):
+                raise ArgumentError(f"{self.where}: entries={kept}: must be names; columns= puts several into one.")
+            return {name: name for name in kept}
+        if not isinstance(self.columns, Mapping) or not self.columns:
+            raise ArgumentError(
+                f"{self.where}: columns={self.columns!r}: must be a dict of entry to column or columns."
+            )
+        return {
+            entry: column if isinstance(column, str) else _names(column, f"columns[{entry!r}]")
+            for entry, column in self.columns.items()
+        }
+
+
+def _federation(reader: Callable[[], Any], made: _Made, rules: Rules) -> FederatedData:
+    where, client = made.where, made.client
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ArgumentError(f"{where}: needs pyarrow ({error}): pip install 'fedjax-sim[data]'.") from error
+    clients = None
     try:
         rows = reader()
         rows.validate(full=True)
         names: list[str] = rows.column_names
         if len(set(names)) != len(names):
             raise ArgumentError(f"{where}: two columns have the same name: {names}.")
-        if missing := sorted(
-            {*(wanted or ()), client, *(categories if isinstance(categories, Mapping) else ())} - {*names}
-        ):
-            raise ArgumentError(f"{where}: there is no column {', '.join(map(repr, missing))}; there are {names}.")
-        arrays = {
-            name: _array(rows[name], f"{where}: column {name!r}", nulls if name != client else "error")
-            for name in wanted or names
-        }
+        layout = made.layout(names)
+        coded = rules.categories if isinstance(rules.categories, Mapping) else ()
+        wanted = [name for names in layout.values() for name in ([names] if isinstance(names, str) else names)]
+        if lacking := sorted({*wanted, *([client] if client else []), *coded, *rules.texts, *rules.dates} - {*names}):
+            raise ArgumentError(f"{where}: there is no column {', '.join(map(repr, lacking))}; there are {names}.")
+        if client is not None:
+            clients = arrow_columns.client_column(rows[client], f"{where}: column {client!r}", rules)
+        arrays, about = arrow_columns.read(rows, layout, where, rules)
     except ArgumentError as error:
         if where in str(error):
             raise
         raise ArgumentError(f"{where}: {error}") from error
     except Exception as error:  # pyarrow raises many kinds
         raise ArgumentError(f"{where}: cannot be read ({type(error).__name__}: {error}).") from error
-    clients = arrays.pop(client)
-    about = {}
-    for name in arrays:
-        values = categories.get(name) if isinstance(categories, Mapping) else None
-        if values is not None or (categories is True and arrays[name].dtype == object and arrays[name].ndim == 1):
-            arrays[name], values = _codes(arrays[name], values, f"{where}: column {name!r}")
-            about[f"categories of {name}"] = json.dumps(values)
-    return group(arrays, clients, f"{where}: {client!r}", about)
+    if clients is not None:
+        return group(arrays, clients, f"{where}: {client!r}", about)
+    if not rows.num_rows:
+        raise ArgumentError(f"{where}: there are no rows.")
+    assert made.partition is not None
+    return federate(arrays, made.partition, made.seed, "label" if "label" in arrays else "y", about)
 
 
-def _codes(texts: np.ndarray, values: Sequence[str] | None, where: str) -> tuple[np.ndarray, list[str]]:
-    found = texts.tolist()
-    values = list(values) if values is not None else sorted({text.decode(errors="replace") for text in found})
-    codes = {value.encode(): code for code, value in enumerate(values)}
-    for row, text in enumerate(found):
-        if text not in codes:
-            raise ArgumentError(
-                f"{where}, row {row}: {text!r} is not one of its {len(values)} categories {values[:9]}."
-            )
-    return np.array([codes[text] for text in found], np.int32), values
-
-
-def _array(column: Any, where: str, nulls: str, rows_of: int = 1) -> np.ndarray:
-    """A column, [N, ...]; `rows_of` of its values make one row of the table."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    chunks = [chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in chunks]
-    array = pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        array = array.dictionary_decode()
-        kind = array.type
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    if array.null_count:
-        if not (is_number and nulls == "nan"):
-            row = pc.index(pc.is_null(array), True).as_py() // rows_of  # pyright: ignore[reportAttributeAccessIssue]
-            advice = "nulls='nan' makes it NaN" if is_number else "fill it, or leave the column out by entries="
-            raise ArgumentError(f"{where}, row {row}: there is no value; {advice}.")
-        array = array.cast(kind if pa.types.is_floating(kind) else pa.float64())
-    if is_number:
-        return array.to_numpy(zero_copy_only=False)
-    if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return _objects(array.cast(pa.binary()).to_pylist())
-    if any(is_text(kind) for is_text in (pa.types.is_large_string, pa.types.is_large_binary, pa.types.is_string_view)):
-        return _objects(array.cast(pa.large_binary()).to_pylist())
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        lengths = np.unique(pc.list_value_length(array).to_numpy())  # pyright: ignore[reportAttributeAccessIssue]
-        if len(lengths) > 1:
-            raise ArgumentError(
-                f"{where}: holds lists of {lengths[0]} to {lengths[-1]} values; cut or pad them to one length before."
-            )
-        width = int(lengths[0]) if len(lengths) else 0
-        values = _array(array.flatten(), where, nulls, rows_of * max(width, 1))
-        return values.reshape(len(array), width, *values.shape[1:])
-    if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
-        return _pictures(array.field("bytes").to_pylist(), where)
-    raise ArgumentError(
-        f"{where}: holds {kind}; numbers, texts, pictures and lists of equal lengths can be read. "
-        "Convert the column, or leave it out by entries=."
-    )
-
-
-def _objects(values: list[Any]) -> np.ndarray:
-    out = np.empty(len(values), object)
-    out[:] = values
-    return out
-
-
-def _pictures(encoded: list[bytes | None], where: str) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ArgumentError(f"{where}: pictures need Pillow ({error}): pip install pillow.") from error
-    pictures: list[np.ndarray] = []
-    for row, data in enumerate(encoded):
-        if data is None:
-            raise ArgumentError(f"{where}, row {row}: the picture is a path only; save the set with the files in it.")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # Pillow warns of decompression bombs
-                with Image.open(io.BytesIO(data)) as picture:
-                    pictures.append(np.asarray(picture.convert("RGB") if picture.mode == "P" else picture))
-        except Exception as error:  # Pillow raises many kinds
-            raise ArgumentError(f"{where}, row {row}: is no picture that Pillow can read ({error}).") from error
-        if pictures[-1].shape != pictures[0].shape:
-            raise ArgumentError(
-                f"{where}, row {row}: the picture has shape {pictures[-1].shape}, the first {pictures[0].shape}; bring "
-                "them to one size before."
-            )
-    return np.stack(pictures) if pictures else np.zeros((0, 0, 0), np.uint8)
+def _names(given: Sequence[str], argument: str) -> list[str]:
+    is_list = isinstance(given, Iterable) and not isinstance(given, str)
+    if not is_list or not all(isinstance(name, str) for name in given):
+        raise ArgumentError(f"{argument}={given!r}: must be a list of texts.")
+    return list(given)

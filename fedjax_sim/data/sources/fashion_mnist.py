@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gzip
 import io
+import math
 import struct
 import urllib.request
 import zlib
@@ -148,7 +149,9 @@ def _raw(raw_dir: str | Path | None, files: Mapping[str, Mapping[str, RawFile]],
     def array(file: RawFile) -> np.ndarray:
         place = f"{site}{file.name}" if folder is None else folder / file.name
         try:
-            content = gzip.decompress(_download(str(place), file.size) if folder is None else Path(place).read_bytes())
+            packed = _download(str(place), file.size) if folder is None else Path(place).read_bytes()
+            with gzip.open(io.BytesIO(packed)) as unpacked:
+                content = unpacked.read(len(file.header()) + math.prod(file.shape) + 1)
         except (OSError, EOFError, zlib.error, HTTPException) as error:
             raise ArgumentError(f"{place}: cannot be read ({error}). {advice}") from error
         if sha256(content).hexdigest() != file.sha256:

@@ -3,7 +3,6 @@
 import sqlite3
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,14 @@ import numpy as np
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.cache import Client, cached, file_fingerprint
 from fedjax_sim.data.federated import FederatedData
-from fedjax_sim.data.sources.tff import connect
+from fedjax_sim.data.sources.limits import check_growth, check_room, growth
+from fedjax_sim.data.sources.sqlite_file import check_alone, opened
+from fedjax_sim.data.sources.tff import check_unchanged
 
-LARGEST = 1 << 32
-"""Bytes that one client's examples may take, uncompressed; zlib packs zeros by 1000."""
+TABLES = {"federated_data": ("client_id", "data", "num_examples")}
+ADVICE = "store it in another format, such as .npz."
+DEFLATE = 1032
+"""Deflate cannot shrink anything by more than that."""
 
 
 def fedjax_sqlite(path: str | Path, *, cache_dir: str | Path | None = None, progress: bool = True) -> FederatedData:
@@ -44,9 +47,12 @@ def fedjax_sqlite(path: str | Path, *, cache_dir: str | Path | None = None, prog
         fedjax_sim.core.errors.ArgumentError: no.sqlite: cannot be read (No such file or directory).
     """
     path = Path(path).expanduser()
+    check_alone(path)
+    fingerprint = {"format": "fedjax_sqlite", "file": file_fingerprint(path)}
 
     def clients(start: int) -> Iterator[Client]:
-        with closing(connect(path)) as database:
+        made, held = 0, fingerprint["file"]["size"]
+        with opened(path, "FedJAX", TABLES, path) as database:
             try:
                 rows = database.execute(
                     "SELECT client_id, data, num_examples FROM federated_data ORDER BY rowid LIMIT -1 OFFSET ?",
@@ -57,24 +63,33 @@ def fedjax_sqlite(path: str | Path, *, cache_dir: str | Path | None = None, prog
                         raise ArgumentError(f"{path}: client id {client_id!r} is neither bytes nor text.")
                     name = client_id.decode() if isinstance(client_id, bytes) else client_id
                     try:
-                        yield name, _examples(data, count)
+                        examples = _examples(data, count)
                     except Exception as error:  # whatever damaged bytes make msgpack and NumPy say
-                        raise ArgumentError(f"{path}: client {name!r} is damaged ({error}).") from error
+                        said = f"{type(error).__name__}: {error}"
+                        raise ArgumentError(f"{path}: client {name!r} is damaged ({said}).") from error
+                    made += sum(column.nbytes for column in examples.values())
+                    check_growth(f"{path}", made, held, ADVICE)
+                    yield name, examples
+                check_unchanged(path, fingerprint["file"])
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise ArgumentError(f"{path}: is no FedJAX SQLite file, or a damaged one ({error}).") from error
 
-    fingerprint = {"format": "fedjax_sqlite", "file": file_fingerprint(path)}
     return cached(path.name.split(".")[0], fingerprint, clients, cache_dir=cache_dir, progress=progress)
 
 
 def _examples(data: bytes, count: int) -> dict[str, np.ndarray]:
     import msgpack
 
+    if len(data) * DEFLATE > growth(len(data)):
+        _check_unpacked(data)
     unpacker = zlib.decompressobj()
-    plain = unpacker.decompress(data, LARGEST)
+    plain = unpacker.decompress(data)
     if not unpacker.eof or unpacker.unused_data:
-        raise ValueError(f"its compressed bytes are cut off, or more than {LARGEST} when unpacked")
-    arrays = msgpack.unpackb(plain, ext_hook=_array, raw=False, strict_map_key=True)
+        raise ValueError("its compressed bytes are cut off")
+    check_room("its examples", 2 * len(plain), 2 * len(data), ADVICE)
+    arrays = msgpack.unpackb(
+        plain, ext_hook=_array, list_hook=_Nested(99), object_hook=_Nested(1), raw=False, strict_map_key=True
+    )
     if not isinstance(arrays, dict) or not arrays:
         raise ValueError("it holds no features")
     for name, array in arrays.items():
@@ -83,18 +98,42 @@ def _examples(data: bytes, count: int) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _check_unpacked(data: bytes) -> None:
+    """Refuse what unpacks to far more than it is, by unpacking it a piece at a time first."""
+    unpacker, made, held = zlib.decompressobj(), 0, len(data)
+    for start in range(0, held, 1 << 12):  # what is left of a piece is copied each time
+        piece = data[start : start + (1 << 12)]
+        while piece:
+            made += len(unpacker.decompress(piece, 1 << 20))
+            piece = unpacker.unconsumed_tail
+        check_room("its compressed bytes", made, held, ADVICE)
+
+
+class _Nested:
+    """As many lists, or maps, as there are where nothing is damaged: an empty one takes a byte, and 56 of memory."""
+
+    def __init__(self, most: int):
+        self.left = most
+
+    def __call__(self, value: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"a {type(value).__name__} within others")
+        return value
+
+
 def _array(code: int, data: bytes) -> Any:
     """FedJAX's extension types: 1 an array, 4 an array of `bytes`. 2 and 3, complex and scalars, are in no set."""
     import msgpack
 
     if code == 1:
-        shape, dtype, buffer = msgpack.unpackb(data, raw=True)
+        shape, dtype, buffer = msgpack.unpackb(data, raw=True, list_hook=_Nested(2), object_hook=_Nested(0))
         kind = np.dtype(dtype.decode())
         if kind.kind not in "biuf":
             raise ValueError(f"an array of dtype {kind}")
         return np.frombuffer(buffer, kind).reshape(shape)
     if code == 4:
-        shape, values = msgpack.unpackb(data, raw=True)
+        shape, values = msgpack.unpackb(data, raw=True, list_hook=_Nested(3), object_hook=_Nested(0))
         array = np.empty(len(values), object)
         array[:] = values
         if not all(isinstance(value, bytes) for value in values):

@@ -20,7 +20,7 @@ def group(
         about: where the data come from.
 
     Raises:
-        ArgumentError: no rows, clients of another kind or length, no column.
+        ArgumentError: no rows, clients of another kind or length, a client without a name, no column.
 
     Example:
         >>> import numpy as np
@@ -41,7 +41,10 @@ def group(
             f"{clients.shape[1:]}."
         )
     if clients.dtype.kind == "O":
-        clients = np.array([text_of(value, where) for value in clients])
+        texts = [text_of(value, where) for value in clients]
+        if "" in texts:
+            raise ArgumentError(f"{where}, row {texts.index('')}: there is no client; name it, or take the row out.")
+        clients = np.array(texts)
     ids, codes = np.unique(clients, return_inverse=True)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(ids)))])
     index = None if np.all(codes[1:] >= codes[:-1]) else np.argsort(codes, kind="stable")

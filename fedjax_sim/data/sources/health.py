@@ -9,8 +9,9 @@ from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.archives import File
 from fedjax_sim.data.federated import FederatedData, split
 from fedjax_sim.data.pickles import unpickle
+from fedjax_sim.data.preprocess import fill
 from fedjax_sim.data.sources.grouping import group
-from fedjax_sim.data.sources.tabular import filled, one_hot
+from fedjax_sim.data.sources.tabular import one_hot
 
 HEART_FILES = (
     File(
@@ -131,7 +132,8 @@ def dialysis(folder: Path) -> tuple[FederatedData, FederatedData]:
 def _split_and_filled(data: FederatedData, impute: bool) -> tuple[FederatedData, FederatedData]:
     train, test = split(data, TEST)
     if impute:
-        return filled(train, test)
+        train, test = fill(train, test, mark="missing").data
+        return train, test
     arrays = {**data.arrays, "missing": np.isnan(data.arrays["x"]).astype(np.uint8)}
     make = lambda part: FederatedData(arrays, part.offsets, part.index, part.client_ids)  # noqa: E731
     return make(train), make(test)

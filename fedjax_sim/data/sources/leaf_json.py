@@ -11,21 +11,22 @@ import numpy as np
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.cache import Client, cached, file_fingerprint
 from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.sources.limits import check_memory
 
 FIX = "It is cut off or damaged; write it again by LEAF's preprocess.sh."
 
 
 def leaf(
-    folder: str | Path,
+    path: str | Path,
     *,
     merge: bool = False,
     hierarchies: bool = False,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> FederatedData:
-    """A folder of LEAF's JSON files: `data/femnist/data/train`, `data/shakespeare/data/test` ...
+    """LEAF's JSON files, a folder of them or one: `data/femnist/data/train`, `data/shakespeare/data/test` ...
 
-    The first call converts the folder, one file after another, into the cache (`fs.data.cached`); later ones map that.
+    The first call converts the files, one after another, into the cache (`fs.data.cached`); later ones map that.
     Files are taken in the order of the numbers in their names, users in the order of each file's `users`.
 
     `x` becomes float32, or `bytes` (UTF-8) where it is text. Where an example's `x` is a list with texts, as
@@ -33,7 +34,7 @@ def leaf(
     float32 or `bytes`.
 
     Args:
-        folder: the folder; every `.json` in it is read.
+        path: the folder, of which every `.json` is read, or one file.
         merge: join a user's examples of several files, which holds all files in memory; else such a user is an error.
         hierarchies: add a column "hierarchy" with the user's entry of `hierarchies` (Shakespeare: the play), as
             `bytes`. It must be as long as `users`, which it is not in some sets that LEAF sampled or split; by default
@@ -45,8 +46,8 @@ def leaf(
         A memory-mapped federation with the users as client ids.
 
     Raises:
-        ArgumentError: no such folder or no JSON in it; a file that is damaged, or whose `users`, `num_samples` and
-            `user_data` do not agree; a user in two files; lists of different lengths, users without examples.
+        ArgumentError: no such file or folder, or no JSON in it; a file that is damaged, or whose `users`, `num_samples`
+            and `user_data` do not agree; a user in two files; lists of different lengths, users without examples.
 
     Example:
         >>> import json, pathlib, tempfile, fedjax_sim as fs
@@ -58,14 +59,14 @@ def leaf(
         ...     list(data.client_ids), data.sizes.tolist()
         ([np.str_('anne'), np.str_('bob')], [2, 1])
     """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise ArgumentError(f"{folder}: is no folder. LEAF's sets are folders, data/<set>/data/train for example.")
-    paths = sorted(folder.glob("*.json"), key=_by_numbers)
-    if not paths:
+    path = Path(path).expanduser()
+    if not path.exists():
         raise ArgumentError(
-            f"{folder}: has no .json file. LEAF writes them to data/<set>/data/all_data, train and test."
+            f"{path}: is no file or folder. LEAF's sets are folders, data/<set>/data/train for example."
         )
+    paths = sorted(path.glob("*.json"), key=_by_numbers) if path.is_dir() else [path]
+    if not paths:
+        raise ArgumentError(f"{path}: has no .json file. LEAF writes them to data/<set>/data/all_data, train and test.")
     fingerprint = {
         "format": "leaf",
         "files": [file_fingerprint(path) for path in paths],
@@ -75,17 +76,22 @@ def leaf(
 
     def clients(start: int) -> Iterator[Client]:
         users = _merged(paths, hierarchies) if merge else _one_by_one(paths, hierarchies)
-        for number, (path, user, examples) in enumerate(users):
+        for number, (file, user, examples) in enumerate(users):
             if number >= start:
-                yield user, _arrays(examples, f"{path}: user {user!r}")
+                yield user, _arrays(examples, f"{file}: user {user!r}")
+        for each, before in zip(paths, fingerprint["files"], strict=True):
+            if file_fingerprint(each) != before:
+                raise ArgumentError(
+                    f"{each}: was changed while it was read; wait until it is whole, and read it again."
+                )
 
-    name = "-".join(folder.resolve().parts[-3:])
+    name = "-".join(path.resolve().parts[-3:])
     try:
         return cached(name.strip("/"), fingerprint, clients, cache_dir=cache_dir, progress=progress)
     except ArgumentError as error:
-        if str(folder) in str(error):
+        if str(path) in str(error):
             raise
-        raise ArgumentError(f"{folder}: {error}") from error
+        raise ArgumentError(f"{path}: {error}") from error
 
 
 Examples = dict[str, list[Any]]
@@ -120,6 +126,7 @@ def _merged(paths: list[Path], hierarchies: bool) -> Iterator[tuple[Path, str, E
 def _users(path: Path, hierarchies: bool) -> Iterator[tuple[str, Examples]]:
     """Each user's fields, lists of equal lengths, of a file whose parts agree."""
     try:
+        check_memory(f"{path}", 4 * path.stat().st_size, "split it into several files, as LEAF does.")
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise ArgumentError(f"{path}: cannot be read ({error.strerror or error}).") from error
@@ -174,7 +181,12 @@ def _column(values: list[Any], where: str, floating: bool) -> np.ndarray:
             raise ArgumentError(f"{where} is no Unicode text ({error}).") from error
         return out
     try:
+        kinds = set(map(type, np.array(values, object).ravel().tolist()))
+        if str in kinds:  # NumPy would make all of them as long as the longest text
+            raise ArgumentError(f"{where} holds texts among numbers: numbers or texts are wanted.")
         array = np.array(values)
+    except ArgumentError:
+        raise
     except (ValueError, OverflowError) as error:
         raise ArgumentError(
             f"{where} holds lists of different lengths, or what is no number. Cut or pad token lists to one length "

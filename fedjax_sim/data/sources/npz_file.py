@@ -10,13 +10,12 @@ import numpy as np
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sources.grouping import group, text_of
-from fedjax_sim.data.sources.limits import check_memory
+from fedjax_sim.data.sources.limits import check_growth, check_memory
 
-BOMB = 1100
-"""Deflate cannot shrink anything by more than 1032."""
+TEXT = 100
+"""Bytes of memory that a text takes besides its letters, about."""
 
-HEADER = 1 << 16
-"""More bytes than the header of any .npy has that numpy writes for plain numbers."""
+ADVICE = "store it by np.savez, whose arrays are mapped and not read."
 
 
 def npz(path: str | Path, *, client: str | None = None, verify: bool = False) -> FederatedData:
@@ -55,7 +54,7 @@ def npz(path: str | Path, *, client: str | None = None, verify: bool = False) ->
     except OSError as error:
         raise ArgumentError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except Exception as error:  # zipfile and numpy's header reader raise many kinds
-        raise ArgumentError(f"{path}: is no .npz file, or a damaged one ({error}).") from error
+        raise ArgumentError(f"{path}: is no .npz file, or a damaged one ({type(error).__name__}: {error}).") from error
     if client is not None:
         if client not in arrays:
             raise ArgumentError(f"{path}: client={client!r}: there is no such array, but {sorted(arrays)}.")
@@ -80,7 +79,7 @@ def npz(path: str | Path, *, client: str | None = None, verify: bool = False) ->
 
 def _members(path: Path, verify: bool) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
-    needed = 0
+    needed, held = 0, path.stat().st_size
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
@@ -88,10 +87,10 @@ def _members(path: Path, verify: bool) -> dict[str, Any]:
                 raise ArgumentError(f"{path}: {info.filename!r} is no .npy, or is there twice; np.savez writes others.")
             if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ArgumentError(f"{path}: {name!r} is encrypted or compressed in a way that numpy does not use.")
-            if info.file_size > BOMB * info.compress_size + HEADER:
-                raise ArgumentError(
-                    f"{path}: {name!r} says to grow from {info.compress_size} to {info.file_size} bytes; it cannot."
-                )
+            stored = info.compress_type == zipfile.ZIP_STORED
+            needed += 0 if stored else 2 * info.file_size
+            check_growth(f"{path}", needed // 2, held, ADVICE)
+            check_memory(f"{path}", needed, ADVICE)
             with archive.open(info) as member:  # compares the local header's name with the directory's
                 shape, fortran, dtype = _header(member, f"{path}: {name!r}")  # pyright: ignore[reportArgumentType]
                 start = member.tell()
@@ -100,9 +99,10 @@ def _members(path: Path, verify: bool) -> dict[str, Any]:
                         f"{path}: {name!r} should hold {list(shape)} of {dtype}, but has "
                         f"{info.file_size - start} bytes."
                     )
-                stored = info.compress_type == zipfile.ZIP_STORED
-                needed += 0 if stored else 2 * info.file_size
-                check_memory(f"{path}", needed, "store it by np.savez, whose arrays are mapped and not read.")
+                if dtype.kind in "SU":
+                    needed += TEXT * math.prod(shape)
+                    check_growth(f"{path}", needed // 2, held, "store texts as arrays of numbers.")
+                    check_memory(f"{path}", needed, "store texts as arrays of numbers.")
                 if stored and info.compress_size != info.file_size:
                     raise ArgumentError(f"{path}: {name!r} has two sizes, {info.compress_size} and {info.file_size}.")
                 order = "F" if fortran else "C"

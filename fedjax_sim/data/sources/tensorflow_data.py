@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.federated import FederatedData, Partitioner, federate
+from fedjax_sim.data.federated import CATEGORIES, FederatedData, Partitioner, federate
+from fedjax_sim.data.sources.arrow_columns import check_classes
 from fedjax_sim.data.sources.grouping import group, text_of
+from fedjax_sim.data.sources.limits import check_room
 
 
 def tfds(
@@ -28,7 +32,9 @@ def tfds(
 
     Where `group_by` is a single value and all other features have a first axis of any length, as in `Tensor(shape=
     (None, 28, 28))`, a record is a client and that axis its examples; else a record is an example. Records are read
-    into memory. Needs the extra `data`; sets prepared as tfrecord, and most sets' preparation, need `tensorflow` too.
+    into memory. The names of a `ClassLabel` are kept in `about["categories of FEATURE"]`, as JSON; its -1, for no
+    label, is an error. Needs the extra `data`; sets prepared as tfrecord, and most sets' preparation, need `tensorflow`
+    too.
 
     Args:
         name: a set's name ("sentiment140", "mnist:3.0.1"), which is prepared first if it is not yet, or the folder of
@@ -62,7 +68,7 @@ def tfds(
     try:
         import array_record  # noqa: F401 # TensorFlow Datasets needs these two, and does not always ask for them
         import importlib_resources  # noqa: F401
-        import tensorflow_datasets  # noqa: F401
+        import tensorflow_datasets
     except ImportError as error:
         raise ArgumentError(
             f"{where}: needs TensorFlow Datasets ({error}): pip install 'fedjax-sim[data]'. TensorFlow itself is "
@@ -86,14 +92,19 @@ def tfds(
     )
     records = _records(builder, split, needed, where)
     columns = {entry: [record[entry] for record in records] for entry in needed}
+    about: dict[str, str] = {}
+    for entry in wanted:
+        if isinstance(features[entry], tensorflow_datasets.features.ClassLabel) and features[entry].num_classes:
+            check_classes(np.asarray(columns[entry]), features[entry].names, f"{where}: {entry!r}")
+            about[CATEGORIES + entry] = json.dumps(features[entry].names)
     if group_by is None:
         assert partition is not None
         arrays = {entry: _stack(values, f"{where}: {entry!r}") for entry, values in columns.items()}
-        return federate(arrays, partition, seed, labels="label" if "label" in arrays else "y")
+        return federate(arrays, partition, seed, "label" if "label" in arrays else "y", about)
     ids = columns.pop(group_by)
     if not per_client:
         arrays = {entry: _stack(values, f"{where}: {entry!r}") for entry, values in columns.items()}
-        return group(arrays, _stack(ids, f"{where}: {group_by!r}"), f"{where}: {group_by!r}")
+        return group(arrays, _stack(ids, f"{where}: {group_by!r}"), f"{where}: {group_by!r}", about)
     return _clients([_id(value, where) for value in ids], columns, where)
 
 
@@ -134,7 +145,14 @@ def _records(builder: Any, split: str, needed: list[str], where: str) -> list[di
     except Exception as error:
         raise ArgumentError(f"{where}: split={split!r}: there are {sorted(builder.info.splits)}.") from error
     try:
-        records = [{entry: record[entry] for entry in needed} for record in _iterate(builder, split, where)]
+        held = sum(path.stat().st_size for path in Path(builder.data_path).iterdir() if path.is_file())
+        records, made = [], 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", category=_bomb_warning())  # of pictures that unpack to far more
+            for record in _iterate(builder, split, where):
+                records.append({entry: record[entry] for entry in needed})
+                made += sum(_size(value) for value in records[-1].values())
+                check_room(where, made, held, "it is damaged; prepare it again.")
     except ArgumentError:
         raise
     except Exception as error:  # readers and decoders raise many kinds
@@ -145,6 +163,21 @@ def _records(builder: Any, split: str, needed: list[str], where: str) -> list[di
     if len(records) != declared or not records:
         raise ArgumentError(f"{where}: {split!r} has {len(records)} records, but dataset_info.json says {declared}.")
     return records
+
+
+def _size(value: Any) -> int:
+    """Bytes of a feature, about."""
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return int(getattr(value, "nbytes", 0)) or (len(value) if isinstance(value, str | bytes) else 8)
+
+
+def _bomb_warning() -> type[Warning]:
+    try:
+        from PIL.Image import DecompressionBombWarning
+    except ImportError:
+        return ImportWarning
+    return DecompressionBombWarning
 
 
 def _iterate(builder: Any, split: str, where: str) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,6 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,17 @@ from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.cache import Client, cache_folder, cached, file_fingerprint
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sources.example_proto import aligned, decode, shaped, stack
+from fedjax_sim.data.sources.hdf5_file import columns_of, groups_of
+from fedjax_sim.data.sources.limits import check_growth
+from fedjax_sim.data.sources.sqlite_file import check_alone, opened
 
 Shapes = Mapping[str, tuple[int, ...]]
 Dtypes = Mapping[str, Any]
 
-BOMB = 2000
-"""A compressed file may grow by this factor at most; text reaches 10, LZMA's zeros 7000."""
+TABLES = {
+    "examples": ("split_name", "client_id", "serialized_example_proto"),
+    "client_metadata": ("split_name", "client_id", "num_examples"),
+}
 
 
 def tff_sqlite(
@@ -59,6 +63,7 @@ def tff_sqlite(
         fedjax_sim.core.errors.ArgumentError: no.sqlite: cannot be read (No such file or directory).
     """
     path = Path(path).expanduser()
+    check_alone(path)
     shapes, dtypes = dict(shapes or {}), {name: np.dtype(dtype) for name, dtype in (dtypes or {}).items()}
     fingerprint = {
         "format": "tff_sqlite",
@@ -75,6 +80,7 @@ def tff_sqlite(
             plain = _unpack(path, cache_folder(cache_dir) / "unpacked")
             unpacked.append(plain)
         yield from _sqlite_clients(plain, path, split, start, shapes, dtypes)
+        check_unchanged(path, fingerprint["file"])
 
     data = cached(f"{path.name.split('.')[0]}-{split}", fingerprint, clients, cache_dir=cache_dir, progress=progress)
     for copy in unpacked:  # kept until then, so that a killed conversion need not unpack again
@@ -85,17 +91,24 @@ def tff_sqlite(
 def _sqlite_clients(
     plain: Path, path: Path, split: str, start: int, shapes: Shapes, dtypes: Dtypes
 ) -> Iterator[Client]:
-    with closing(connect(plain)) as database:
+    with opened(plain, "TFF", TABLES, path) as database:
+        held, made = plain.stat().st_size, 0
         try:
+            there, listed = (
+                database.execute(query, (split,)).fetchone()[0]
+                for query in (
+                    "SELECT count(*) FROM examples WHERE split_name = ?",
+                    "SELECT sum(num_examples) FROM client_metadata WHERE split_name = ?",
+                )
+            )
             counts = database.execute(
                 "SELECT client_id, sum(num_examples) FROM client_metadata WHERE split_name = ? GROUP BY client_id "
                 "ORDER BY client_id LIMIT -1 OFFSET ?",
                 (split, start),
             ).fetchall()
             if not counts and start == 0:
-                there = [row[0] for row in database.execute("SELECT DISTINCT split_name FROM client_metadata")]
-                raise ArgumentError(f"{path}: split={split!r} has no clients; there are {there}.")
-            seen = 0
+                splits = [row[0] for row in database.execute("SELECT DISTINCT split_name FROM client_metadata")]
+                raise ArgumentError(f"{path}: split={split!r} has no clients; there are {splits}.")
             for client_id, count in counts:
                 rows = database.execute(
                     "SELECT serialized_example_proto FROM examples WHERE split_name = ? AND client_id = ? "
@@ -107,14 +120,15 @@ def _sqlite_clients(
                         f"{path}: client {client_id!r} of split {split!r} has {len(rows)} examples, but the file says "
                         f"{count!r}. It is cut off or damaged; fetch it again."
                     )
-                seen += count
                 try:
-                    yield client_id, _columns([row[0] for row in rows], shapes, dtypes)
+                    columns = _columns([row[0] for row in rows], shapes, dtypes)
                 except (ArgumentError, TypeError) as error:
                     raise ArgumentError(f"{path}: client {client_id!r}: {error}") from error
-            there = database.execute("SELECT count(*) FROM examples WHERE split_name = ?", (split,)).fetchone()[0]
-            if start == 0 and seen != there:
-                raise ArgumentError(f"{path}: holds {there} examples of {split!r}, but lists clients of {seen} only.")
+                made += sum(column.nbytes for column in columns.values())
+                check_growth(f"{path}", made, held, "store it in another format, such as .npz.")
+                yield client_id, columns
+            if listed != there:
+                raise ArgumentError(f"{path}: holds {there} examples of {split!r}, but lists clients of {listed} only.")
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise ArgumentError(f"{path}: is no TFF SQLite file, or a damaged one ({error}).") from error
 
@@ -138,15 +152,16 @@ def _columns(blobs: list[bytes], shapes: Shapes, dtypes: Dtypes) -> dict[str, np
     }
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A SQLite file, opened for reading only."""
-    address = path.resolve().as_uri() + "?mode=ro&immutable=1"
-    try:
-        database = sqlite3.connect(address, uri=True)
-    except sqlite3.Error as error:
-        raise ArgumentError(f"{path}: cannot be opened ({error}).") from error
-    database.execute("PRAGMA trusted_schema = OFF")  # a stranger's file runs no functions of its own
-    return database
+def check_unchanged(path: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Refuse a file that was written to while it was read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     check_unchanged(Path(file.name), file_fingerprint(file.name))
+    """
+    if file_fingerprint(path) != fingerprint:
+        raise ArgumentError(f"{path}: was changed while it was read; wait until it is whole, and read it again.")
 
 
 def _unpack(path: Path, folder: Path) -> Path:
@@ -162,8 +177,7 @@ def _unpack(path: Path, folder: Path) -> Path:
         with lzma.open(path) as packed, open(partial, "wb") as out:
             while block := packed.read(1 << 20):
                 written += len(block)
-                if written > BOMB * source["size"] + (1 << 20):
-                    raise ArgumentError(f"{path}: grows to more than {BOMB} times its size; it is no data set.")
+                check_growth(f"{path}", written, source["size"], "unpack it yourself.")
                 out.write(block)
         os.replace(partial, target)
     except (lzma.LZMAError, EOFError) as error:
@@ -205,26 +219,21 @@ def tff_hdf5(path: str | Path, *, cache_dir: str | Path | None = None, progress:
         raise ArgumentError(f"TFF's HDF5 files need h5py ({error}): pip install 'fedjax-sim[data]'.") from error
 
     def clients(start: int) -> Iterator[Client]:
-        client_id = None
+        client_id, made = None, 0
         try:
             with h5py.File(path, "r") as file:
-                examples = file.get("examples")
-                if not isinstance(examples, h5py.Group):
-                    raise ArgumentError(f"{path}: has no group 'examples', but {sorted(file)}; is it TFF's?")
+                examples = groups_of(file, path)
                 for client_id in sorted(examples)[start:]:
-                    group: Any = examples[client_id]
-                    if not all(isinstance(group[name], h5py.Dataset) and group[name].ndim for name in group):
-                        raise ArgumentError(f"{path}: client {client_id!r} is no group of arrays.")
-                    yield client_id, {name: _bytes_as_objects(group[name][()]) for name in sorted(group)}
+                    columns = columns_of(examples, client_id, path, fingerprint["file"]["size"])
+                    made += sum(column.nbytes for column in columns.values())
+                    check_growth(f"{path}", made, fingerprint["file"]["size"], "write it without compression.")
+                    yield client_id, columns
+            check_unchanged(path, fingerprint["file"])
         except ArgumentError:
             raise
         except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:  # what h5py raises
             where = "" if client_id is None else f" at client {client_id!r}"
-            raise ArgumentError(f"{path}: is no HDF5 file, or a damaged one{where} ({error}).") from error
+            said = f"{type(error).__name__}: {error}"
+            raise ArgumentError(f"{path}: is no HDF5 file, or a damaged one{where} ({said}).") from error
 
     return cached(path.name.split(".")[0], fingerprint, clients, cache_dir=cache_dir, progress=progress)
-
-
-def _bytes_as_objects(column: np.ndarray) -> np.ndarray:
-    """Byte strings of a fixed length (kind S) as objects, which variable ones are already."""
-    return column.astype(object) if column.dtype.kind == "S" else column

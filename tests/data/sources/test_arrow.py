@@ -1,10 +1,12 @@
 """Parquet, CSV and Hugging Face's folders, written by pyarrow, and its live data sets."""
 
+import bz2
 import gzip
 import io
 import json
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -19,7 +21,7 @@ from PIL import Image
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.sources import limits
+from fedjax_sim.data.sources import limits, parquet_footer
 
 COLUMNS = {
     "who": pa.array(["bob", "anne", "bob"]),
@@ -34,9 +36,13 @@ def write(path, columns=COLUMNS):
     rows = pa.table(columns)
     if path.suffix == ".csv":
         pa.csv.write_csv(rows, path)
-    elif path.suffix == ".gz":
+    elif path.suffix in (".gz", ".bz2", ".zip"):
         pa.csv.write_csv(rows, out := pa.BufferOutputStream())
-        path.write_bytes(gzip.compress(out.getvalue()))
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("rows.csv", out.getvalue().to_pybytes())
+        else:
+            path.write_bytes((gzip if path.suffix == ".gz" else bz2).compress(out.getvalue()))
     else:
         pa.parquet.write_table(rows, path, row_group_size=2)
     return path
@@ -61,7 +67,7 @@ def saved(folder, columns=COLUMNS, indices=None, files=("data-00000-of-00001.arr
 
 
 def table(path, **options):
-    return fs.data.sources.table(path, **{"client": "who"} | options)
+    return fs.data.sources.table(path, **{"client": "who", "missing": ()} | options)
 
 
 def hugging_face(dataset, split=None, **options):
@@ -109,17 +115,76 @@ def test_a_compressed_csv_file_is_read_and_a_bomb_is_not(tmp_path):
     columns = {name: COLUMNS[name] for name in ("who", "y", "text")}
     plain, packed = (table(write(tmp_path / name, columns)) for name in ("rows.csv", "rows.csv.gz"))
     assert packed.client(1)["text"].tolist() == plain.client(1)["text"].tolist() == ["né".encode(), b"z"]
-    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(b"who,y\n" + b"a,1\n" * (1 << 22)))
-    assert (tmp_path / "rows.csv.gz").stat().st_size < 1 << 16
-    fails(table, tmp_path / "rows.csv.gz", "grows to more than 200 times its size")
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(b"who,y\n" + b"a,1\n" * (17 << 20)))
+    assert (tmp_path / "rows.csv.gz").stat().st_size < 1 << 18
+    fails(table, tmp_path / "rows.csv.gz", r"say to hold 0\.1 GB, which is more than 200 times")
 
 
 def test_a_parquet_file_of_more_than_the_memory_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "rows.parquet", {"who": pa.array([0] * 1000), "y": pa.array([1.0] * 1000)})
     monkeypatch.setattr(limits, "memory", lambda: 15_999)
-    fails(table, path, r"says to take 0\.0 GB of memory, .*; take some of its rows or columns")
+    fails(table, path, r"says to take 16000 bytes of memory, .*; take some of its rows or columns")
     monkeypatch.setattr(limits, "memory", lambda: 16_000)
     assert table(path).num_examples == 1000
+
+
+def bombs(folder):
+    """Files of a few kilobytes: what is read, its path, and what it becomes."""
+    rows = pa.table({"who": pa.array([0] * 1000), "x": pa.DictionaryArray.from_arrays([0] * 1000, ["x" * 200_000])})
+    pa.parquet.write_table(rows, folder / "texts.parquet", compression="none")
+    yield table, folder / "texts.parquet"
+    column = pa.concat_arrays([pa.nulls(1 << 24, pa.int64()).fill_null(7)])
+    pa.parquet.write_table(pa.table({"who": column}), folder / "rows.parquet", compression="zstd")
+    yield table, folder / "rows.parquet"
+    with pa.OSFile(str(saved(folder / "packed") / "data-00000-of-00001.arrow"), "wb") as file:
+        rows = pa.table({"who": pa.array([0] * (1 << 20))})
+        with pa.ipc.new_stream(file, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(rows)
+    yield hugging_face, folder / "packed"
+    yield hugging_face, saved(folder / "often", {"who": ["a"], "x": ["x" * 100_000]}, indices=[0] * 1000)
+    picture = io.BytesIO()
+    Image.new("L", (8000, 8000)).save(picture, "PNG")
+    struct = pa.array([{"bytes": picture.getvalue(), "path": None}] * 9)
+    yield hugging_face, saved(folder / "pictures", {"who": ["a"] * 9, "x": struct})
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_bomb_is_refused_before_it_is_read(number, tmp_path, peak):
+    read, path = [*bombs(tmp_path)][number]
+    assert (path.stat().st_size if path.is_file() else 0) < 1 << 20
+    peak.again()
+    fails(read, path, "say to hold|is compressed")
+    assert peak() < 64 << 20
+
+
+def test_the_checksums_of_parquets_pages_are_compared(tmp_path):
+    path = tmp_path / "rows.parquet"
+    rows = pa.table({"who": pa.array([1, 1]), "y": pa.array([77777, 5])})
+    pa.parquet.write_table(rows, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    assert table(path).client(0)["y"].tolist() == [77777, 5]
+    content = path.read_bytes()
+    path.write_bytes(content.replace(np.int64([77777, 5]).tobytes(), np.int64([7, 5]).tobytes()))
+    fails(table, path, "checksum|crc|CRC")
+
+
+def test_a_footer_is_read_as_arrow_reads_it(tmp_path):
+    path = write(tmp_path / "rows.parquet")
+    metadata = pa.parquet.read_metadata(path)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    theirs = [group.column(i) for group in groups for i in range(group.num_columns)]
+    ours = parquet_footer.chunks_of(path)
+    names = ["BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"]
+    assert [(c.name, names[c.type], c.values, c.unpacked) for c in ours] == [
+        (c.path_in_schema, c.physical_type, c.num_values, c.total_uncompressed_size) for c in theirs
+    ]
+    assert len(ours) == 10
+
+
+def test_a_stream_that_goes_on_after_its_end_is_refused(tmp_path):
+    folder = saved(tmp_path / "set")
+    path = folder / "data-00000-of-00001.arrow"
+    path.write_bytes(path.read_bytes() * 2)
+    fails(hugging_face, folder, "goes on after its end, at byte")
 
 
 def test_entries_choose_columns(tmp_path):
@@ -173,7 +238,7 @@ def test_columns_that_are_no_arrays_are_refused(tmp_path, values, match):
 
 def test_other_files_are_refused(tmp_path):
     fails(table, tmp_path / "no.parquet", "cannot be read")
-    fails(table, tmp_path / "rows.xlsx", "must end in .parquet")
+    fails(table, tmp_path / "rows.xlsx", "must be a folder, or end in .parquet")
     for name in ("rows.parquet", "rows.csv"):
         for content in (b"", b"SQLite format 3\0", b"PAR1PAR1", b"\xff\xfe\0\0"):
             (tmp_path / name).write_bytes(content)
@@ -277,12 +342,15 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     fails(table, tmp_path / "rows.parquet", r"pip install 'fedjax-sim\[data\]'")
 
 
+TABLES = ("rows.parquet", "rows.csv", "rows.csv.gz", "rows.csv.bz2", "rows.csv.zip")
 FUZZ = {name: COLUMNS[name] for name in ("who", "x", "y", "text")}
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-@pytest.mark.parametrize("kind", ["rows.parquet", "rows.csv", "rows.csv.gz", "stream", "state"])
+@pytest.mark.parametrize(
+    "kind", ["rows.parquet", "rows.csv", "rows.csv.gz", "rows.csv.bz2", "rows.csv.zip", "stream", "state"]
+)
 def test_a_damaged_file_is_an_error_or_reads_in_the_declared_lengths(kind, data):
     with tempfile.TemporaryDirectory() as root:
         if kind in ("stream", "state"):
@@ -306,6 +374,6 @@ def test_a_damaged_file_is_an_error_or_reads_in_the_declared_lengths(kind, data)
         else:
             lengths = {len(array) for array in found.arrays.values()}
             assert len(lengths) == 1
-            if kind in ("rows.parquet", "rows.csv.gz"):
+            if kind in ("rows.parquet", "rows.csv.gz", "rows.csv.bz2", "rows.csv.zip"):
                 assert not cut
                 assert lengths == {3}

@@ -32,6 +32,11 @@ def packed(**features):
     return zlib.compress(msgpack.packb(features))
 
 
+def packed_ext(inner):
+    """A map of one feature, an array by FedJAX's type 1."""
+    return b"\x81\xa1x" + b"\xc9" + len(inner).to_bytes(4, "big") + b"\x01" + inner
+
+
 def emnist(*labels):
     pixels = np.stack([np.full((2, 2), label / 4, np.float32) for label in labels])
     return packed(
@@ -98,10 +103,60 @@ def test_bad_files_are_refused(rows, message, tmp_path):
         read(path)
 
 
-def test_a_client_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedjax_sim.data.sources.fedjax_files.LARGEST", 1000)
-    with pytest.raises(ArgumentError, match="or more than 1000 when unpacked"):
-        read(write(tmp_path / "a.sqlite", [(b"a", packed(x=array(np.zeros(10000))), 10000)]))
+@pytest.mark.parametrize(
+    "plain, message",
+    [
+        (bytes(65 << 20), r"bytes say to hold 0\.1 GB, which is more than 200 times"),
+        (b"\x91" * 200 + b"\xc0", "a list within others"),
+        (packed_ext(b"\xdd" + (1 << 20).to_bytes(4, "big") + b"\x90" * (1 << 20)), "a list within others"),
+        (b"\x81\xa1x\x81\xa1x\xc0", "a dict within others"),
+    ],
+)
+def test_a_client_that_becomes_far_more_than_it_is_is_refused(plain, message, tmp_path, peak):
+    path = write(tmp_path / "a.sqlite", [(b"a", zlib.compress(plain, 1), 1)])
+    with pytest.raises(ArgumentError, match=message):
+        read(path)
+    assert peak() < 300 << 20
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "VIEW federated_data AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+        "SELECT CAST(i AS BLOB) AS client_id, zeroblob(1000000000) AS data, 1 AS num_examples FROM n",
+        "TABLE federated_data (client_id, num_examples, data AS (zeroblob(1000000000)))",
+    ],
+)
+def test_a_view_or_a_computed_column_is_refused(what, tmp_path):
+    with sqlite3.connect(tmp_path / "a.sqlite") as database:
+        database.execute(f"CREATE {what}")
+    database.close()
+    with pytest.raises(ArgumentError, match="'federated_data' is no table whose rows are stored in the file"):
+        read(tmp_path / "a.sqlite")
+
+
+def test_a_write_ahead_log_or_a_journal_beside_it_is_refused(tmp_path):
+    path = write(tmp_path / "a.sqlite", ROWS[:1])
+    assert read(path).num_clients == 1
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("INSERT INTO federated_data VALUES (?, ?, ?)", ROWS[1])
+    database.commit()
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("a.sqlite", "a.sqlite-wal"):
+        (folder / name).write_bytes((tmp_path / name).read_bytes())
+    with pytest.raises(ArgumentError, match=r"has a write-ahead log beside it, a\.sqlite-wal: without that, rows are"):
+        read(folder / "a.sqlite")
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert (tmp_path / "a.sqlite-wal").stat().st_size == 0
+    assert read(path).num_clients == 2  # an empty log holds nothing
+    database.close()
+    (tmp_path / "a.sqlite-journal").write_bytes(bytes.fromhex("d9d505f920a163d7") + bytes(504))
+    with pytest.raises(ArgumentError, match="has a rollback journal beside it"):
+        read(path)
+    (tmp_path / "a.sqlite-journal").write_bytes(bytes(512))  # a journal that is done with, in a mode that keeps it
+    assert read(path).num_clients == 2
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -50,6 +50,14 @@ def test_files_are_read_in_the_order_of_their_numbers(tmp_path):
     assert (data.arrays["x"].dtype, data.arrays["y"].dtype) == (np.float32, np.int32)
 
 
+def test_one_file_is_read(tmp_path):
+    folder = write(tmp_path, a_0=content(anne=ANNE), a_1=content(bob=BOB))
+    assert list(read(folder / "a_1.json").client_ids) == ["bob"]
+    (folder / "all.txt").write_text("{")
+    fails(folder / "all.txt", "is no JSON")
+    fails(folder / "no.json", "is no file or folder")
+
+
 def test_files_are_converted_one_after_another_once_for_each_of_their_states(tmp_path, monkeypatch):
     parsed = []
     module = fs.data.sources.leaf.__globals__
@@ -125,12 +133,20 @@ def test_a_user_in_two_files_names_both_or_is_merged(tmp_path):
     assert data.client(0)["y"].tolist() == [3, 4, 0]
 
 
+def test_one_long_text_among_numbers_does_not_make_all_as_long(tmp_path, peak):
+    values = ["x" * 100_000, *range(1000)]
+    folder = write(tmp_path, a=content(anne={"x": values, "y": [0] * 1001}))
+    peak.again()
+    fails(folder, "'x' holds texts among numbers")
+    assert peak() < 64 << 20
+
+
 def test_users_of_other_columns_are_refused(tmp_path):
     fails(write(tmp_path, a=content(anne=ANNE, bob={"x": [[1.0]], "y": [0]})), "'bob'.*differ from those of client")
 
 
 def test_a_folder_without_files_is_refused(tmp_path):
-    fails(tmp_path / "no", "is no folder")
+    fails(tmp_path / "no", "is no file or folder")
     fails(write(tmp_path), "has no .json file")
 
 

@@ -100,6 +100,18 @@ def test_parts_of_splits_and_some_features_are_read(examples):
     assert data.sizes.tolist() == [1, 1]
 
 
+def test_names_of_classes_are_kept_and_no_label_is_an_error(tmp_path):
+    named = EXAMPLES | {"label": F.ClassLabel(names=["rest", "walk", "run"])}
+    folder = prepare(tmp_path / "named", named)
+    for options in ({"group_by": "user"}, {"partition": fs.partition.iid(2)}):
+        data = fs.data.sources.tfds(folder, **options)
+        assert json.loads(data.about["categories of label"]) == ["rest", "walk", "run"]
+    folder = prepare(tmp_path / "bare", named, [row | {"label": -1 if i == 3 else 0} for i, row in enumerate(ROWS)])
+    with pytest.raises(ArgumentError, match="'label', row 3: -1 of 3 classes: there is no label"):
+        fs.data.sources.tfds(folder, group_by="user")
+    assert fs.data.sources.tfds(folder, group_by="user", entries=["x"]).num_examples == 5
+
+
 def test_numbers_name_clients_too(examples):
     assert list(tfds(examples, group_by="label").client_ids) == ["0", "1", "2"]
 

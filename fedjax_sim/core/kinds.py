@@ -1,0 +1,69 @@
+"""What devices compute with: numbers, and no text; and what kind of numbers a state keeps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core.errors import ArgumentError
+
+
+def is_computable(array: Any) -> bool:
+    """Whether an array's entries are numbers, truth values or JAX keys."""
+    return any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.extended))
+
+
+def check_computable(arrays: Any) -> None:
+    """Raise `ArgumentError` for a column with which no device computes, whether it is used or not."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if is_computable(leaf):
+            continue
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "arrays"
+        what = {"M": "dates", "m": "spans of time"}.get(leaf.dtype.kind, "text or Python objects")
+        raise ArgumentError(
+            f"column {name!r} holds {what} ({leaf.dtype}), with which devices do not compute. Turn it into numbers, as "
+            f'fs.data.sources.table(..., categories={{"{name}": [...]}}) does of texts and fs.data.next_token_windows '
+            "of sentences, or leave the column out."
+        )
+
+
+def check_leaves(what: str, tree: Any) -> None:
+    """Raise `ArgumentError`, naming the leaf, for what is no number, such as a function or a text."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        number = isinstance(leaf, bool | int | float | complex)
+        if not number and not (hasattr(leaf, "dtype") and hasattr(leaf, "shape") and is_computable(leaf)):
+            raise ArgumentError(
+                f"{what}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, {leaf!r}: must be an array or a "
+                "number. Keep functions, texts and settings out of it, in the closure of the function that uses them."
+            )
+
+
+def shapes_of(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """`jax.eval_shape`, with an error that names a leaf which is no number."""
+
+    def checked(*args: Any) -> Any:
+        made = function(*args)
+        check_leaves(what, made)
+        return made
+
+    return jax.eval_shape(checked, *args)
+
+
+def check_keeps(what: str, old: Any, new: Any) -> None:
+    """Raise `ArgumentError` where a leaf would be cut to the old one's kind, a fraction to a whole number."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
+        kept, given = jnp.result_type(a), jnp.result_type(b)
+        if _rank(given) > _rank(kept):
+            raise ArgumentError(
+                f"{what}{jax.tree_util.keystr(path)} is {given}, which {kept} would cut: it keeps the type that it "
+                "began with. Begin with a float (0.0), or round the new value: jnp.round(value).astype(jnp.int32)."
+            )
+
+
+def _rank(dtype: Any) -> int:
+    """Truth values, whole numbers, floats, complex numbers; each holds those before it."""
+    for rank, kind in enumerate((jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)):
+        if jnp.issubdtype(dtype, kind):
+            return rank
+    return 0

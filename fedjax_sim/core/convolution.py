@@ -137,6 +137,7 @@ def matmul_convolutions(fn: Fn) -> Fn:
         Whatever `fn` raises.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> def fn(x, kernel):
         ...     return jax.lax.conv(x, kernel, window_strides=(1, 1), padding="SAME")
         >>> x, kernel = jnp.ones((2, 3, 8, 8)), jnp.ones((5, 3, 3, 3))

@@ -148,7 +148,7 @@ class Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count = self._file.readinto(buffer)
         self._made += count
-        check_growth("it", self._made, self._held, "unpack it yourself.")
+        check_growth("unpacked", self._made, self._held, "unpack it yourself.")
         return count
 
     def close(self) -> None:

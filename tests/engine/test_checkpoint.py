@@ -281,8 +281,8 @@ OTHERS = {
     r"batching was .*'batch_size': 3.* there and is .*'batch_size': 2.* here": lambda: build(batching=fs.Batching(2)),
     "clients was 12 there and is 13 here": lambda: build(sizes=(*toys.SIZES, 1)),
     "sizes was ": lambda: build(sizes=(9, 0, 5, *toys.SIZES[3:])),
-    "is of another algorithm, model or sampler: it lacks": lambda: build("scaffold"),
-    "it lacks": lambda: build("fedyogi"),
+    "algorithm: num_clients was None there and is 12 here": lambda: build("scaffold"),
+    "algorithm: .*optimizer": lambda: build("fedyogi"),
     "parameters was 8 there and is 6 here": lambda: build(toys.fedavg(smaller())),
 }
 
@@ -304,15 +304,26 @@ def test_a_checkpoint_of_another_simulation_names_the_difference(tmp_path, messa
         OTHERS[message]().restore(tmp_path)
 
 
+@pytest.mark.parametrize("other", ["scaffold", "fedyogi"])
+def test_another_algorithm_that_is_allowed_needs_a_state_of_the_same_parts(tmp_path, other):
+    sim = build()
+    sim.save(tmp_path, sim.init())
+    with pytest.raises(fs.RunFolderError, match=r"is of another algorithm, model or sampler: it lacks"):
+        build(other).restore(tmp_path, allow=ANOTHER)
+
+
+ANOTHER = {"algorithm", "aggregator"}
+
+
 def test_a_leaf_of_another_shape_or_type_is_named(tmp_path):
     of = lambda value: fs.Task(lambda key: {"w": value}, lambda params, batch, key: batch["x"][:, 0])  # noqa: E731
     build_one = lambda value: build(fs.fedavg(of(value), optax.sgd(0.1)))  # noqa: E731
     sim = build_one(jnp.zeros((2, 3)))
     sim.save(tmp_path, sim.init())
     with pytest.raises(fs.RunFolderError, match=r"'w'\] is float32\[2, 3\]: this simulation's is float32\[3, 2\]\. "):
-        build_one(jnp.zeros((3, 2))).restore(tmp_path)
+        build_one(jnp.zeros((3, 2))).restore(tmp_path, allow=ANOTHER)
     with pytest.raises(fs.RunFolderError, match=r"'w'\] is float32\[2, 3\]: this simulation's is bfloat16\[2, 3\]\. "):
-        build_one(jnp.zeros((2, 3), jnp.bfloat16)).restore(tmp_path)
+        build_one(jnp.zeros((2, 3), jnp.bfloat16)).restore(tmp_path, allow=ANOTHER)
 
 
 def test_another_state_of_a_saved_round_is_an_error_and_the_old_one_stays(tmp_path):

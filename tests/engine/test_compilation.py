@@ -68,6 +68,7 @@ def test_steps_runs_and_restored_states_share_one_program(block, algorithm, devi
     options = {"rounds_per_dispatch": block, "devices": jax.devices()[:devices]}
     sim, traces = counted(fs.sampler.uniform(4), toys.ALGORITHMS[algorithm], **options)
     state, _ = sim.step(sim.init())
+    sim.save(tmp_path, state)  # what is saved with it of the simulation is traced once
     once = len(traces)
     state, _ = sim.step(state)
     state, _ = sim.run(state, 3)

@@ -128,7 +128,7 @@ def _chain_programs(chain: Any, of: str, payload: Any, sim: Any, traced: Any, ke
         encoded = chain.encode(key, states, rows, payload, context)
         return chain.receive(key, states, encoded.message), encoded.sums
 
-    def server(key: Any, states: Any, messages: Any, sums: Any, weights: Any, contributes: Any) -> Any:
+    def server(key: Any, states: Any, messages: Any, sums: Any, weights: Any, contributes: Any, clients: Any) -> Any:
         total = jax.tree.map(lambda leaf: jnp.sum(leaf, 0), messages)
         if chain.reducer.collect is not None:
             total = chain.reducer.collect(messages, weights, contributes)
@@ -136,7 +136,7 @@ def _chain_programs(chain: Any, of: str, payload: Any, sim: Any, traced: Any, ke
             total = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), total)
         bound, step = chain.bound_and_step(states, payload)
         weight, count = jnp.sum(weights), jnp.sum(contributes).astype(jnp.float32)
-        known = {"shares": count if sim._everyone else None, "population": sim.data.num_clients}
+        known = {"shares": count if sim._everyone else None, "population": clients}
         seen = Aggregate(total, weight, count, bound=bound, step=step, sums=sums, round_key=key, **known)
         return chain.server(key, states, seen, sim._expected)[:2]
 
@@ -144,7 +144,7 @@ def _chain_programs(chain: Any, of: str, payload: Any, sim: Any, traced: Any, ke
     many = lambda leaf: jax.ShapeDtypeStruct((sim._capacity, *leaf.shape), leaf.dtype)  # noqa: E731
     flags = jax.ShapeDtypeStruct((sim._capacity,), bool)
     messages, weights = jax.tree.map(many, message), many(real)
-    return traced(f"aggregator: server{of}", server, key, states, messages, sums, weights, flags)[0]
+    return traced(f"aggregator: server{of}", server, key, states, messages, sums, weights, flags, whole)[0]
 
 
 def _shapes(data: FederatedData) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -70,7 +70,7 @@ def for_steps(most: int, steps: np.ndarray, clients: np.ndarray, cohort: float, 
         >>> import numpy as np
         >>> from fedjax_sim.engine.lanes import for_steps
         >>> for_steps(16, np.array([5]), np.array([50]), cohort=50, devices=1, work=6100)
-        16
+        8
         >>> for_steps(16, np.array([5, 150]), np.array([49, 1]), cohort=50, devices=1, work=6100)
         1
     """

@@ -1,4 +1,4 @@
-"""Shared settings: eight CPU devices, no silent rank promotion, and programs that compile fast instead of running fast."""
+"""Shared settings: eight CPU devices, no silent rank promotion, and programs that compile fast rather than run fast."""
 
 import os
 
@@ -7,12 +7,9 @@ COMPILE_FAST = (
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
 )
-"""XLA's flags for tests, most of whose time was compiling; processes that they start inherit them."""
+"""XLA's flags for tests, most of whose time was compiling. Processes that tests start inherit them."""
 
-OWN_FLAGS = os.environ.setdefault("FEDJAX_SIM_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-"""As they were: `tests.helpers` compiles with them what is about compiled code."""
-
-os.environ["XLA_FLAGS"] = " ".join((OWN_FLAGS, *COMPILE_FAST)).strip()
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *COMPILE_FAST)).strip()
 
 import jax  # noqa: E402
 

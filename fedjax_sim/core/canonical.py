@@ -255,12 +255,12 @@ def _lines(program: Any) -> Iterator[str]:
     closed = isinstance(program, core.ClosedJaxpr)
     jaxpr = program.jaxpr if closed else program
     if closed:
-        yield from (f"const {_array(const) if hasattr(const, 'dtype') else _word(const)}" for const in program.consts)
+        yield from (f"const {_constant(const)}" for const in program.consts)
     numbers: dict[Any, int] = {}
 
     def said(variable: Any) -> str:
         if isinstance(variable, core.Literal):
-            return f"{_type(variable.aval)}={_word(variable.val)}"
+            return f"{_type(variable.aval)}={_constant(variable.val)}"
         return f"v{numbers.setdefault(variable, len(numbers))}:{_type(variable.aval)}"
 
     yield f"({' '.join(map(said, (*jaxpr.constvars, *jaxpr.invars)))})"
@@ -271,6 +271,14 @@ def _lines(program: Any) -> Iterator[str]:
                 yield from (f"  {name} {line}" for line in _parameter(value))
         yield f"  -> {' '.join(map(said, equation.outvars))}"
     yield f"return {' '.join(map(said, jaxpr.outvars))}"
+
+
+def _constant(value: Any) -> str:
+    """A number of a program; JAX has types of its own for some, which are no NumPy arrays in every version."""
+    said = _array(value) if hasattr(value, "dtype") else _word(value)
+    if said is None:
+        raise TypeError(f"{type(value).__name__} in a program")
+    return said
 
 
 def _type(aval: Any) -> str:

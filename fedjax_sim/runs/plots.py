@@ -241,11 +241,19 @@ def pictures(run: "Run") -> dict[str, Any]:
     for name in ("client/accuracy", "client/loss"):
         values = latest(table, name) if name in table else np.zeros(0)
         if np.isfinite(values).any():
-            everybody = 0 if run.partition is None else len(run.partition["sizes"])
+            everybody = _population(run)
             never = np.full(max(0, everybody - len(values)), np.nan)
             found["clients"] = clients(np.concatenate([values, never]), f"{name}, each client's latest")
             break
     return found
+
+
+def _population(run: "Run") -> int:
+    """Clients of the federation, by the partition or else by what config.json says, unless that is absurd."""
+    if run.partition is not None:
+        return len(run.partition["sizes"])
+    said = (run.config.get("simulation") or {}).get("clients", 0)
+    return said if isinstance(said, int) and said < 10**7 else 0
 
 
 def latest(table: Mapping[str, np.ndarray], name: str) -> np.ndarray:

@@ -101,7 +101,8 @@ def saved_table(run: "Run") -> Any:
         columns = parquet.read_table(path).to_pydict()
         settings = list(run.config["sweep"]["grid"])
         names = [name for name in columns if name not in ("seed", "diverged", *settings)]
-        name = ([each for each in names if "accuracy" in each and not each.startswith("client/")] or names)[0]
+        main = [each for word in ("accuracy", "loss") for each in names if word in each]
+        name = min(main, key=lambda each: each.startswith("client/"), default=names[0])
         found: dict[tuple[Any, ...], list[float]] = {}
         for i in range(len(columns["seed"])):
             seen = [value for value in columns[name][i] or [] if value is not None and value == value]

@@ -18,7 +18,7 @@ from scipy import stats
 import fedjax_sim as fs
 from fedjax_sim.engine import ledger as ledger_lib
 from fedjax_sim.engine.block import pack
-from tests.privacy.test_shares import rounded
+from tests.privacy.rounding import rounded
 
 pytest.importorskip("dp_accounting")
 PLD = pytest.importorskip("dp_accounting.pld.privacy_loss_distribution")

@@ -10,6 +10,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.engine.block import pack
+from tests.privacy.rounding import rounded
 
 K, DIM, Z, STEP = 12, 4000, 2.0, 1 / 64
 SIZES = np.array([2, 0, 1, 3, 0, 1, 2, 5, 0, 1, 3, 2])  # clients 1, 4 and 8 have nothing
@@ -17,28 +18,9 @@ NAN = 3  # its update is not finite
 CLIP = fs.aggregate.clip_by_l2(0.5)
 
 
-def rounded(step=STEP):
-    """Whole multiples of a step; the bound is taken to be the clip's, as it is for what is sent here."""
-
-    def client(key, state, row, payload, context):
-        return jax.tree.map(lambda p: jnp.round(p / step).astype(jnp.int32), payload), row, {}
-
-    def server(key, state, aggregate):
-        value = jax.tree.map(lambda v: v.astype(jnp.float32) * step, aggregate.value)
-        return dataclasses.replace(aggregate, value=value), state, {}
-
-    return fs.aggregate.Transform(
-        "rounded",
-        client=client,
-        server=server,
-        facts=lambda facts: facts._replace(integers=True, largest=1 / step),
-        step=lambda state, incoming, bound, dim: jnp.float32(step),
-    )
-
-
 NOISE = {
-    "discrete gaussian": (rounded(), fs.aggregate.discrete_gaussian_noise(Z), fs.aggregate.secure_sum()),
-    "skellam": (rounded(), fs.aggregate.skellam_noise(Z), fs.aggregate.secure_sum()),
+    "discrete gaussian": (rounded(STEP), fs.aggregate.discrete_gaussian_noise(Z), fs.aggregate.secure_sum()),
+    "skellam": (rounded(STEP), fs.aggregate.skellam_noise(Z), fs.aggregate.secure_sum()),
     "local gaussian": (fs.aggregate.local_gaussian_noise(Z),),
     "local laplace": (fs.aggregate.local_laplace_noise(0.5, Z),),
 }

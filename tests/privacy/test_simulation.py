@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,6 +9,7 @@ import pytest
 from scipy import stats
 
 import fedjax_sim as fs
+from tests.privacy.rounding import rounded
 
 pytest.importorskip("dp_accounting")
 K, DIM = 40, 3
@@ -21,27 +21,12 @@ CENTRAL = (CLIP, fs.aggregate.gaussian_noise(1.2))
 STEP = 1 / 256
 
 
-def rounded():
-    """Whole multiples of `STEP`."""
-
-    def client(key, state, row, payload, context):
-        return jax.tree.map(lambda p: jnp.round(p / STEP).astype(jnp.int32), payload), row, {}
-
-    def server(key, state, aggregate):
-        value = jax.tree.map(lambda v: v.astype(jnp.float32) * STEP, aggregate.value)
-        return dataclasses.replace(aggregate, value=value), state, {}
-
-    return fs.aggregate.Transform(
-        "rounded",
-        client=client,
-        server=server,
-        facts=lambda facts: facts._replace(integers=True, largest=1 / STEP),
-        bound=lambda state, incoming, dim: incoming + STEP * dim**0.5 / 2,
-        step=lambda state, incoming, bound, dim: jnp.float32(STEP),
-    )
-
-
-DISTRIBUTED = (CLIP, rounded(), fs.aggregate.skellam_noise(1.0), fs.aggregate.secure_sum())
+DISTRIBUTED = (
+    CLIP,
+    rounded(STEP, lambda state, incoming, dim: incoming + STEP * dim**0.5 / 2),
+    fs.aggregate.skellam_noise(1.0),
+    fs.aggregate.secure_sum(),
+)
 
 
 def simulation(*transforms, sampler=None, data=DATA, **more):

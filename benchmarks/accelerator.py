@@ -21,7 +21,7 @@ import works
 from federated_tax import make_task, spread
 
 import fedjax_sim as fs
-from fedjax_sim.engine.round import DeviceState
+from fedjax_sim.engine.round.phase import DeviceState
 
 FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "iota", "after-all", "partition-id")
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.aggregate.hadamard import hadamard
+from fedjax_sim.aggregate.numerics.hadamard import hadamard
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def main() -> None:
 
     work = works.load("W2")
     plain = make_task("W2", work)
-    prepare = lambda batch: {**batch, "x": (batch["x"].astype(jnp.float32) / 255 - 0.5) * 0.5}  # noqa: E731
+    prepare = lambda batch: {**batch, "x": (batch["x"].astype(jnp.float32) / 255 - 0.5) * 0.5}
     flax = fs.classification(fs.models.CNN(62), {"x": work.x[:1], "y": work.y[:1]}, preprocess=prepare)
     optimizer = optax.sgd(work.learning_rate)
     algorithms = {
@@ -78,7 +78,7 @@ def own_client(task: fs.Task, rate: float) -> fs.Algorithm:
 
     def client(key, server, row, batches):
         def step(params, batch, key):
-            mean = lambda p: jnp.sum(task.loss(p, batch, key) * batch["mask"]) / jnp.sum(batch["mask"])  # noqa: E731
+            mean = lambda p: jnp.sum(task.loss(p, batch, key) * batch["mask"]) / jnp.sum(batch["mask"])
             loss, grads = jax.value_and_grad(mean)(params)
             return jax.tree.map(lambda p, g: p - rate * g, params, grads), {"loss": loss}
 

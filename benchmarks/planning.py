@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 import fedjax_sim as fs
-from fedjax_sim.data.plan import Planner
+from fedjax_sim.engine.plan.planner import Planner
 
 
 def main() -> None:

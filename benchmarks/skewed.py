@@ -21,7 +21,7 @@ import works
 from federated_tax import make_task, spread
 
 import fedjax_sim as fs
-from fedjax_sim.engine import mapping
+from fedjax_sim.engine.device import placement
 
 CLIENTS = 50
 
@@ -67,10 +67,10 @@ def compare(name: str, work: works.Work, cohort: str, sizes: np.ndarray, lanes: 
     plans = sim._plan(state, 1, slots=1)
     program, arrays = sim._program(plans.shape, 1), sim._resident_arrays()
     given = (state.seeds, sim._on_devices(state), plans.words, np.int32(1), arrays)
-    chunks = lambda: jax.block_until_ready(program(*given)[0].server.params)  # noqa: E731
+    chunks = lambda: jax.block_until_ready(program(*given)[0].server.params)
 
     refilled, queues = refill(task, work, sim, plans.rounds[0], lanes)
-    refilling = lambda: jax.block_until_ready(refilled(sim.params(state), queues, arrays))  # noqa: E731
+    refilling = lambda: jax.block_until_ready(refilled(sim.params(state), queues, arrays))
     one, other = chunks(), refilling()
     apart = max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
     times: dict[str, list[float]] = {"chunks": [], "refill": []}
@@ -96,8 +96,8 @@ def refill(task: fs.Task, work: works.Work, sim: fs.Simulation, plan: Any, lanes
     ids, steps = (leaf.reshape(len(leaf), -1) for leaf in (plan.client_id, plan.steps))
     start = sim.data.offsets[ids].astype(np.int32)
     size = np.where(steps > 0, sim.data.sizes_of(ids.ravel()).reshape(ids.shape), 0).astype(np.int32)
-    pad = lambda leaf: np.pad(leaf, ((0, 0), (0, lanes))).astype(np.int32)  # noqa: E731  nobody is behind the last
-    queues = mapping.shard(sim._mesh, tuple(map(pad, (start, size, steps))))
+    pad = lambda leaf: np.pad(leaf, ((0, 0), (0, lanes))).astype(np.int32)  # nobody is behind the last
+    queues = placement.shard(sim._mesh, tuple(map(pad, (start, size, steps))))
     batch = work.batch_size
 
     def device(server: Any, queues: Any, arrays: Any) -> Any:
@@ -118,10 +118,10 @@ def refill(task: fs.Task, work: works.Work, sim: fs.Simulation, plan: Any, lanes
         def refilled(carry: Any, done: Any) -> Any:
             params, client, at, following, total = carry
             weight = jnp.where(done, size[client], 0).astype(jnp.float32)
-            add = lambda t, p, s: t + jnp.tensordot(weight, p - s[None], 1)  # noqa: E731
+            add = lambda t, p, s: t + jnp.tensordot(weight, p - s[None], 1)
             total = jax.tree.map(add, total, params, server)
             new = jnp.minimum(following + jnp.cumsum(done) - 1, behind)
-            pick = lambda p, s: jnp.where(done.reshape(-1, *[1] * (p.ndim - 1)), s[None], p)  # noqa: E731
+            pick = lambda p, s: jnp.where(done.reshape(-1, *[1] * (p.ndim - 1)), s[None], p)
             params = jax.tree.map(pick, params, server)
             return params, jnp.where(done, new, client), jnp.where(done, 0, at), following + done.sum(), total
 
@@ -129,7 +129,7 @@ def refill(task: fs.Task, work: works.Work, sim: fs.Simulation, plan: Any, lanes
             params, client, at, following, total = carry
             active = at < steps[client]
             new = jax.vmap(step)(params, client, at)
-            keep = lambda n, p: jnp.where(active.reshape(-1, *[1] * (p.ndim - 1)), n, p)  # noqa: E731
+            keep = lambda n, p: jnp.where(active.reshape(-1, *[1] * (p.ndim - 1)), n, p)
             params, at = jax.tree.map(keep, new, params), at + active
             done = active & (at == steps[client])
             carry = (params, client, at, following, total)
@@ -138,13 +138,13 @@ def refill(task: fs.Task, work: works.Work, sim: fs.Simulation, plan: Any, lanes
         first = jnp.arange(lanes, dtype=jnp.int32)
         params = jax.tree.map(lambda p: jnp.broadcast_to(p, (lanes, *p.shape)), server)
         begin = (params, first, jnp.zeros(lanes, jnp.int32), jnp.int32(lanes), jax.tree.map(jnp.zeros_like, server))
-        busy = lambda carry: (carry[2] < steps[carry[1]]).any()  # noqa: E731
+        busy = lambda carry: (carry[2] < steps[carry[1]]).any()
         total = jax.lax.while_loop(busy, body, begin)[-1]
-        total, weight = jax.lax.psum((total, size.sum().astype(jnp.float32)), mapping.AXIS)
+        total, weight = jax.lax.psum((total, size.sum().astype(jnp.float32)), placement.AXIS)
         return jax.tree.map(lambda s, t: s + t / weight, server, total)
 
-    specs = (mapping.REPLICATED, mapping.SHARDED, mapping.REPLICATED)
-    share = jax.shard_map(device, mesh=sim._mesh, in_specs=specs, out_specs=mapping.REPLICATED, check_vma=False)
+    specs = (placement.REPLICATED, placement.SHARDED, placement.REPLICATED)
+    share = jax.shard_map(device, mesh=sim._mesh, in_specs=specs, out_specs=placement.REPLICATED, check_vma=False)
     return jax.jit(share), queues
 
 

@@ -22,8 +22,8 @@ import works
 from federated_tax import make_task, spread
 
 import fedjax_sim as fs
-from fedjax_sim.engine.grid import groups_of, settings_of
-from fedjax_sim.engine.members import Members
+from fedjax_sim.sweeps.grid import groups_of, settings_of
+from fedjax_sim.sweeps.members import Members
 
 ROUNDS = 10
 RATES = np.geomspace(0.002, 0.02, 16).tolist()

@@ -220,7 +220,7 @@ def _adaptive(
         if bias_correction:
             rate = rate / (1 - b1**count)
             rate = rate if b2 is None else rate * jnp.sqrt(1 - b2**count)
-        step = lambda m, v: (-rate * m / (jnp.sqrt(v) + tau)).astype(m.dtype)  # noqa: E731
+        step = lambda m, v: (-rate * m / (jnp.sqrt(v) + tau)).astype(m.dtype)
         return jax.tree.map(step, m, v), AdaptiveState(count, m, v)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]

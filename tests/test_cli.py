@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim import cli
+from fedjax_sim.cli import commands as cli
 
 COMMAND = [sys.executable, "-m", "fedjax_sim.cli"]
 TIMEOUT = 300
@@ -323,7 +323,7 @@ def test_resume_extends_a_run_as_if_it_had_been_longer_from_the_start(resumed, p
     done = resumed["resume longer --rounds 5"]
     assert done.status == 0, done
     assert "2 rounds, " in done.out
-    trained = lambda run: [{k: v for k, v in each.items() if "test/" not in k} for each in lines(place / run)]  # noqa: E731
+    trained = lambda run: [{k: v for k, v in each.items() if "test/" not in k} for each in lines(place / run)]
     assert len(trained("longer")) == 5
     assert trained("longer") == trained("straight")
     assert lines(place / "longer")[4] == lines(place / "straight")[4]

@@ -22,26 +22,18 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "records": ("core.types",),
     "errors": ("core.errors",),
     "metrics": ("core.metrics",),
-    "preprocessing": ("data.text", "data.preprocess", "client.augmentation"),
+    "preprocessing": ("data.text.tokens", "data.preprocess", "client.augmentation"),
     "tasks": ("client", "core.convolution"),
-    "data": (
-        "data.federated",
-        "data.on_disk",
-        "data.procedural",
-        "data.plan",
-        "data.strings",
-        "data.cache",
-        "data.measures",
-    ),
-    "sources": ("data.sources", "data.catalogue", "data.sets", "data.archives", "data.pickles"),
-    "partition": ("data.partition", "data.mixtures", "data.skew", "data.concept"),
+    "data": ("data.federated", "data.store", "data.batching", "data.text.strings", "data.partition.measures"),
+    "sources": ("data.sources", "data.fetch"),
+    "partition": ("data.partition",),
     "sampler": ("population",),
     "models": ("models",),
     "aggregate": ("aggregate",),
     "privacy": ("privacy",),
     "server": ("server",),
     "algorithms": ("algorithms",),
-    "engine": ("engine",),
+    "engine": ("engine", "simulation", "sweeps"),
     "runs": ("runs",),
 }
 """Page to the modules whose names it shows."""
@@ -124,7 +116,7 @@ def skip_fields(app: Any, what: str, name: str, value: Any, skip: bool, options:
 
 def plurals(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Docstrings write `Cohort`s; reStructuredText wants a space, or a backslash and a space, after the backtick."""
-    apart = lambda match: match[0] if match[1] is None else f"{match[1]}\\ {match[2]}"  # noqa: E731
+    apart = lambda match: match[0] if match[1] is None else f"{match[1]}\\ {match[2]}"
     text = re.sub(r"``.+?``|((?::[\w:]+:)?`[^`]+`)(?=\w)(\w)|(?::[\w:]+:)?`[^`]+`", apart, "\n".join(lines), flags=re.S)
     lines[:] = text.split("\n")
 

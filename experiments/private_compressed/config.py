@@ -101,7 +101,7 @@ def build(config: Config) -> fs.Simulation:
             sampler=sampler,
             population=config.num_clients,
         )
-    scale = lambda batch: {**batch, "x": batch["x"].astype(jnp.float32) / 255}  # noqa: E731
+    scale = lambda batch: {**batch, "x": batch["x"].astype(jnp.float32) / 255}
     task = fs.classification(fs.models.MLP(10, widths=(32,)), fashion.train, preprocess=scale)
     algorithm = fs.fedavg(
         task,

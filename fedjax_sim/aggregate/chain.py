@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregate import folds
+from fedjax_sim.aggregate import folded
 from fedjax_sim.aggregate.base import (
     Context,
     Facts,
@@ -77,10 +77,10 @@ class Aggregator(NamedTuple):
         """`(states, rows)`, one entry a transform; rows are None when no transform keeps any."""
         states, rows, metrics = [], [], {}
         for t in self.transforms:
-            state, row = t.init(folds.part(t, payload_shapes))
+            state, row = t.init(folded.part(t, payload_shapes))
             states.append(state)
             rows.append(row)
-            payload_shapes, seen = folds.shapes(t, state, row, payload_shapes)
+            payload_shapes, seen = folded.shapes(t, state, row, payload_shapes)
             metrics = _join(metrics, seen, t)
         if jax.tree.leaves(rows) and self.facts.noisy:
             raise ArgumentError(
@@ -98,23 +98,23 @@ class Aggregator(NamedTuple):
         for privacy get their keys from `noise_key`, if there is one, all others from `key`.
         """
         new_rows, metrics, sums = [], {}, []
-        bounds, step, bits = folds.whole(context.bound), jnp.ones(()), folds.first_bits(payload)
+        bounds, step, bits = folded.whole(context.bound), jnp.ones(()), folded.first_bits(payload)
         for i, t in enumerate(self.transforms):
             if self._weighs(i):
                 payload = jax.tree.map(lambda p: p * context.weight.astype(p.dtype), payload)
-            mine = folds.part(t, payload)
+            mine = folded.part(t, payload)
             own = context._replace(
-                round_key=jax.random.fold_in(context.round_key, i), bound=folds.incoming(t, bounds), step=step
+                round_key=jax.random.fold_in(context.round_key, i), bound=folded.incoming(t, bounds), step=step
             )
-            own_key, row = self._key(i, key, noise_key), folds.no_row(t, mine) if rows is None else rows[i]
+            own_key, row = self._key(i, key, noise_key), folded.no_row(t, mine) if rows is None else rows[i]
             sums.append(t.sums(own_key, states[i], mine, own))
-            bounds, step, before = *folds.bound(t, states[i], bounds, step, payload), payload
+            bounds, step, before = *folded.bound(t, states[i], bounds, step, payload), payload
             message, row, seen = t.client(own_key, states[i], row, mine, own)
-            payload = folds.put(t, payload, message)
-            bits = folds.bits(t, bits, before, message)
+            payload = folded.put(t, payload, message)
+            bits = folded.bits(t, bits, before, message)
             new_rows.append(row)
             metrics = _join(metrics, as_metrics(seen), t)
-        metrics = {**metrics, "uplink_bits": Sum(jnp.asarray(folds.total_bits(bits), jnp.float32))}
+        metrics = {**metrics, "uplink_bits": Sum(jnp.asarray(folded.total_bits(bits), jnp.float32))}
         return Encoded(payload, None if rows is None else tuple(new_rows), metrics, tuple(sums))
 
     def client(self, key: Key, states: Any, rows: Any, payload: Any, context: Context):
@@ -126,8 +126,8 @@ class Aggregator(NamedTuple):
         for i in reversed(range(len(self.transforms))):
             t = self.transforms[i]
             if t.receives:
-                own = t.receive(jax.random.fold_in(key, i), states[i], folds.part(t, message))
-                message = folds.put(t, message, own)
+                own = t.receive(jax.random.fold_in(key, i), states[i], folded.part(t, message))
+                message = folded.put(t, message, own)
         return message
 
     def bound(self, states: Any, payload_shapes: Any) -> Any:
@@ -136,12 +136,12 @@ class Aggregator(NamedTuple):
 
     def bound_and_step(self, states: Any, payload_shapes: Any) -> tuple[Any, Any]:
         """`bound`, and how much one unit of the integers that are sent is worth."""
-        bounds, step = folds.whole(jnp.asarray(jnp.inf, jnp.float32)), jnp.ones(())
+        bounds, step = folded.whole(jnp.asarray(jnp.inf, jnp.float32)), jnp.ones(())
         for t, state in zip(self.transforms, states, strict=True):
-            bounds, step = folds.bound(t, state, bounds, step, payload_shapes)
-            row = jax.eval_shape(lambda shapes, t=t: t.init(shapes)[1], folds.part(t, payload_shapes))
-            payload_shapes, _ = folds.shapes(t, state, row, payload_shapes)
-        return jnp.asarray(folds.total(bounds, payload_shapes), jnp.float32), step
+            bounds, step = folded.bound(t, state, bounds, step, payload_shapes)
+            row = jax.eval_shape(lambda shapes, t=t: t.init(shapes)[1], folded.part(t, payload_shapes))
+            payload_shapes, _ = folded.shapes(t, state, row, payload_shapes)
+        return jnp.asarray(folded.total(bounds, payload_shapes), jnp.float32), step
 
     def server(self, key: Key, states: Any, aggregate: Aggregate, expected: Any, noise_key: Key | None = None):
         """All server sides in reverse order, then the division: `(aggregate, states, metrics)`.
@@ -158,7 +158,7 @@ class Aggregator(NamedTuple):
             t = self.transforms[i]
             seen = dataclasses.replace(
                 aggregate,
-                value=folds.part(t, aggregate.value),
+                value=folded.part(t, aggregate.value),
                 bound=bound,
                 expected=expected,
                 step=step,
@@ -166,7 +166,7 @@ class Aggregator(NamedTuple):
                 round_key=None if given.round_key is None else jax.random.fold_in(given.round_key, i),
             )
             after, new_states[i], reported = t.server(self._key(i, key, noise_key), states[i], seen)
-            aggregate = dataclasses.replace(after, value=folds.put(t, aggregate.value, after.value))
+            aggregate = dataclasses.replace(after, value=folded.put(t, aggregate.value, after.value))
             metrics = _join(metrics, as_metrics(reported), t)
         value = self.reducer.result(aggregate, expected if self.facts.noisy else None)
         weight, count = aggregate.weight, aggregate.count

@@ -28,7 +28,7 @@ def mean(weight: Literal["examples", "uniform"] = "examples") -> Reducer:
     def result(aggregate, expected):
         total = aggregate.weight if expected is None else jnp.asarray(expected, jnp.float32)
         scale = jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
-        wide = lambda value: value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(jnp.float32)  # noqa: E731
+        wide = lambda value: value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(jnp.float32)
         values = jax.tree.map(wide, aggregate.value)
         return jax.tree.map(lambda value: value * scale.astype(value.dtype), values)
 

@@ -71,7 +71,7 @@ def fedprox(
         >>> algorithm = fs.fedprox(task, optax.sgd(0.05), mu=0.1)
     """
     check_not_negative("mu", mu)
-    pull = lambda y, x: jax.tree.map(lambda a, b: mu * (a - b), y, x)  # noqa: E731
+    pull = lambda y, x: jax.tree.map(lambda a, b: mu * (a - b), y, x)
     return _build(task, client_optimizer, server_optimizer, aggregator, pull)
 
 

@@ -109,7 +109,7 @@ def num_classes(
         changed |= prepared.get(labels) is not batch.get(labels)
         return prepared
 
-    bare = lambda outputs, batch: outputs  # noqa: E731
+    bare = lambda outputs, batch: outputs
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in example.items()}
     task = flax_task(model, zeros, bare, inputs=inputs, preprocess=watched, batch_stats=batch_stats, convolutions="xla")
     evaluate = task.evaluate or task.loss
@@ -140,7 +140,7 @@ def label_loss(logits: Any, y: Any) -> Loss:
         return Loss(each, weight, {"accuracy": (right, weight)})
     axes = tuple(range(1, y.ndim))
     weight = jnp.sum(real, axes).astype(jnp.float32)
-    mean = lambda value: jnp.sum(value * real, axes) / jnp.maximum(weight, 1)  # noqa: E731
+    mean = lambda value: jnp.sum(value * real, axes) / jnp.maximum(weight, 1)
     return Loss(mean(each), weight, {"accuracy": (mean(right), weight)})
 
 
@@ -314,7 +314,7 @@ def _nnx(model: Any, inputs: str, frozen: bool) -> _Module:
     def init(key: Key) -> Params:
         module = model if make is None else make(nnx.Rngs(key))
         _, params, batch_stats, _ = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
-        copy = lambda state: jax.tree.map(jnp.array, nnx.to_pure_dict(state))  # noqa: E731
+        copy = lambda state: jax.tree.map(jnp.array, nnx.to_pure_dict(state))
         return {"params": copy(params)} | ({"batch_stats": copy(batch_stats)} if stats else {})
 
     def apply(params: Params, batch: Batch, key: Key, train: bool):

@@ -80,6 +80,6 @@ def whole(y: Any, num_classes: int) -> Any:
 
 def example_of(sample: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of one example and its mask: a batch to trace a model with."""
-    like = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))  # noqa: E731
+    like = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))
     numbers = {name: like(a) for name, a in sample.items() if is_computable(a)}
     return {**numbers, "mask": jax.ShapeDtypeStruct((1,), jnp.float32)}

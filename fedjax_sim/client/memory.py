@@ -36,7 +36,7 @@ def compute_in(task: Task, dtype: Any = jnp.bfloat16) -> Task:
     check(jnp.issubdtype(dtype, jnp.floating), "dtype", dtype, "must be a floating-point type.")
 
     def cast(tree: Any) -> Any:
-        short = lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf  # noqa: E731
+        short = lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
         return jax.tree.map(lambda leaf: short(jnp.asarray(leaf)), tree)
 
     def wrapped(loss: Any) -> Any:

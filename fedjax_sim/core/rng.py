@@ -58,7 +58,7 @@ def round_keys(seeds: Any, purposes: Iterable[Purpose], round: Any, phase: int) 
         round: the round's number; may be traced.
         phase: its index.
     """
-    of = lambda purpose: seeds[1] if purpose in NOISES else seeds[0]  # noqa: E731
+    of = lambda purpose: seeds[1] if purpose in NOISES else seeds[0]
     return {purpose: jax.random.fold_in(key(of(purpose), purpose, round), phase) for purpose in purposes}
 
 

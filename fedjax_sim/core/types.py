@@ -166,8 +166,8 @@ class RoundState:
         server: the algorithm's server state.
         aggregator: the transforms' server state, one entry a phase.
         sampler: the sampler's state (host).
-        rows: `ClientRows`; of rows on the host, `fedjax_sim.engine.host_rows.HostRows`.
-        ledger: what each past round released, for accountants (host, plain values; `fedjax_sim.engine.ledger`).
+        rows: `ClientRows`; of rows on the host, `fedjax_sim.engine.store.row_file.HostRows`.
+        ledger: what each past round released, for accountants (host, plain values; `fedjax_sim.simulation.ledger`).
         noise_seed: what noise for privacy is drawn from, a host int; None for the seed.
 
     Example:

@@ -205,7 +205,7 @@ class FederatedData:
 
     def _shapes(self) -> dict[str, str]:
         leaves = jax.tree_util.tree_leaves_with_path(self.arrays)
-        name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/") or "array"  # noqa: E731
+        name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/") or "array"
         return {name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
 
     def _empty(self) -> str:

@@ -57,7 +57,7 @@ def map_clients(
         made = from_clients([arrays for _, arrays in clients(0)], names)
         ids = data.client_ids
     else:
-        from fedjax_sim.data.cache import cached
+        from fedjax_sim.data.store.cache import cached
 
         facts = repr((cache_key, names, data.offsets.tolist(), data._shapes()))
         fingerprint = {"name": cache, "made from": sha256(facts.encode()).hexdigest()}
@@ -312,7 +312,7 @@ def _block(data: FederatedData, entry: str, start: int, stop: int) -> np.ndarray
 def _moments(data: FederatedData, entry: str, rows: slice, over: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation, kept to the shape of an example: 1 on the axes summed over. Two passes, block by block."""
     blocks = range(rows.start, rows.stop, BLOCK)
-    total = lambda part: part.sum(axis=(0, *over), keepdims=True)[0]  # noqa: E731
+    total = lambda part: part.sum(axis=(0, *over), keepdims=True)[0]
     count = (rows.stop - rows.start) * np.prod([data.arrays[entry].shape[axis] for axis in over])
     mean = sum(total(_block(data, entry, at, min(at + BLOCK, rows.stop))) for at in blocks) / count
     if not np.all(np.isfinite(mean)):

@@ -67,7 +67,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        conv = lambda width: nn.Conv(width, (3, 3), padding="VALID")  # noqa: E731
+        conv = lambda width: nn.Conv(width, (3, 3), padding="VALID")
         x = nn.relu(conv(32)(x))
         x = nn.relu(conv(64)(x))
         x = _flat(nn.max_pool(x, (2, 2), (2, 2)))

@@ -132,7 +132,7 @@ def compose(
     check_delta(delta)
     check(accountant in (None, "pld", "rdp"), "accountant", accountant, 'must be "pld", "rdp" or None.')
     adjacency = common_neighbours(entries, adjacency)
-    released = lambda by: [r for entry in entries for r in releases(entry, by, adjacency, delta)]  # noqa: E731
+    released = lambda by: [r for entry in entries for r in releases(entry, by, adjacency, delta)]
     found = released(accountant or "pld")
     if accountant is None:
         accountant = "pld" if all(_has_pld(r) for r in found) else "rdp"

@@ -194,7 +194,7 @@ def versions() -> dict[str, str]:
 def git_commit() -> dict[str, Any] | None:
     """The commit of the working directory, and whether files differ from it; None outside a repository."""
     try:
-        run = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)  # noqa: E731
+        run = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
         commit, changes = run("rev-parse", "HEAD"), run("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.TimeoutExpired):
         return None

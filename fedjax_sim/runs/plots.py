@@ -172,7 +172,7 @@ def families(names: Iterable[str]) -> dict[str, list[str]]:
         stem = _stem(name)
         several = stem not in names and sum(_stem(each) == stem for each in names) > 1
         found.setdefault(stem if several else name, []).append(name)
-    quantile = lambda name: float(name.rpartition("_p")[2])  # noqa: E731
+    quantile = lambda name: float(name.rpartition("_p")[2])
     return {title: sorted(group, key=quantile) if len(group) > 1 else group for title, group in found.items()}
 
 

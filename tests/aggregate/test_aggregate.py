@@ -136,7 +136,7 @@ def affine(name, factor, shift, log):
 
     def server(key, state, aggregate):
         log.append(f"{name} server")
-        undo = lambda total: (total - shift * aggregate.weight) / factor  # noqa: E731
+        undo = lambda total: (total - shift * aggregate.weight) / factor
         return (
             fs.Aggregate(jax.tree.map(undo, aggregate.value), aggregate.weight, aggregate.count),
             state,

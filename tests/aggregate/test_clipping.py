@@ -191,7 +191,7 @@ def test_a_part_that_is_not_there_is_named():
 
 
 def test_bits_add_up_over_parts():
-    half = lambda message, incoming: incoming / 2  # noqa: E731
+    half = lambda message, incoming: incoming / 2
     aggregator = chain(
         on("a", fs.aggregate.Transform("h", bits=half)),
         on("b", fs.aggregate.Transform("q", bits=lambda message, incoming: 8.0)),

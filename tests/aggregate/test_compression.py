@@ -11,7 +11,8 @@ import pytest
 import scipy.linalg
 
 import fedjax_sim as fs
-from fedjax_sim.aggregate import elias, hadamard, lloyd, low_rank, rounding
+from fedjax_sim.aggregate.compress import low_rank
+from fedjax_sim.aggregate.numerics import elias, hadamard, lloyd, rounding
 
 A = fs.aggregate
 DRAWS = 4000

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import fedjax_sim as fs
-from fedjax_sim.aggregate.correlated_noise import banded_sensitivity
+from fedjax_sim.aggregate.privacy.correlated_noise import banded_sensitivity
 
 SHAPES = {"a": jnp.zeros((4000,)), "b": jnp.zeros(())}
 
@@ -137,7 +137,7 @@ def test_the_strategy_is_better_than_independent_noise():
     transform = fs.aggregate.banded_noise(1.0, bands=4, rounds=16)
     column = np.asarray(transform.facts(fs.aggregate.Facts(clipped=True)).noise[0].details["sensitivity"].args[0])
     assert column.shape == (4,)
-    error = lambda c: float(package.toeplitz.per_query_error(strategy_coef=jnp.asarray(c), n=16).mean())  # noqa: E731
+    error = lambda c: float(package.toeplitz.per_query_error(strategy_coef=jnp.asarray(c), n=16).mean())
     assert error(column / np.linalg.norm(column)) < 0.8 * error([1.0])
 
 

@@ -7,8 +7,9 @@ import pytest
 from scipy import special, stats
 
 import fedjax_sim as fs
-from fedjax_sim.aggregate import chain, clip_by_l2, discrete, mean
-from fedjax_sim.aggregate.discrete import discrete_gaussian, skellam
+from fedjax_sim.aggregate import chain, clip_by_l2, mean
+from fedjax_sim.aggregate.privacy import distributed_noise as discrete
+from fedjax_sim.aggregate.privacy.distributed_noise import discrete_gaussian, skellam
 
 D = 4000
 UNIFORM = mean("uniform")
@@ -128,7 +129,7 @@ def test_integer_noise_has_the_exact_law(law, pmf, sigma):
     drawn = np.asarray(jax.jit(law, static_argnums=2)(jax.random.key(11), sigma, (n,)))
     assert drawn.dtype == np.int32
 
-    p_value = lambda wrong: fit(drawn, lambda k: pmf(k, wrong * sigma), sigma)  # noqa: E731
+    p_value = lambda wrong: fit(drawn, lambda k: pmf(k, wrong * sigma), sigma)
     assert p_value(1.0) > 1e-4
     assert p_value(2 / 3) < 1e-9
     assert p_value(3 / 2) < 1e-9

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim.aggregate.hadamard import rotate_randomly
-from fedjax_sim.aggregate.rotate import spread
-from fedjax_sim.aggregate.rounding import norm_bound, round_up_or_down, round_within
+from fedjax_sim.aggregate.compress.rotate import spread
+from fedjax_sim.aggregate.numerics.hadamard import rotate_randomly
+from fedjax_sim.aggregate.numerics.rounding import norm_bound, round_up_or_down, round_within
 
 KEYS = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(5), i))(jnp.arange(20_000))
 

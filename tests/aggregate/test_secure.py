@@ -184,7 +184,7 @@ def test_a_cohort_that_could_pass_the_modulus_is_refused(clients, fits):
     data = fs.FederatedData({"x": np.zeros((40, 3), np.float32)}, np.arange(41))
     aggregator = chain(integers(4), secure_sum(8), reduce=mean("uniform"))
     algorithm = fs.fedsgd(task, fs.server.fedavgm(1.0), aggregator)
-    build = lambda: fs.Simulation(algorithm, data, fs.sampler.uniform(clients), fs.Batching(1))  # noqa: E731
+    build = lambda: fs.Simulation(algorithm, data, fs.sampler.uniform(clients), fs.Batching(1))
     if fits:
         build()
     else:

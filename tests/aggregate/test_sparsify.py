@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim.aggregate.sparsify import random_places
+from fedjax_sim.aggregate.compress.sparsify import random_places
 
 DRAWS = 6000
 

@@ -53,7 +53,7 @@ def quadratics(a, b, copies=None):
         "b": np.repeat(b, copies).astype(np.float32),
     }
     data = fs.data.FederatedData(arrays, np.concatenate([[0], np.cumsum(copies)]))
-    loss = lambda x, batch, key: batch["a"] * (x - batch["b"]) ** 2 / 2  # noqa: E731
+    loss = lambda x, batch, key: batch["a"] * (x - batch["b"]) ** 2 / 2
     return fs.Task(lambda key: jnp.zeros(()), loss), data
 
 

@@ -93,7 +93,7 @@ def scaffold(task, lr, num_clients, server_lr=1.0):
         return fs.ClientUpdate(payload, weight=1.0, state=c_new, metrics=metrics)
 
     def server(key, server, aggregate):
-        step = lambda scale: lambda s, d: s + scale * d  # noqa: E731
+        step = lambda scale: lambda s, d: s + scale * d
         return {"x": jax.tree.map(step(server_lr), server["x"], aggregate.value["delta"]),
                 "c": jax.tree.map(step(aggregate.count / num_clients), server["c"], aggregate.value["dc"])}
 

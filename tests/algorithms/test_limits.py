@@ -47,7 +47,7 @@ def models(algorithm, cohorts=COHORTS, batching=FULL, **options):
 
 
 def assert_close(actual, expected, tolerance=1e-6):
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)  # noqa: E731
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
     jax.tree.map(close, actual, expected)
 
 
@@ -113,7 +113,7 @@ def test_any_optax_client_optimizer_starts_anew_each_round():
 
 def hand_made(client, steps):
     """One client's batches as an engine would make them: `steps` full batches."""
-    count = lambda n: jnp.asarray(n, jnp.int32)  # noqa: E731
+    count = lambda n: jnp.asarray(n, jnp.int32)
     size = SIZES[client]
     return ClientBatches(
         num_steps=count(steps),

@@ -36,7 +36,7 @@ def test_an_examples_draw_does_not_depend_on_the_batch():
 
 
 def test_evaluation_sees_augmented_data_as_they_are_and_transformed_ones_transformed():
-    negative = lambda example, key: {**example, "x": -example["x"]}  # noqa: E731
+    negative = lambda example, key: {**example, "x": -example["x"]}
     x = np.arange(3.0)
     assert seen(pixels(fs.client.augment, negative), batch(x)).tolist() == [0, -1, -2]
     assert seen(pixels(fs.client.augment, negative), batch(x), evaluate=True).tolist() == [0, 1, 2]
@@ -128,7 +128,7 @@ def test_a_round_with_augmentation_and_skew_does_not_see_its_padding():
     rng = np.random.default_rng(1)
     arrays = {"x": rng.integers(0, 255, (40, 6, 6, 1)).astype(np.uint8), "y": rng.integers(0, 3, 40).astype(np.int32)}
     data = fs.data.numbered(fs.data.FederatedData(arrays, [0, 3, 11, 40]))
-    scale = lambda b: {**b, "x": b["x"].astype(jnp.float32) / 255}  # noqa: E731
+    scale = lambda b: {**b, "x": b["x"].astype(jnp.float32) / 255}
     task = fs.classification(fs.models.LogisticRegression(num_classes=3), arrays, preprocess=scale)
     task = fs.client.augment(task, fs.client.random_crop(padding=1), fs.client.random_flip())
     task = fs.client.transform(task, fs.client.rotation([0, 90, 180]), fs.client.noise([0.0, 5.0, 10.0]))

@@ -421,7 +421,7 @@ def test_preprocess_scales_inside_the_step():
 
 def test_preprocess_may_return_the_input_alone():
     """The mask survives a `preprocess` that builds its batch anew."""
-    anew = lambda batch: {"x": 2 * batch["x"], "y": batch["y"]}  # noqa: E731
+    anew = lambda batch: {"x": 2 * batch["x"], "y": batch["y"]}
     task = fs.classification(Linen(), DATA.arrays, preprocess=anew)
     doubled = {**DATA.arrays, "x": 2 * DATA.arrays["x"]}
     params = task.init(KEY)

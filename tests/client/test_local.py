@@ -7,7 +7,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.client import ClientBatches
-from fedjax_sim.data.plan import Planner
+from fedjax_sim.engine.plan.planner import Planner
 
 SIZES = (7, 4, 0, 9)
 DRAW = np.random.default_rng(0)
@@ -119,7 +119,7 @@ def test_derivatives_through_local_training(client):
         np.testing.assert_array_equal(grads[0], np.ones(2))
         assert grads[1] == 0
         return
-    value = lambda start, lr: by_hand(batches, start, lr)[0].sum()  # noqa: E731
+    value = lambda start, lr: by_hand(batches, start, lr)[0].sum()
     for i, direction in enumerate(np.eye(2) * 1e-4):
         slope = (value(START + direction, 0.1) - value(START - direction, 0.1)) / 2e-4
         np.testing.assert_allclose(grads[0][i], slope, rtol=2e-3, atol=2e-3)

@@ -14,7 +14,7 @@ Y = np.array([[1, 2, 87, 89], [4, 89, 0, 0]], np.int32)
 
 
 def test_parameters_are_those_of_the_papers_models():
-    count = lambda model, shape: sum(  # noqa: E731
+    count = lambda model, shape: sum(
         leaf.size
         for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape, jnp.int32)))
     )

@@ -91,13 +91,13 @@ SIZES = np.array([1, 2, 3, 1, 2])
 
 def reduced(reducer, shapes, **options):
     """What a round makes of payloads that are full of each client's scale, in the server's state."""
-    like = lambda key: tree(shapes, jnp.zeros)  # noqa: E731
+    like = lambda key: tree(shapes, jnp.zeros)
 
     def client(key, server, row, batches):
         scale = batches.batch(0)["x"][0]
         return fs.ClientUpdate(jax.tree.map(lambda p: jnp.full(p.shape, scale), server), batches.num_examples)
 
-    server = lambda key, server, aggregate: jax.tree.map(jnp.add, server, aggregate.value)  # noqa: E731
+    server = lambda key, server, aggregate: jax.tree.map(jnp.add, server, aggregate.value)
     task = fs.Task(like, lambda params, batch, key: batch["x"])
     algorithm = fs.Algorithm(task, lambda params: (params, None), client, server, aggregator=reducer)
     data = fs.FederatedData({"x": np.repeat(SCALES, SIZES)}, np.concatenate([[0], np.cumsum(SIZES)]))

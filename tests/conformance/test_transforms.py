@@ -70,7 +70,7 @@ def test_a_chain_gives_back_the_payloads_shapes_and_stays_finite(name):
     for kind in ("zero", "small", "large"):
         encoded, message = run(jax.random.key(1), jnp.int32(3), listed(name, payload(kind)))
         if not aggregator.facts.weighted:
-            widened = lambda m: m.astype(jnp.promote_types(m.dtype, jnp.float32))  # noqa: E731
+            widened = lambda m: m.astype(jnp.promote_types(m.dtype, jnp.float32))
             message = jax.tree.map(widened, message)
         out, after, metrics = decode(message, encoded.sums)
         assert jax.tree.map(jnp.shape, out.value) == jax.tree.map(jnp.shape, tree)
@@ -103,7 +103,7 @@ def simulation(name, cohorts, lanes, devices, poison=(), empty=(), traces=None):
             traces.append(1)
         size = batches.batch(0)["u"][0]
         # Numbers without symmetries: a rotation of equal ones has zeros, whose signs rounding decides.
-        uneven = lambda p: jnp.linspace(0.71, 1.37, p.size).reshape(p.shape)  # noqa: E731
+        uneven = lambda p: jnp.linspace(0.71, 1.37, p.size).reshape(p.shape)
         move = jax.tree.map(lambda p: 0.3 * size * uneven(p) - 0.5 * p, server)
         return fs.ClientUpdate(move, batches.num_examples)
 
@@ -163,7 +163,7 @@ def test_padding_order_lanes_devices_and_lost_clients_change_nothing(name, tmp_p
     middle, _ = reference.run(reference.init(), rounds=2)
     reference.save(tmp_path, middle)
     resumed, _ = reference.run(reference.restore(tmp_path), rounds=len(COHORTS) - 2)
-    whole = lambda s: jax.device_get((s.server, s.aggregator, trimmed(s.rows)))  # noqa: E731
+    whole = lambda s: jax.device_get((s.server, s.aggregator, trimmed(s.rows)))
     jax.tree.map(np.testing.assert_array_equal, whole(resumed), whole(state))
 
     lost = (6, 10)
@@ -174,7 +174,7 @@ def test_padding_order_lanes_devices_and_lost_clients_change_nothing(name, tmp_p
     else:
         without = [[k for k in row if k not in lost] for row in COHORTS]
         expected, _ = states_of(simulation(name, [*without, [0, 1, 2, 3, 4, 5, 7, 8]], 1, 1))
-    rows = lambda made: [(s, a, jax.tree.map(lambda t: np.delete(t, lost, 0), r)) for s, a, r in made]  # noqa: E731
+    rows = lambda made: [(s, a, jax.tree.map(lambda t: np.delete(t, lost, 0), r)) for s, a, r in made]
     for a, b in zip(rows(other), rows(expected), strict=True):
         same(name, a, b)
     for leaf in jax.tree.leaves(found):

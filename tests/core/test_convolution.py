@@ -191,7 +191,7 @@ def test_precision_is_kept():
 
 def test_too_many_slices_are_left_to_xla():
     kernel = jnp.ones((17, 17, 3, 1))
-    fn = lambda x, k: conv(x, k, padding=[(16, 16), (16, 16)])  # noqa: E731
+    fn = lambda x, k: conv(x, k, padding=[(16, 16), (16, 16)])
     assert str(jax.make_jaxpr(matmul_convolutions(fn))(X, kernel)) == str(jax.make_jaxpr(fn)(X, kernel))
     # Beside an eligible one: only that is rewritten.
     check(lambda x, k, kernel: jnp.tanh(fn(x, kernel)).mean() * conv(x, k), X, K, kernel, remaining=1)
@@ -235,7 +235,7 @@ def branched(x, kernel):
 def layered(x, kernel):
     """jit within remat within scan within cond."""
     layer = jax.checkpoint(jax.jit(lambda x, k: jnp.sin(conv(x, k))))
-    body = lambda x, _: (layer(x, kernel[..., :3]), None)  # noqa: E731
+    body = lambda x, _: (layer(x, kernel[..., :3]), None)
     return jax.lax.cond(x[0, 0, 0, 0] > 0, lambda x: jax.lax.scan(body, x, None, 3)[0], lambda x: x, x)
 
 
@@ -247,8 +247,8 @@ def test_wrappers(fn):
 
 def test_while_loops():
     def fn(x, k, n):
-        keep = lambda c: (c[0] < n) & (conv(c[1], k).sum() < 1e9)  # noqa: E731
-        body = lambda c: (c[0] + 1, jnp.sin(conv(c[1], k[..., :3])))  # noqa: E731
+        keep = lambda c: (c[0] < n) & (conv(c[1], k).sum() < 1e9)
+        body = lambda c: (c[0] + 1, jnp.sin(conv(c[1], k[..., :3])))
         return jax.lax.while_loop(keep, body, (0, x))
 
     rewritten = matmul_convolutions(fn)
@@ -318,7 +318,7 @@ def test_custom_rules_in_other_modes():
     twice.defjvp(lambda p, t: (twice(*p), (conv(2 * t[0] + 3 * t[1], K), t[1].sum())))
     check(lambda x: twice(x, x)[0], X)
     # Second derivatives, through a closed-over tracer.
-    second = lambda f: jax.jvp(jax.grad(lambda k: (f(X, k) ** 2).sum()), (K,), (jnp.cos(K),))  # noqa: E731
+    second = lambda f: jax.jvp(jax.grad(lambda k: (f(X, k) ** 2).sum()), (K,), (jnp.cos(K),))
     assert_close(second(matmul_convolutions(wrong_jvp)), second(wrong_jvp), 1e-3)
 
 
@@ -475,7 +475,7 @@ def pool(x, window=(1, 2, 2, 1), strides=None, padding="VALID"):
 def test_maxima_of_windows_side_by_side(window, ties):
     x = normal(6, (2, 7, 6, 3))
     x = jnp.round(x).at[0, :2].set(0.0) if ties else x  # the first of equals takes the whole derivative
-    fn = lambda x: pool(x, window)  # noqa: E731
+    fn = lambda x: pool(x, window)
     rewritten = matmul_convolutions(fn)
     assert "reduce_window" not in primitives(rewritten, x)
     assert "select_and" not in primitives(gradient(rewritten, 1), x)

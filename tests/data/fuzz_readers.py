@@ -91,7 +91,7 @@ def frame():
 
 def unpickle(compression):
     def read(path, cache):
-        from fedjax_sim.data.pickles import unpickle
+        from fedjax_sim.data.fetch.pickles import unpickle
 
         found = unpickle(path, compression=compression)
         if not hasattr(found, "columns") and not isinstance(found, dict):

@@ -13,8 +13,8 @@ import zipfile
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.data import archives
-from fedjax_sim.data.archives import File, fetch
+from fedjax_sim.data.fetch import archives
+from fedjax_sim.data.fetch.archives import File, fetch
 
 
 def file(content, name="rows.csv", **places):

@@ -20,7 +20,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data import cache
+from fedjax_sim.data.store import cache
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = [
@@ -147,7 +147,7 @@ KILLED = """
 import sys, time
 import numpy as np
 import fedjax_sim as fs
-from fedjax_sim.data import cache
+from fedjax_sim.data.store import cache
 cache.COMMIT_SECONDS = 0.02
 
 def clients(start):

@@ -28,7 +28,7 @@ def test_figures_of_a_small_federation():
 def divergence(p, q):
     """Jensen-Shannon, in bits, term by term."""
     m = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
-    half = lambda x: sum(a * math.log2(a / b) for a, b in zip(x, m, strict=True) if a > 0)  # noqa: E731
+    half = lambda x: sum(a * math.log2(a / b) for a, b in zip(x, m, strict=True) if a > 0)
     return (half(p) + half(q)) / 2
 
 

@@ -175,7 +175,7 @@ def test_pachinko_has_the_moments_of_both_levels():
 
 def test_a_class_that_runs_out_is_passed_over_in_the_old_proportions():
     """Of the classes a (1 row), b and c, two rows at 1/3 each and then renormalised: enumerated by hand."""
-    from fedjax_sim.data.mixtures import _draw
+    from fedjax_sim.data.partition.mixtures import _draw
 
     generator, log = np.random.default_rng(0), np.log(np.array([0.5, 0.3, 0.2]))
     drawn = np.array([_draw(generator, log, np.array([1, 5, 5]), 2) for _ in range(20000)])

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.data.pickles import unpickle
+from fedjax_sim.data.fetch.pickles import unpickle
 
 ZEROS = bytes(65 << 20)
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 import fedjax_sim as fs
 from fedjax_sim.core.types import Cohort
-from fedjax_sim.data.plan import Planner, _sort_segments, deal
+from fedjax_sim.engine.plan.planner import Planner, _sort_segments, deal
 
 
 def federation(sizes, index=None):

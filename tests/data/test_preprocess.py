@@ -160,7 +160,7 @@ def test_clients_are_normalised_by_the_figures_of_their_name():
 
 @pytest.mark.parametrize("function", [fs.data.normalise, fs.data.fill, fs.data.check_categories])
 def test_codes_of_different_categories_are_never_joined(function):
-    make = lambda said: fs.data.FederatedData({"x": np.ones(2)}, [0, 2], about={"categories of x": said})  # noqa: E731
+    make = lambda said: fs.data.FederatedData({"x": np.ones(2)}, [0, 2], about={"categories of x": said})
     with pytest.raises(
         fs.FedSimError, match=r'categories of x: \["a", "b"\], but \["b", "c"\] in the other; read that'
     ):

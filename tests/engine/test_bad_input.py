@@ -306,7 +306,7 @@ def test_leaves_without_numbers_change_nothing(name, exact):
     """Parameters with a leaf of size 0, and with none at all but that."""
     more = {"none": jnp.zeros((0, 3)), "empty": {}}
     plain = toys.task()
-    loss = lambda params, batch, key: plain.loss({k: params[k] for k in "wb"}, batch, key)  # noqa: E731
+    loss = lambda params, batch, key: plain.loss({k: params[k] for k in "wb"}, batch, key)
     padded = fs.Task(lambda key: {**plain.init(key), **more}, loss)
     make = toys.ALGORITHMS.get(name, lambda task: fs.fedsgd(task, optax.sgd(0.1)))
     after = []

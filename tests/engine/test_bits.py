@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.data.plan import Planner
+from fedjax_sim.engine.plan.planner import Planner
 from tests.engine import toys
 
 PARAMETERS = 8  # of the toys' model, float32

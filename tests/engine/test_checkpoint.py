@@ -131,7 +131,7 @@ def test_every_type_of_number_and_empty_containers_come_back(tmp_path):
 @pytest.mark.parametrize("algorithm", ["fedavg", "scaffold"])
 @pytest.mark.parametrize("rounds_per_dispatch", [1, 4])
 def test_a_run_goes_on_from_its_folder_as_if_it_had_not_ended(tmp_path, algorithm, rounds_per_dispatch):
-    made = lambda: build(algorithm, counting(), rounds_per_dispatch=rounds_per_dispatch)  # noqa: E731
+    made = lambda: build(algorithm, counting(), rounds_per_dispatch=rounds_per_dispatch)
     sim = made()
     straight, expected = sim.run(sim.init(), 6)
     first = made()
@@ -316,8 +316,8 @@ ANOTHER = {"algorithm", "aggregator"}
 
 
 def test_a_leaf_of_another_shape_or_type_is_named(tmp_path):
-    of = lambda value: fs.Task(lambda key: {"w": value}, lambda params, batch, key: batch["x"][:, 0])  # noqa: E731
-    build_one = lambda value: build(fs.fedavg(of(value), optax.sgd(0.1)))  # noqa: E731
+    of = lambda value: fs.Task(lambda key: {"w": value}, lambda params, batch, key: batch["x"][:, 0])
+    build_one = lambda value: build(fs.fedavg(of(value), optax.sgd(0.1)))
     sim = build_one(jnp.zeros((2, 3)))
     sim.save(tmp_path, sim.init())
     with pytest.raises(fs.RunFolderError, match=r"'w'\] is float32\[2, 3\]: this simulation's is float32\[3, 2\]\. "):

@@ -89,7 +89,7 @@ SERVERS = {
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_server_optimizers_keep_the_program(server):
-    algorithm = lambda task: toys.fedavg(task, server_optimizer=SERVERS[server])  # noqa: E731
+    algorithm = lambda task: toys.fedavg(task, server_optimizer=SERVERS[server])
     sim, traces = counted(fs.sampler.uniform(4), algorithm)
     state, _ = sim.step(sim.init())
     once = len(traces)
@@ -131,7 +131,7 @@ def test_a_draw_over_the_capacity_is_not_cut(algorithm):
         toys.script([small, large, small, large[::-1]])._replace(capacity=lambda n: 2),
         toys.ALGORITHMS[algorithm],
     )
-    sample = lambda state, r, seed: (cohort_of(state[r]), state)  # noqa: E731
+    sample = lambda state, r, seed: (cohort_of(state[r]), state)
     narrow.sampler = narrow.sampler._replace(sample=sample)
     wide, _ = counted(toys.script([small, large, small, large]), toys.ALGORITHMS[algorithm], lanes=narrow.lanes)
     state, metrics = narrow.step(narrow.init())

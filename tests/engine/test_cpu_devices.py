@@ -50,7 +50,7 @@ def test_use_cpu_cores_takes_what_the_process_may_use():
     out = python(
         """
         import jax, fedjax_sim as fs
-        from fedjax_sim.engine.mapping import cpu_cores
+        from fedjax_sim.engine.device.placement import cpu_cores
         print(fs.use_cpu_cores() == cpu_cores() == len(jax.devices("cpu")))
         for n in (0, 1.5):
             try:
@@ -76,8 +76,8 @@ SIMULATION = """
 
 def test_one_device_of_several_cores_warns_once():
     code = """
-    import fedjax_sim.engine.mapping as mapping
-    mapping.cpu_cores = lambda: 4
+    import fedjax_sim.engine.device.placement as placement
+    placement.cpu_cores = lambda: 4
     jax.config.update("jax_num_cpu_devices", {devices})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -36,7 +36,7 @@ def by_hand(rows):
     x, y, t = (ARRAYS[name][rows].astype(np.float64) for name in ("x", "y", "t"))
     error = x @ np.asarray(PARAMS["w"], np.float64) + np.asarray(PARAMS["b"]) - y
     value = (error**2).mean(1)
-    ratio = lambda total, weight: total.sum() / weight.sum() if weight.sum() else np.nan  # noqa: E731
+    ratio = lambda total, weight: total.sum() / weight.sum() if weight.sum() else np.nan
     return {
         "loss": ratio(t * value, t),
         "bias": error[:, 0].mean() if len(rows) else np.nan,

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.engine import sums
+from fedjax_sim.engine.round import sums
 from tests.engine import toys
 from tests.engine.test_invariance import COHORTS, assert_same, outcome, simulation
 
@@ -146,7 +146,7 @@ def test_what_is_beyond_the_range_is_an_error_or_left_out():
 
 
 def test_a_sweep_of_exact_simulations_is_its_runs():
-    build = lambda lr: fs.Simulation(  # noqa: E731
+    build = lambda lr: fs.Simulation(
         fs.fedavg(toys.task(), optax.sgd(lr)), toys.federation(), fs.sampler.uniform(5), fs.Batching(3), exact=True
     )
     result = fs.sweep(build, {"lr": [0.05, 0.1]}, 2)

@@ -28,7 +28,7 @@ def federation(y, **more):
 
 
 def procedural(y):
-    rows = lambda client, example: {"x": X[10 * client + example], "y": y[10 * client + example]}  # noqa: E731
+    rows = lambda client, example: {"x": X[10 * client + example], "y": y[10 * client + example]}
     return fs.data.procedural(40, 10, rows)
 
 
@@ -82,11 +82,11 @@ def test_rows_that_no_client_holds_are_not_looked_at():
 
 
 def test_preprocess_may_make_the_labels():
-    shift = lambda batch: {**batch, "y": batch["y"] - 1}  # noqa: E731
+    shift = lambda batch: {**batch, "y": batch["y"] - 1}
     task = fs.classification(fs.models.LogisticRegression(3), SAMPLE, preprocess=shift)
     found = fs.evaluate(task, ZEROS, {"x": X, "y": Y + 1}, devices=DEVICES)
     assert found == fs.evaluate(TASK, ZEROS, {"x": X, "y": Y}, devices=DEVICES)
-    scaled = lambda batch: {**batch, "x": batch["x"] / 255}  # noqa: E731
+    scaled = lambda batch: {**batch, "x": batch["x"] / 255}
     task = fs.classification(fs.models.LogisticRegression(3), SAMPLE, preprocess=scaled)
     with pytest.raises(fs.FedSimError, match="labels 'y' run from 1 to 3"):
         simulation(federation(Y + 1), task)

@@ -10,7 +10,7 @@ import pytest
 from jax import export
 
 import fedjax_sim as fs
-from fedjax_sim.engine.round import DeviceState
+from fedjax_sim.engine.round.phase import DeviceState
 
 a = fs.aggregate
 PLATFORMS = ("cuda", "tpu")

@@ -17,7 +17,7 @@ from flax import nnx
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.engine.fingerprint import compare
+from fedjax_sim.simulation.fingerprint import compare
 from tests.engine import toys
 
 c = fs.aggregate
@@ -304,7 +304,7 @@ def test_a_run_goes_on_in_its_folder_as_what_it_was_alone(tmp_path):
 
 
 def test_a_checkpoint_without_a_fingerprint_is_told_of_and_taken(tmp_path, monkeypatch):
-    from fedjax_sim.engine import recording
+    from fedjax_sim.simulation import recorder as recording
 
     whole = recording._layout
     monkeypatch.setattr(recording, "_layout", lambda sim: {k: v for k, v in whole(sim).items() if k != "fingerprint"})

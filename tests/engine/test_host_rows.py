@@ -12,9 +12,9 @@ import pytest
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.types import ClientRows
-from fedjax_sim.engine import rows as rows_lib
-from fedjax_sim.engine import waves
-from fedjax_sim.engine.host_rows import HostRows, Row
+from fedjax_sim.engine.round import waves
+from fedjax_sim.engine.store import row_table as rows_lib
+from fedjax_sim.engine.store.row_file import HostRows, Row
 from tests.engine import toys
 from tests.engine.test_invariance import COHORTS
 
@@ -135,7 +135,7 @@ def test_a_failed_round_gives_back_the_state_before_it():
     data = fs.data.FederatedData({"x": x, "y": data.arrays["y"]}, data.offsets)
     algorithm = fs.scaffold(toys.task(), toys.LR, toys.NUM_CLIENTS)
     sampler = toys.script([[0, 2], [4, 6], [8, 0], [2, 4]])
-    build = lambda on: fs.Simulation(algorithm, data, sampler, fs.Batching(3), rows="host", on_nonfinite=on)  # noqa: E731
+    build = lambda on: fs.Simulation(algorithm, data, sampler, fs.Batching(3), rows="host", on_nonfinite=on)
     sim = build("raise")
     with pytest.raises(fs.NonFiniteUpdateError) as caught:
         sim.run(sim.init(), 4)
@@ -150,7 +150,7 @@ def test_a_failed_round_gives_back_the_state_before_it():
 
 
 def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch):
-    from fedjax_sim.engine import host_rows
+    from fedjax_sim.engine.store import row_file as host_rows
 
     sim = simulation()
     with open("/dev/full", "r+b", buffering=0) as full, monkeypatch.context() as patch:

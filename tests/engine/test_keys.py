@@ -42,7 +42,7 @@ def probe(place):
         mechanism = fs.aggregate.Mechanism("gaussian", 1.0, "local", "statistic", transform="probe")
         return facts._replace(noise=(*facts.noise, mechanism) if noisy else facts.noise)
 
-    receive = lambda key, state, message: at(message, "receive", key)  # noqa: E731
+    receive = lambda key, state, message: at(message, "receive", key)
     return fs.aggregate.Transform(f"probe {place}", client=client, receive=receive, server=server, facts=facts)
 
 
@@ -73,7 +73,7 @@ def sim():
         return fs.Phase(client, server, aggregator())
 
     task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: batch["x"])
-    start = lambda params: (jnp.zeros((2, len(CLIENTS), *shape), jnp.uint32), None)  # noqa: E731
+    start = lambda params: (jnp.zeros((2, len(CLIENTS), *shape), jnp.uint32), None)
     algorithm = fs.Algorithm(task, start, params=lambda server: server, phases=(phase(0), phase(1)))
     data = fs.FederatedData({"x": np.ones(K, np.float32)}, np.arange(K + 1))
     sampler = fs.sampler.fixed([CLIENTS])._replace(event=fs.sampler.poisson(0.5).event)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.engine import lanes as lanes_lib
+from fedjax_sim.simulation import lanes as lanes_lib
 from tests.engine import toys
 from tests.engine.test_invariance import COHORTS
 

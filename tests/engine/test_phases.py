@@ -141,7 +141,7 @@ def counting(template):
         return fs.ClientUpdate(jnp.zeros(()), state=new, metrics=seen)
 
     phase = fs.Phase(client, lambda key, server, aggregate: server)
-    init = lambda params: (params, template)  # noqa: E731
+    init = lambda params: (params, template)
     return fs.Algorithm(toys.task(), init, phases=(phase, phase))
 
 
@@ -212,7 +212,7 @@ def test_rows_of_transforms():
         lambda key, server, aggregate: {"first": aggregate.value, "second": server["first"]},
         aggregator,
     )
-    init = lambda params: ({"first": jnp.zeros(()), "second": jnp.zeros(())}, jnp.zeros(()))  # noqa: E731
+    init = lambda params: ({"first": jnp.zeros(()), "second": jnp.zeros(())}, jnp.zeros(()))
     sim = simulation(fs.Algorithm(toys.task(), init, phases=(phase, phase._replace(aggregator=None))))
     state, _ = sim.run(sim.init(), 3)
     drawn = np.array([sum(k in row for row in COHORTS) * (toys.SIZES[k] > 0) for k in range(12)])

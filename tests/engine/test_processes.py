@@ -112,7 +112,7 @@ def test_a_signal_to_one_stops_all_after_their_round(alone, tmp_path):
 
 def test_the_command_line_trains_in_two_processes(tmp_path):
     folder, where = str(tmp_path / "run"), address()
-    together = lambda i: ["--coordinator", where, "--num-processes", "2", "--process-id", str(i)]  # noqa: E731
+    together = lambda i: ["--coordinator", where, "--num-processes", "2", "--process-id", str(i)]
     run = ["fedjax_sim.cli", "run", "quickstart", "--preset", "smoke", "--run-dir", folder]
     running = [started([*run, *together(i)]) for i in range(2)]
     outputs = [process.communicate(timeout=120) for process in running]

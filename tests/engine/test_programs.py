@@ -14,7 +14,7 @@ import jax.monitoring
 events = []
 jax.monitoring.register_event_listener(lambda name, **more: events.append(name))
 from fedjax_sim.cli import main
-from fedjax_sim.engine import programs
+from fedjax_sim.engine.device import programs
 programs.SECONDS = 0.0  # all that is compiled is kept: what a slow machine takes longer for is then no other program
 status = main(sys.argv[1:])
 kept = [name.rsplit("/", 1)[-1] for name in events if "compilation_cache" in name]
@@ -65,7 +65,7 @@ def test_damage_stops_no_run(first):
 
 
 def kept_in(folder: Path, **variables: str) -> str:
-    code = "import sys, pathlib; from fedjax_sim.engine.programs import keep_programs\n"
+    code = "import sys, pathlib; from fedjax_sim.engine.device.programs import keep_programs\n"
     code += "print(keep_programs(pathlib.Path(sys.argv[1])))"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION")} | variables
     command = [sys.executable, "-c", code, str(folder)]

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim.engine import mapping
+from fedjax_sim.engine.device import placement
 
 
 def addresses(array):
@@ -12,11 +12,11 @@ def addresses(array):
 
 
 def test_devices_share_one_copy():
-    mesh = mapping.client_mesh(jax.devices("cpu"))
+    mesh = placement.client_mesh(jax.devices("cpu"))
     assert mesh.size > 1
-    unaligned = mapping.aligned_empty((101, 7), np.float32).view(np.uint8).reshape(-1)[4:-24].view(np.float32)
+    unaligned = placement.aligned_empty((101, 7), np.float32).view(np.uint8).reshape(-1)[4:-24].view(np.float32)
     for host in (unaligned, np.arange(64.0)[::2], np.arange(40).astype(np.uint8)):
-        placed = mapping.replicate(mesh, {"x": host})["x"]
+        placed = placement.replicate(mesh, {"x": host})["x"]
         assert len(addresses(placed)) == 1
         np.testing.assert_array_equal(placed, host)
     assert placed.dtype == np.uint8
@@ -24,10 +24,10 @@ def test_devices_share_one_copy():
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_an_aligned_array_is_used_in_place(mapped, tmp_path):
-    host = mapping.aligned_empty((50, 3), np.float32)
+    host = placement.aligned_empty((50, 3), np.float32)
     host[:] = 2
     if mapped:
         np.save(tmp_path / "x.npy", host)
         host = np.load(tmp_path / "x.npy", mmap_mode="r")
-    placed = mapping.replicate(mapping.client_mesh(jax.devices("cpu")), host)
+    placed = placement.replicate(placement.client_mesh(jax.devices("cpu")), host)
     assert addresses(placed) == {host.ctypes.data}

@@ -113,7 +113,7 @@ def test_callbacks_are_called_once_a_round_in_order(block, eval_every):
         rounds_per_dispatch=block,
     )
     events = []
-    evaluate = lambda params: events.append("evaluate") or {}  # noqa: E731
+    evaluate = lambda params: events.append("evaluate") or {}
     callbacks = [lambda m: events.append(("a", m.round)), lambda m: events.append(("b", m.round))]
     _, history = sim.run(sim.init(), 6, evaluate=evaluate, eval_every=eval_every, callbacks=iter(callbacks))
     called = [event for event in events if event != "evaluate"]

@@ -133,13 +133,13 @@ def test_residency_is_checked():
 
 
 def test_a_sweep_of_streamed_data_is_refused():
-    build = lambda lr: simulate("stream")  # noqa: E731
+    build = lambda lr: simulate("stream")
     with pytest.raises(ArgumentError, match="run these simulations one by one"):
         fs.sweep(build, {"lr": [0.1, 0.2]}, 1)
 
 
 def test_auto_streams_what_exceeds_half_of_the_memory(monkeypatch):
-    from fedjax_sim.engine import residency
+    from fedjax_sim.engine.store import residency
 
     data = toys.federation()
     size = sum(a.nbytes for a in data.arrays.values())

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.engine.lanes import for_simulation
+from fedjax_sim.simulation.lanes import for_simulation
 from tests.engine import toys
 
 ROUNDS = 4
@@ -102,7 +102,7 @@ def test_shared_cohorts_are_those_of_the_first_seed():
 
 def test_shared_cohorts_are_shuffled_alike():
     """Without draws of their own and from one model, seeds that share cohorts are the same run."""
-    quiet = lambda lr: simulation(fs.fedavg(toys.task(), optax.sgd(lr)))  # noqa: E731
+    quiet = lambda lr: simulation(fs.fedavg(toys.task(), optax.sgd(lr)))
     start = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
     shared = fs.sweep(quiet, {"lr": [0.1]}, 2, seeds=2, share_cohorts=True, params=start)["client/loss"]
     own = fs.sweep(quiet, {"lr": [0.1]}, 2, seeds=2, params=start)["client/loss"]
@@ -119,14 +119,14 @@ def test_a_draw_over_the_capacity_by_one_seed():
         return fs.sampler.cohort(np.asarray(ids), 2), state
 
     narrow = fs.sampler.uniform(2)._replace(sample=sample)
-    build = lambda server_lr: fedavg(server_lr=server_lr, sampler=narrow, lanes=1)  # noqa: E731
+    build = lambda server_lr: fedavg(server_lr=server_lr, sampler=narrow, lanes=1)
     result = fs.sweep(build, {"server_lr": [0.5, 1.0]}, 3, seeds=[3, 8])
     assert result.compilations == 2
     assert_own_runs(result, build, rounds=3)
 
 
 def test_a_member_that_diverges_stops_nobody():
-    build = lambda client_lr: fedavg(client_lr, clip=1e6)  # noqa: E731
+    build = lambda client_lr: fedavg(client_lr, clip=1e6)
     rates = [0.05, 1e30, 0.2]
     result = fs.sweep(build, {"client_lr": rates}, ROUNDS)
     with pytest.raises(fs.NonFiniteUpdateError) as error:
@@ -141,7 +141,7 @@ def test_a_member_that_diverges_stops_nobody():
 
 
 def test_dropped_updates_are_dropped_in_their_member_alone():
-    build = lambda client_lr: fedavg(client_lr, clip=1e6, on_nonfinite="drop")  # noqa: E731
+    build = lambda client_lr: fedavg(client_lr, clip=1e6, on_nonfinite="drop")
     result = fs.sweep(build, {"client_lr": [0.05, 1e19]}, ROUNDS)
     assert_own_runs(result, build)
     assert result.diverged == []
@@ -212,7 +212,7 @@ def test_traced_numbers_keep_short_types():
     """As Python's numbers would: a float32 rate would make float32 of a bfloat16 model."""
     task = toys.task()
     short = task._replace(init=lambda key: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), task.init(key)))
-    build = lambda lr: simulation(fs.scaffold(short, lr, toys.NUM_CLIENTS))  # noqa: E731
+    build = lambda lr: simulation(fs.scaffold(short, lr, toys.NUM_CLIENTS))
     result = fs.sweep(build, {"lr": [0.1, 0.2]}, 1)
     assert result.members[0][0].params["w"].dtype == jnp.bfloat16
 

@@ -81,7 +81,7 @@ def two_phase(task: fs.Task) -> fs.Algorithm:
         def step(y, batch, key):
             here, metrics = grad(y, batch, key)
             there, _ = grad(server["x"], batch, key)
-            move = lambda y, a, b, g: y - LR * (a - b + g)  # noqa: E731
+            move = lambda y, a, b, g: y - LR * (a - b + g)
             return jax.tree.map(move, y, here, there, server["gradient"]), metrics
 
         y, metrics = fs.local_steps(step, server["x"], batches, key)

@@ -10,7 +10,7 @@ import pytest
 
 import fedjax_sim as fs
 from experiments.fashion_mnist import config as experiment
-from fedjax_sim.data.sets import CentralData
+from fedjax_sim.data.fetch.sets import CentralData
 
 KEYS = ["clients/accuracy_p10", "clients/accuracy_p50", "clients/accuracy_p90", "test/accuracy", "test/loss"]
 SMALL = {"num_clients": 12, "cohort_size": 3, "rounds": 2, "eval_every": 1}

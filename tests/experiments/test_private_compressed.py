@@ -8,7 +8,7 @@ import pytest
 
 import fedjax_sim as fs
 from experiments.private_compressed import config as experiment
-from fedjax_sim.data.sets import CentralData
+from fedjax_sim.data.fetch.sets import CentralData
 
 SMALL = experiment.Config(rounds=2, num_clients=40, probability=0.2, eval_every=1, client_lr=0.05)
 NUMBERS = 784 * 32 + 32 + 32 * 10 + 10

@@ -45,7 +45,7 @@ def test_logistic_regression_starts_at_zero():
 
 def made(model, shape):
     """Random inputs and parameters, biases too."""
-    draw = lambda like, scale: scale * generator.standard_normal(like.shape, np.float32)  # noqa: E731
+    draw = lambda like, scale: scale * generator.standard_normal(like.shape, np.float32)
     generator = np.random.default_rng(0)
     x = draw(jax.ShapeDtypeStruct(shape, jnp.float32), 1)
     like = jax.eval_shape(model.init, jax.random.key(0), x)

@@ -6,7 +6,7 @@ from scipy import stats
 
 import fedjax_sim as fs
 from fedjax_sim.core.types import Cohort
-from fedjax_sim.data.plan import Planner
+from fedjax_sim.engine.plan.planner import Planner
 from fedjax_sim.population import sampling
 
 K, ROUNDS = 40, 30

@@ -78,7 +78,7 @@ def bins(q, mu, step=1e-3):
     """Masses of bins of the loss under P = (1 - q) N(0, 1) + q N(mu, 1) and under N(0, 1)."""
     x = np.log1p(np.expm1(np.arange(0, 16, step)) / q) / mu + mu / 2  # where the loss is 0, step, ...
     x = np.concatenate([np.linspace(-40, x[0], 2000)[:-1], x, [np.inf]])
-    of = lambda mean: -np.diff(stats.norm.sf(x, loc=mean))  # noqa: E731
+    of = lambda mean: -np.diff(stats.norm.sf(x, loc=mean))
     one, other = (1 - q) * of(0) + q * of(mu), of(0)
     keep = (one > 1e-25) & (other > 1e-300)
     return one[keep], other[keep]
@@ -93,7 +93,7 @@ def composed(losses, masses, times, delta, step=1e-3) -> float:
     np.add.at(law, (places + 1) % size, masses * right)
     law = np.maximum(np.fft.irfft(np.fft.rfft(law) ** times, size), 0)
     loss = np.where(np.arange(size) < 0.75 * size, np.arange(size), np.arange(size) - size) * step
-    over = lambda eps: (law * -np.expm1(np.minimum(eps - loss, 0))).sum() - delta  # noqa: E731
+    over = lambda eps: (law * -np.expm1(np.minimum(eps - loss, 0))).sum() - delta
     return float(optimize.brentq(over, 0, 60))  # type: ignore[arg-type]
 
 
@@ -124,7 +124,7 @@ def hockey_stick(p, q, gamma):
 def test_the_pair_of_a_fixed_number_bounds_a_worst_case_in_both_directions():
     # Another client stands in at -1 or 0 where the one in question, at 1 or -1, is not drawn.
     x = np.linspace(-12, 12, 200_001)
-    density = lambda mean: stats.norm.pdf(x, mean, 1.0) * (x[1] - x[0])  # noqa: E731
+    density = lambda mean: stats.norm.pdf(x, mean, 1.0) * (x[1] - x[0])
     q = 0.1
     ours = curves.without_replacement_pld(1.0, q, interval=1e-3)
     for other in (-1, 0, 1):
@@ -217,7 +217,7 @@ def test_the_discrete_gaussian_is_no_better_than_its_exact_loss_distribution():
     bound, _ = rdp.compute_epsilon(curves.ORDERS, curve, 1e-5)
     assert exact < bound < 1.15 * exact
     # Shares of variance 1/2 each are far from a discrete Gaussian; of variance 4 they are one.
-    ratio = lambda shares: curves.discrete_gaussian(curves.ORDERS, sigma, norm, 1, shares)[0] / curve[0]  # noqa: E731
+    ratio = lambda shares: curves.discrete_gaussian(curves.ORDERS, sigma, norm, 1, shares)[0] / curve[0]
     assert ratio(72) > 1.001
     np.testing.assert_allclose(ratio(9), 1, rtol=1e-9)
 

@@ -16,8 +16,8 @@ import pytest
 from scipy import stats
 
 import fedjax_sim as fs
-from fedjax_sim.engine import ledger as ledger_lib
-from fedjax_sim.engine.block import pack
+from fedjax_sim.engine.plan.packing import pack
+from fedjax_sim.simulation import ledger as ledger_lib
 from tests.privacy.rounding import rounded
 
 pytest.importorskip("dp_accounting")
@@ -205,7 +205,7 @@ def test_a_plan_of_poisson_rounds_covers_draws_that_are_smaller_than_expected():
     details = {"norm": float(UNIT), "dimension": 1, "shares": float(M)}
     mechanism = fs.aggregate.Mechanism("skellam", z, "distributed", details=details)
     event = SAMPLERS["poisson"].event(K)
-    of = lambda counts: fs.privacy.epsilon([mechanism], event, 1, delta, counts=counts).epsilon  # noqa: E731
+    of = lambda counts: fs.privacy.epsilon([mechanism], event, 1, delta, counts=counts).epsilon
     check(of(None), bound, at_most=2)
     assert of({(M, M): 1}) < bound
 
@@ -250,7 +250,7 @@ def test_banded_noise():
     for rounds in (3, 8, 10):
         matrix = sum(c * np.eye(rounds, k=-i) for i, c in enumerate(column))
         planned = sum(c * np.eye(n, k=-i) for i, c in enumerate(column))
-        moved = lambda m: np.linalg.norm(m @ (np.arange(len(m)) % b == 0))  # noqa: E731  in every b-th round
+        moved = lambda m: np.linalg.norm(m @ (np.arange(len(m)) % b == 0))  # in every b-th round
         noise = gaussian(z * moved(planned) / moved(matrix))
         check(sim.epsilon(rounds=rounds, delta=DELTA).epsilon, least((noise(0, 1), noise(0, 0), 1)), at_most=1.1)
 
@@ -265,7 +265,7 @@ def test_local_noise(kind, sampler):
     else:
         local = fs.aggregate.local_laplace_noise(1.0, z)
         sim, edges = simulation(local, sampler=who, clip=()), np.arange(-80, 80, 0.25)
-        noise = lambda seen, mean: dict(enumerate(np.diff(stats.laplace.cdf(edges, mean, z)).tolist()))  # noqa: E731
+        noise = lambda seen, mean: dict(enumerate(np.diff(stats.laplace.cdf(edges, mean, z)).tolist()))
     state, _ = state_of(sim)
     bound = max(least((noise(0, 1), noise(0, other), ROUNDS)) for other in (-1, 0))
     for claim in (sim.epsilon(rounds=ROUNDS, delta=DELTA), sim.epsilon(state=state, delta=DELTA)):

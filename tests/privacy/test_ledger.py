@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.engine import ledger as ledger_lib
+from fedjax_sim.simulation import ledger as ledger_lib
 
 dp = pytest.importorskip("dp_accounting")
 pld = pytest.importorskip("dp_accounting.pld")

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.engine.block import pack
+from fedjax_sim.engine.plan.packing import pack
 from tests.privacy.rounding import rounded
 
 K, DIM, Z, STEP = 12, 4000, 2.0, 1 / 64

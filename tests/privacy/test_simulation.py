@@ -87,7 +87,7 @@ def test_local_noise_is_accounted_under_any_sampler(kind):
     assert np.isfinite(history["privacy/epsilon"]).all()
     with pytest.raises(fs.FedSimError, match="no accounting event"):
         simulation(*CENTRAL, sampler=cohorts)
-    noise = lambda z: [fs.aggregate.Mechanism(kind, z, "local")]  # noqa: E731
+    noise = lambda z: [fs.aggregate.Mechanism(kind, z, "local")]
     known = {"target_epsilon": spent.epsilon, "delta": 1e-4, "rounds": 3, "tolerance": 0.01}
     z = fs.privacy.calibrate(**known, sampler=cohorts, population=K, mechanisms=noise)
     assert 4 * (1 - 1e-3) < z < 4 * 1.05

@@ -25,7 +25,7 @@ import numpy as np
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import FedSimError
-from fedjax_sim.engine.checkpoint import Checkpoints
+from fedjax_sim.engine.store.checkpoint import Checkpoints
 from fedjax_sim.runs import checksums, report, tables
 from tests.engine import toys
 
@@ -36,7 +36,7 @@ WORDS = ('"x"', "null", "[]", "{}", "-1", "1e999", "NaN", "true", "1" * 400, "0.
 
 def make(folder: Path) -> Path:
     """A run of three rounds with all that a folder can hold, and a state with rows on the host."""
-    scaffold = lambda: toys.watched(toys.ALGORITHMS["scaffold"](toys.task()))  # noqa: E731
+    scaffold = lambda: toys.watched(toys.ALGORITHMS["scaffold"](toys.task()))
     parts = (toys.federation(), fs.sampler.uniform(3), fs.Batching(4))
     sim = fs.Simulation(scaffold(), *parts, evaluate=lambda params: {"test/loss": 0.5})
     sim.run(sim.init(), 3, run_dir=folder, checkpoint_every=2, eval_every=1)
@@ -167,7 +167,7 @@ def fuzz(folder: Path, mutations: int, seed: int = 0, draw_every: int = 100, tel
     """
     draw, ends = random.Random(seed), Counter()
     faults: list[str] = []
-    fault = lambda words: (faults.append(words), tell(words))  # noqa: E731
+    fault = lambda words: (faults.append(words), tell(words))
     seen = {name: repr(value) for name, value in look(folder, True).items()}
     kept = {place: restore(place) for place in (folder, folder / "host")}
     places = files(folder)

@@ -55,7 +55,7 @@ def algorithm() -> fs.Algorithm:
 
 
 def simulation(devices=None) -> fs.Simulation:
-    evaluate = lambda params: {"test/square": jnp.sum(params["small"]["w"] ** 2)}  # noqa: E731
+    evaluate = lambda params: {"test/square": jnp.sum(params["small"]["w"] ** 2)}
     parts = algorithm(), toys.federation(), fs.sampler.uniform(5), fs.Batching(3)
     return fs.Simulation(*parts, seed=7, devices=devices, evaluate=evaluate)
 

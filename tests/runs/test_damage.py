@@ -14,7 +14,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.engine import checkpoint
+from fedjax_sim.engine.store import checkpoint
 from fedjax_sim.runs import checksums, report
 from tests.engine import toys
 from tests.runs import fuzz, samples

@@ -292,7 +292,7 @@ def test_a_user_s_error_ends_the_run_and_nothing_is_lost(tmp_path, name, where):
 
     plan = {"eval_every": 3, "checkpoint_every": 4}
     straight, sim = build(), build()
-    fine = lambda params: {"test/norm": optax.tree.norm(params)}  # noqa: E731
+    fine = lambda params: {"test/norm": optax.tree.norm(params)}
     expected, _ = straight.run(straight.init(), 11, evaluate=fine, run_dir=tmp_path / "straight", **plan)
     folder = tmp_path / "run"
     if where == "evaluate":

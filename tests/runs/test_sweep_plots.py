@@ -7,9 +7,9 @@ import pyarrow.parquet
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.engine import Member
 from fedjax_sim.runs import sweep_plots
 from fedjax_sim.runs.sweep_words import grid_of_words
+from fedjax_sim.sweeps import Member
 
 GRID = [{"lr": lr, "mu": mu} for lr in (0.2, 0.1) for mu in (0.0, 1.0)]
 

@@ -175,7 +175,7 @@ def _parquet(paths: list[Path]) -> Any:
 
 def _text(paths: list[Path], delimiter: str, encoding: str) -> Any:
     check_memory(f"{paths[0]}", sum(path.stat().st_size for path in paths), "take some of its rows or columns.")
-    read = lambda path: csv_text.read(lambda: table_files.opened(path), str(path), delimiter, encoding)  # noqa: E731
+    read = lambda path: csv_text.read(lambda: table_files.opened(path), str(path), delimiter, encoding)
     return _joined(paths, [read(path) for path in paths])
 
 

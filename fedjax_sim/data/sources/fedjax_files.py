@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.cache import Client, cached, file_fingerprint
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sources.limits import check_growth, check_room, growth
 from fedjax_sim.data.sources.sqlite_file import check_alone, opened
 from fedjax_sim.data.sources.tff import check_unchanged
+from fedjax_sim.data.store.cache import Client, cached, file_fingerprint
 
 TABLES = {"federated_data": ("client_id", "data", "num_examples")}
 ADVICE = "store it in another format, such as .npz."

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.archives import File
 from fedjax_sim.data.federated import FederatedData, split
-from fedjax_sim.data.pickles import unpickle
+from fedjax_sim.data.fetch.archives import File
+from fedjax_sim.data.fetch.pickles import unpickle
 from fedjax_sim.data.preprocess import fill
 from fedjax_sim.data.sources.grouping import group
 from fedjax_sim.data.sources.tabular import one_hot
@@ -135,5 +135,5 @@ def _split_and_filled(data: FederatedData, impute: bool) -> tuple[FederatedData,
         train, test = fill(train, test, mark="missing").data
         return train, test
     arrays = {**data.arrays, "missing": np.isnan(data.arrays["x"]).astype(np.uint8)}
-    make = lambda part: FederatedData(arrays, part.offsets, part.index, part.client_ids)  # noqa: E731
+    make = lambda part: FederatedData(arrays, part.offsets, part.index, part.client_ids)
     return make(train), make(test)

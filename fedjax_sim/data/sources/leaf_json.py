@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.cache import Client, cached, file_fingerprint
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sources.limits import check_memory
+from fedjax_sim.data.store.cache import Client, cached, file_fingerprint
 
 FIX = "It is cut off or damaged; write it again by LEAF's preprocess.sh."
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.archives import File
-from fedjax_sim.data.pickles import unpickle
+from fedjax_sim.data.fetch.archives import File
+from fedjax_sim.data.fetch.pickles import unpickle
 
 SITE = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 TABLE = """

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError, check_count
-from fedjax_sim.data.archives import File
 from fedjax_sim.data.federated import FederatedData, from_clients
-from fedjax_sim.data.pickles import unpickle
+from fedjax_sim.data.fetch.archives import File
+from fedjax_sim.data.fetch.pickles import unpickle
 
 WATCH_FILES = (
     File(

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.archives import File
 from fedjax_sim.data.federated import FederatedData
-from fedjax_sim.data.strings import strings
+from fedjax_sim.data.fetch.archives import File
+from fedjax_sim.data.text.strings import strings
 
 PLAYS = """
     comedies/a-midsummer-night-s-dream 99742 b7abd194d2e9521094f9d31cd7ab64afb265f3c6395a9c06930d6ed3d3c85882

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.cache import Client, cache_folder, cached, file_fingerprint
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sources.example_proto import aligned, decode, shaped, stack
 from fedjax_sim.data.sources.hdf5_file import columns_of, groups_of
 from fedjax_sim.data.sources.limits import check_growth
 from fedjax_sim.data.sources.sqlite_file import check_alone, opened
+from fedjax_sim.data.store.cache import Client, cache_folder, cached, file_fingerprint
 
 Shapes = Mapping[str, tuple[int, ...]]
 Dtypes = Mapping[str, Any]

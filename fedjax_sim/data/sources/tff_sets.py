@@ -15,7 +15,7 @@ from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sources.tff import tff_hdf5, tff_sqlite
-from fedjax_sim.data.strings import row_numbers
+from fedjax_sim.data.text.strings import row_numbers
 
 Pair = tuple[FederatedData, FederatedData]
 

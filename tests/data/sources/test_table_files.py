@@ -212,7 +212,7 @@ def test_dates_and_decimals_have_stated_conversions(tmp_path):
         "clock": pa.array([1, 2], pa.time32("s")),
     }
     pa.parquet.write_table(pa.table(rows), path)
-    read = lambda name, **options: table(path, entries=[name], **options).arrays[name]  # noqa: E731
+    read = lambda name, **options: table(path, entries=[name], **options).arrays[name]
     assert (read("price").tolist(), read("price").dtype) == ([1.25, -3.5], np.float64)
     assert read("day", dates=["day"]).tolist() == [2.0, -1.0]
     for unit in ("s", "ms", "us", "ns"):

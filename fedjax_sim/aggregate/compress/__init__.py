@@ -1,0 +1,1 @@
+"""Compressors: transforms that send fewer bits."""

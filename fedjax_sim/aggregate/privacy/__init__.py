@@ -1,0 +1,1 @@
+"""Transforms for privacy: clips, noise, secure sums."""

@@ -1,0 +1,495 @@
+"""The command line, `fedjax-sim`: run an experiment, go on with a run, show and compare runs."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from fedjax_sim.core.errors import ArgumentError, FedSimError, RunInterrupted, check_count
+
+USAGE = """usage: fedjax-sim COMMAND
+
+  run [EXPERIMENT] [--preset NAME] [--run-dir DIR] [--profile] [--FIELD VALUE ...]
+                           train; EXPERIMENT is a name of `list` or the path of a config.py, quickstart if left out;
+                           `run EXPERIMENT --help` shows its fields
+  sweep EXPERIMENT --grid NAME=VALUE,VALUE ... [--seeds N] [--static NAME ...] [--FIELD VALUE ...]
+                           train all combinations of the values, and N seeds, in one program; a table of them, and a
+                           folder; `sweep EXPERIMENT --help` shows the rest
+  list                     the experiments and their presets
+  resume DIR [--rounds N]  go on with an interrupted run; with N rounds in all, extend it; --changed if its config.py is
+                           another than when it was begun
+                           run and resume take --coordinator HOST:PORT --num-processes N --process-id I, to train in
+                           several processes; in a cluster that JAX knows they find each other
+  show DIR                 what a run reached; draws its plots again
+  report DIR [DIR ...]     an HTML page of one run, or of several beside each other
+  data list                the data sets that go by a name
+  data info NAME           licence, source, size, what a client is, options of fs.data.load
+  data fetch NAME [--cache-dir DIR]
+                           bring its files into the cache folder, and check them
+  version                  the version
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `fedjax-sim`.
+
+    Args:
+        arguments: the words after `fedjax-sim`; None for those of this process.
+
+    Returns:
+        The exit status: 0; 2 for an error that a message tells of; 130 or 143 when stopped by Ctrl-C or SIGTERM.
+
+    Example:
+        >>> from fedjax_sim.cli import main
+        >>> main(["show", "no/such/run"])  # the message goes to standard error
+        2
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = ["version", *words[1:]] if words[:1] == ["--version"] else words
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest, **more: _complain(f"fedjax-sim: {message}")
+            return _command(words)
+    except KeyboardInterrupt as stop:
+        notes = getattr(stop, "__notes__", [])
+        _complain("\n".join([f"\nfedjax-sim: {str(stop) or 'stopped by Ctrl-C.'}", *notes]))
+        return 143 if isinstance(stop, RunInterrupted) and "SIGTERM" in str(stop) else 130
+    except FedSimError as error:
+        _complain("\n".join([f"fedjax-sim: {error}", *getattr(error, "__notes__", [])]))
+        _processes().leave(error, 2)
+        return 2
+    finally:
+        with _reader():
+            sys.stdout.flush()
+
+
+def _command(words: list[str]) -> int:
+    if words[:1] in (["-h"], ["--help"]):
+        _say(USAGE.rstrip())
+    elif words and words[0] in COMMANDS:
+        COMMANDS[words[0]](words[1:])
+    else:
+        _complain("".join(f"fedjax-sim: {word!r} is no command\n" for word in words[:1]) + USAGE.rstrip())
+        return 2
+    return 0
+
+
+def run(words: list[str]) -> None:
+    """Train an experiment from its first round on."""
+    from fedjax_sim.runs.options import RunOptions
+
+    _join(words)
+    experiment, preset, config, options = _configured("run", words, RunOptions())
+    folder = options.run_dir or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if _processes().first() and (folder / "config.json").exists():
+        raise ArgumentError(f"run_dir={str(folder)!r} holds a run already: fedjax-sim resume {_quoted(folder)}")
+    _train(experiment, preset, config, folder, fresh=True, profile=options.profile)
+
+
+def sweep(words: list[str]) -> None:
+    """Train a grid of settings, and seeds, in one program."""
+    from fedjax_sim.runs.options import SweepOptions
+
+    experiment, preset, config, options = _configured("sweep", words, SweepOptions())
+    from fedjax_sim.runs.sweep_words import grid_of_words, score_table, write_config
+
+    grid, static = grid_of_words(config, options.grid, options.static)
+    folder = options.run_dir or Path("runs") / f"{experiment.name}-sweep-{datetime.now():%Y%m%d-%H%M%S}"
+    if (folder / "config.json").exists():
+        raise ArgumentError(f"run_dir={str(folder)!r} holds a run or a sweep already: name another folder.")
+    check_count("rounds", config.rounds)
+    _say(f"{experiment.name}: {experiment.about}")
+    import fedjax_sim as fs
+
+    with _bar(f"sweep of {experiment.name}") as tell, _told("static=(", "On the command line: --static NAME"):
+        result = fs.sweep(
+            lambda **setting: experiment.build(dataclasses.replace(config, **setting)),
+            grid,
+            config.rounds,
+            options.seeds,
+            static=static,
+            share_cohorts=options.share_cohorts,
+            eval_every=getattr(config, "eval_every", None),
+            progress=tell,
+        )
+    metric = options.metric or result.main_metric()
+    scores = result.scores(metric, options.last)
+    folder_facts = {"grid": grid, "static": list(static), "seeds": result.seeds, "share_cohorts": options.share_cohorts}
+    write_config(folder, experiment.source(preset), _experiments().to_plain(config), folder_facts)
+    files = result.save(folder, metric, options.last)
+    _draw(score_table(list(grid), metric, scores))
+    for setting, seed, round in result.diverged:
+        _complain(f"fedjax-sim: {setting} of seed {seed} diverged in round {round}.")
+    if any(score.mean == score.mean for score in scores):
+        _say(f"best: {result.best(metric, options.mode, options.last)}")
+    for path in files:
+        _say(str(path))
+    _say(
+        f"{len(result.settings)} settings x {len(result.seeds)} seeds, {config.rounds} rounds: {result.seconds:.1f} s, "
+        f"{result.compilations} compilation{'s' if result.compilations > 1 else ''}"
+    )
+
+
+def _configured(command: str, words: list[str], defaults: Any) -> tuple[Any, str, Any, Any]:
+    """The experiment that the words name, the preset, its config with the words' values, and the command's options."""
+    import tyro
+
+    import fedjax_sim as fs
+
+    fs.use_cpu_cores()  # before the experiment's own code can start JAX
+    _keep_programs()
+    named = bool(words) and not words[0].startswith("-")
+    name, words = (words[0], words[1:]) if named else ("quickstart", words)
+    experiment = _experiments().load_experiment(name)
+    preset = _preset(words)
+    if preset not in experiment.presets:
+        raise ArgumentError(f"preset={preset!r}: {experiment.name} has {', '.join(experiment.presets)}.")
+    own = {field.name for field in dataclasses.fields(defaults)} & {
+        f.name for f in dataclasses.fields(experiment.config)
+    }
+    if own:
+        raise ArgumentError(
+            f"{experiment.path}: Config's fields {sorted(own)} are options of `{command}`: rename them."
+        )
+
+    def parsed(config: Any, options: Any) -> tuple[Any, Any]:
+        return config, options
+
+    flat = tyro.conf.arg(name="")
+    parsed.__annotations__ = {
+        "config": Annotated[experiment.config, flat],
+        "options": Annotated[type(defaults), flat, tyro.conf.UseAppendAction],
+    }
+    parsed.__defaults__ = (experiment.presets[preset], defaults)
+    prog = f"fedjax-sim {command} {name}"
+    (config, options), unknown = tyro.cli(
+        parsed, prog=prog, description=experiment.about, args=words, use_underscores=False, return_unknown_args=True
+    )
+    if unknown:
+        known = ", ".join([*_flags(config), *_flags(options)])
+        raise ArgumentError(f"{shlex.join(unknown)}: {experiment.name} has {known}. See {prog} --help")
+    return experiment, preset, config, options
+
+
+def resume(words: list[str]) -> None:
+    """Go on with a run from its newest checkpoint."""
+    import fedjax_sim as fs
+
+    changed = "run its config.py though it is another than when the run was begun"
+    options = (("--rounds", "N rounds in all, to extend the run"), ("--changed", changed))
+    given = _parsed("resume", _join(words), ("DIR", None), *options)
+    folder = Path(given.DIR)
+    kept = fs.runs.read(folder).config
+    source = kept.get("experiment") or {}
+    whole = all(source.get(name) for name in ("name", "path", "preset", "sha256")) and kept.get("rounds")
+    if not whole or not kept.get("config"):
+        raise ArgumentError(
+            f"{folder} was not begun by `fedjax-sim run`: build the same fs.Simulation in Python, and go on from "
+            f"state = sim.restore({str(folder)!r})."
+        )
+    total = kept["rounds"] if given.rounds is None else _whole_number("rounds", given.rounds)
+    done = 0
+    if _processes().first():
+        with fs.runs.RunFolder(folder).held():  # of a run that goes on, checkpoints come and go
+            done = _rounds_saved(folder)
+    done = _processes().told(done)
+    if total < done:
+        raise ArgumentError(f"rounds={total}: {folder} has {done} rounds already; N counts all of a run's rounds.")
+    if total == done:
+        _say(f"{folder} has all its {done} rounds. For N rounds in all: fedjax-sim resume {_quoted(folder)} --rounds N")
+        return
+    library = _experiments()
+    path = library.find(source["path"] if Path(source["path"]).exists() else source["name"])
+    if library.digest(path) != source["sha256"]:  # before it is run
+        told = f"{path} is not what it was when {folder} was begun"
+        if not given.changed:
+            raise ArgumentError(f"{told}, and was not run. To run it: fedjax-sim resume {_quoted(folder)} --changed")
+        _complain(f"fedjax-sim: {told}.")
+    experiment = library.load_experiment(str(path))
+    config = library.from_plain(experiment.config, kept["config"])
+    _train(experiment, source["preset"], dataclasses.replace(config, rounds=total), folder, fresh=False)
+
+
+def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool, profile: bool = False) -> None:
+    """Train to the config's rounds; from the folder's newest checkpoint on, unless the run is fresh."""
+    begin = time.perf_counter()
+    check_count("rounds", config.rounds)
+    _say(f"{experiment.name}: {experiment.about}")  # before what takes seconds
+    import fedjax_sim as fs
+
+    run_dir = fs.runs.RunFolder(folder, experiment.source(preset), _experiments().to_plain(config))
+    sim = experiment.build(config)
+    if not isinstance(sim, fs.Simulation):
+        raise ArgumentError(f"{experiment.path}: build(config) gave {sim!r}: it must give an fs.Simulation.")
+    _say(f"{sim!r}\nin {folder}")
+    state = sim.init() if fresh or not _processes().told(_rounds_saved(folder)) else sim.restore(folder)
+    rounds = config.rounds - state.round
+    sim.run(
+        state,
+        rounds,
+        eval_every=getattr(config, "eval_every", None),
+        checkpoint_every=getattr(config, "checkpoint_every", 10),
+        run_dir=run_dir,
+        profile=profile,
+    )
+    if not _processes().first():
+        return
+    _print_run(fs.runs.read(folder))
+    _say(f"{rounds} rounds, {time.perf_counter() - begin:.1f} s. A page of it: fedjax-sim report {_quoted(folder)}")
+
+
+def _rounds_saved(folder: Path) -> int:
+    """Rounds of the newest checkpoint; 0 without any."""
+    from fedjax_sim.engine.store.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    with contextlib.closing(checkpoints):
+        return max(checkpoints.rounds(), default=0)
+
+
+def show_list(words: list[str]) -> None:
+    """The experiments."""
+    from rich.table import Table
+    from rich.text import Text
+
+    _parsed("list", words)
+    library = _experiments()
+    table = Table("experiment", "presets", "what it is", box=None, pad_edge=False)
+    for name in library.experiments():
+        try:
+            experiment = library.load_experiment(name)
+            table.add_row(name, ", ".join(experiment.presets), Text(experiment.about))
+        except ArgumentError as error:  # one that cannot be loaded hides no other
+            table.add_row(name, "", Text(str(error), overflow="fold"))
+    _draw(table)
+
+
+def show(words: list[str]) -> None:
+    """What a run reached."""
+    from fedjax_sim.runs import plots, read, sweep_words
+
+    found = read(_parsed("show", words, ("DIR", None)).DIR)
+    if found.config.get("sweep"):
+        return _draw(sweep_words.saved_table(found))
+    _print_run(found)
+    for path in plots.save_all(found):
+        _say(str(path))
+
+
+def report(words: list[str]) -> None:
+    """An HTML page of runs."""
+    from fedjax_sim.runs import read
+    from fedjax_sim.runs.report import write
+
+    given = _parsed("report", words, ("DIR", "+"), ("--output", "the page to write"))
+    runs = [read(folder) for folder in given.DIR]
+    path = given.output or (runs[0].path / "report.html" if len(runs) == 1 else Path("report.html"))
+    _say(str(write(runs, Path(path))))
+
+
+def data(words: list[str]) -> None:
+    """Data sets: list them, tell of one, fetch one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from fedjax_sim.data import cache_folder, catalogue, load
+
+    parser = argparse.ArgumentParser(prog="fedjax-sim data", description=data.__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="the sets that fs.data.load knows")
+    info = actions.add_parser("info", help="licence, source, size, what a client is, and the options of fs.data.load")
+    fetch = actions.add_parser("fetch", help="bring its files into the cache folder, and check them")
+    for one in info, fetch:
+        one.add_argument("NAME", help="the set's name, as in `fedjax-sim data list`")
+    fetch.add_argument("--cache-dir", metavar="DIR", help="the cache folder; the user's if left out")
+    given = parser.parse_args(words)
+    sets = catalogue()
+    if given.action == "list":
+        table = Table("name", "what it is", "clients", "partition", box=None, pad_edge=False)
+        for name, entry in sets.items():
+            table.add_row(name, *(Text(text) for text in (entry.title, entry.client, entry.partition)))
+        return _draw(table)
+    if given.NAME not in sets:
+        raise ArgumentError(f"NAME={given.NAME!r}: unknown data set; there are {', '.join(sets)}.")
+    entry = sets[given.NAME]
+    if given.action == "info":
+        options = [f"{name}={value!r}" for name, value in entry.options.items()]
+        rows = {**entry.about, "size": entry.size, "options": ", ".join(options) or "none"}
+        if entry.files:
+            rows |= {"comes from": "\n".join(entry.places), "is kept in": str(cache_folder() / "raw" / given.NAME)}
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, text in rows.items():
+            table.add_row(name, Text(text))
+        return _draw(table)
+    if entry.files:
+        return _say(str(entry.fetch(given.NAME, given.cache_dir)))
+    load(given.NAME, cache_dir=given.cache_dir)
+    _say(f"{given.NAME} needs no files that are not here.")
+
+
+def show_version(words: list[str]) -> None:
+    """The version."""
+    from importlib.metadata import version
+
+    _parsed("version", words)
+    _say(version("fedjax-sim"))
+
+
+def _print_run(found: Any) -> None:
+    from fedjax_sim.runs import tables
+
+    _say(str(found))
+    for table in (tables.metrics_table(found), tables.profile_table(found)):
+        if table.row_count:
+            _draw(table)
+
+
+def _experiments() -> Any:
+    from fedjax_sim.runs import experiment
+
+    return experiment
+
+
+def _parsed(command: str, words: list[str], *arguments: tuple[str, str | None]) -> argparse.Namespace:
+    """The words of a command without fields: a folder or several, and options."""
+    parser = argparse.ArgumentParser(prog=f"fedjax-sim {command}", description=COMMANDS[command].__doc__)
+    for name, about in arguments:
+        if name == "--changed":
+            parser.add_argument(name, action="store_true", help=about)
+        elif name.startswith("--"):
+            parser.add_argument(name, metavar=name[2:].upper(), help=about)
+        else:
+            parser.add_argument(name, nargs=about, help="the folder of a run")
+    return parser.parse_args(words)
+
+
+def _join(words: list[str]) -> list[str]:
+    """Join the processes that the words name, or the cluster's, before an experiment's code can start JAX.
+
+    The first process speaks for all. Returns the other words.
+    """
+    import fedjax_sim as fs
+
+    parser = argparse.ArgumentParser(prog="fedjax-sim", add_help=False, allow_abbrev=False)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    given, others = parser.parse_known_args(words)
+    fs.use_cpu_cores()
+    _keep_programs()
+    named = any(value is not None for value in vars(given).values())
+    if not named and _processes().started():  # by the program that calls `main`
+        return others
+    if fs.use_processes(given.coordinator, given.num_processes, given.process_id):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return others
+
+
+def _keep_programs() -> None:
+    from fedjax_sim.data import cache_folder
+    from fedjax_sim.engine.device import programs
+
+    programs.keep_programs(cache_folder())
+
+
+def _processes() -> Any:
+    from fedjax_sim.engine.device import processes
+
+    return processes
+
+
+def _preset(words: list[str]) -> str:
+    """The preset must be known before the flags, whose defaults it gives."""
+    found = [word.removeprefix("--preset=") for word in words if word.startswith("--preset=")]
+    found += [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--preset"]
+    return found[-1] if found else "default"
+
+
+def _flags(config: Any, prefix: str = "--") -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        flag, value = prefix + field.name.replace("_", "-"), getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flags(value, f"{flag}.")
+        else:
+            yield flag
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise ArgumentError(f"{name}={text!r}: must be a whole number, at least 1.")
+    return int(text)
+
+
+def _quoted(folder: Path) -> str:
+    return shlex.quote(str(folder))
+
+
+def _say(text: str) -> None:
+    with _reader():
+        print(text, flush=True)
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _told(part: str, note: str) -> Iterator[None]:
+    """A note on errors whose message has that part."""
+    try:
+        yield
+    except FedSimError as error:
+        if part in str(error):
+            error.add_note(note)
+        raise
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal, moved by (done, total)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _draw(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    with console.capture() as drawn:
+        console.print(table)
+    _say(drawn.get().rstrip("\n"))
+
+
+@contextlib.contextmanager
+def _reader() -> Iterator[None]:
+    """A reader that goes away, as in `| head`, ends no run: what is written from then on is dropped."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": run,
+    "sweep": sweep,
+    "list": show_list,
+    "resume": resume,
+    "show": show,
+    "report": report,
+    "data": data,
+    "version": show_version,
+}

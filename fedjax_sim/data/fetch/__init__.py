@@ -1,0 +1,1 @@
+"""Sets by name, fetched and checked; pickles from strangers."""

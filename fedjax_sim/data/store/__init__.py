@@ -1,0 +1,1 @@
+"""Federations in files, in caches, or made on demand."""

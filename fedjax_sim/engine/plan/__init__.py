@@ -1,0 +1,1 @@
+"""What the host decides of a round before the devices compute it."""

@@ -1,0 +1,325 @@
+"""The map of a client function over a cohort: chunks of lanes on all devices, and the sums at the end.
+
+A device loops over the chunks of its queue; a chunk is a vmap over L lanes; a lane is one client, whose loop over steps
+runs to the chunk's longest client. All bounds are traced, so that one program serves every cohort. The only collective
+is the sum at the end. Where clients' rows come from the host, a cohort is trained in waves of a few chunks each.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fedjax_sim.client import ClientBatches
+from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core.convolution import Convolutions, rewritten, traced
+from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.types import RoundPlan
+from fedjax_sim.data.batching import Batching
+from fedjax_sim.engine.device.placement import AXIS, REPLICATED, SHARDED, Dealt
+from fedjax_sim.engine.round import sums as sums_lib
+
+
+class Lane(NamedTuple):
+    """One client's place in the plan: scalars."""
+
+    start: Any
+    size: Any
+    steps: Any
+    client_id: Any
+    weight: Any
+    version: Any
+    neighbour: Any
+
+
+def client_batches(
+    lane: Lane, order: Any, arrays: Any, batching: Batching, *, bound: Any, longest: int, alone: bool
+) -> ClientBatches:
+    """What the client of a lane sees of its data."""
+    stride = lane.size
+    if batching.drop_remainder:
+        stride = lane.size // batching.batch_size * batching.batch_size
+    return ClientBatches(
+        num_steps=lane.steps,
+        num_examples=lane.size.astype(jnp.float32),
+        client_id=lane.client_id,
+        info={"weight": lane.weight, "version": lane.version},
+        bound=bound,
+        arrays=arrays,
+        order=order,
+        start=lane.start,
+        stride=stride,
+        batch_size=batching.batch_size,
+        longest=longest,
+        alone=alone,
+    )
+
+
+class ClientResult(NamedTuple):
+    """What the engine keeps of one client.
+
+    Attributes:
+        message: pytree; summed with `weight`, or kept, for reducers that are not linear.
+        weight: [] float32; 0 for a client that contributes nothing.
+        contributes: [] bool.
+        metrics: dict of metrics, kept for each client.
+        row: its new private row.
+        sums: pytree of float32, summed as it is.
+        factor: what the message is multiplied by in the sum; None for the weight.
+    """
+
+    message: Any
+    weight: Any
+    contributes: Any
+    metrics: dict[str, Metric]
+    row: Any
+    sums: Any = ()
+    factor: Any = None
+
+
+class CohortResult(NamedTuple):
+    """A cohort's sums, and what is kept of each client in lane order, [D, T, L, ...]."""
+
+    total: Any
+    weight: Any
+    count: Any
+    sums: Any
+    messages: Any
+    weights: Any
+    contributes: Any
+    metrics: dict[str, Metric]
+    rows: Any
+
+
+OneClient = Callable[[Any, Any, Lane, ClientBatches], ClientResult]
+
+
+class _Client(NamedTuple):
+    """The function of one client: `run(lane, row, bound) -> ClientResult`, and the shapes of that."""
+
+    run: Callable[[Lane, Any, Any], ClientResult]
+    like: Any
+
+
+class CohortMap:
+    """A function of a whole cohort from a function of one client, `(shared, rows, plan, arrays) -> CohortResult`.
+
+    To be called under `jax.jit`. `rows` are tables whose leading axis is dealt over the devices in blocks; the client k
+    of a block is its row k - (first of the block). Or, in waves: `begin`, `wave` again and again, `finish`.
+
+    Args:
+        one_client: `(shared, row, lane, batches) -> ClientResult`.
+        mesh: the devices.
+        batching: how examples become batches.
+        longest: steps of the longest client, for `ClientBatches.longest`.
+        linear: sum the messages; else keep them all.
+        modular: sum in the messages' own type, which wraps for integers; else in float32 at least.
+        members: the name of a vmap's axis over which plans differ. Loops then run as long as the longest member's, as
+            bounds that differ would turn every step into a choice between old and new.
+        exact: the most clients of a cohort, to sum exactly; None to sum in floating point.
+        convolutions: as in `fs.Task`.
+    """
+
+    def __init__(
+        self,
+        one_client: OneClient,
+        mesh: Mesh,
+        batching: Batching,
+        longest: int,
+        linear: bool = True,
+        modular: bool = False,
+        members: str | None = None,
+        exact: int | None = None,
+        convolutions: Convolutions = "auto",
+    ):
+        self.one_client, self.mesh, self.batching, self.longest = one_client, mesh, batching, longest
+        self.linear, self.members, self.exact = linear, members, exact
+        self.rewrite = rewritten(convolutions, mesh.devices.flat[0].platform)
+        self._plainly = sums_lib.floating() if exact is None else sums_lib.exact(exact)
+        self._for_messages = sums_lib.floating(own_type=True) if modular else self._plainly
+
+    def __call__(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
+        def share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
+            plan = jax.tree.map(lambda leaf: leaf[0], plan)
+            per_device = _length(rows)
+            first = jax.lax.axis_index(AXIS) * per_device
+            place = lambda chunk, lane: lane.client_id - first
+            client = self._client(shared, rows, plan, arrays)
+            sums, rows = self._chunks(client, rows, plan, self._zero(client, plan), place)
+            return self._added(sums)._replace(rows=rows)
+
+        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
+        return self._over(share, specs, _RESULT)(shared, rows, plan, _arrays(arrays))
+
+    def begin(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
+        """A cohort's sums before the first wave, dealt over the devices; `rows` as for `wave`."""
+
+        def share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
+            plan = jax.tree.map(lambda leaf: leaf[0], plan)
+            zero = self._zero(self._client(shared, rows, plan, arrays), plan)
+            return jax.tree.map(lambda leaf: leaf[None], zero)
+
+        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
+        return self._over(share, specs, SHARDED)(shared, rows, plan, _arrays(arrays))
+
+    def wave(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any, sums: Any, first: Any) -> tuple[Any, Any]:
+        """`(sums, rows)` after as many chunks, from the first given on, as `rows` has clients for.
+
+        Args:
+            rows: for each device, one after another, those of its clients of these chunks, in the order of the lanes.
+            first: [] int32, a chunk.
+        """
+
+        def share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any, sums: Any, first: Any) -> tuple[Any, Any]:
+            plan, sums = jax.tree.map(lambda leaf: leaf[0], (plan, sums))
+            lanes = plan.start.shape[1]
+            place = lambda chunk, lane: (chunk - first) * lanes + jnp.arange(lanes)
+            end = jnp.minimum(first + _length(rows) // lanes, plan.chunks)
+            client = self._client(shared, rows, plan, arrays)
+            sums, rows = self._chunks(client, rows, plan, sums, place, first, end)
+            return jax.tree.map(lambda leaf: leaf[None], sums), rows
+
+        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays), SHARDED, REPLICATED)
+        return self._over(share, specs, (SHARDED, SHARDED))(shared, rows, plan, _arrays(arrays), sums, first)
+
+    def finish(self, sums: Any) -> CohortResult:
+        """What the waves have added up to; without rows."""
+        share = lambda sums: self._added(jax.tree.map(lambda leaf: leaf[0], sums))
+        return self._over(share, (SHARDED,), _RESULT._replace(rows=()))(sums)
+
+    def _over(self, share: Callable[..., Any], specs: Any, out: Any) -> Callable[..., Any]:
+        return jax.shard_map(share, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+    # One device's share
+
+    def _client(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> "_Client":
+        """The function of one client, traced once, whoever wrote it: its convolutions rewritten where that pays."""
+        alone = self._alone(plan)
+
+        def client(shared: Any, order: Any, arrays: Any, lane: Lane, row: Any, bound: Any) -> ClientResult:
+            batches = client_batches(lane, order, arrays, self.batching, bound=bound, longest=self.longest, alone=alone)
+            return self.one_client(shared, row, lane, batches)
+
+        one = lambda leaf, axes: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype)
+        lane = Lane(**{name: one(getattr(plan, name), 2) for name in Lane._fields})
+        row = jax.tree.map(lambda table: one(table, 1), rows)
+        run, like = traced(client, (shared, plan.order, arrays, lane, row, lane.steps), self.rewrite)
+        return _Client(lambda *each: run(shared, plan.order, arrays, *each), like)
+
+    def _alone(self, plan: RoundPlan) -> bool:
+        """A chunk is one client, whose own steps bound its loop."""
+        return plan.start.shape[1] == 1 and self.members is None
+
+    def _run(self, client: "_Client", rows: Any, plan: RoundPlan, chunk: Any, place: Any):
+        """A chunk's clients: their results, [L, ...], and the places of their rows; an empty lane's is past the end."""
+        at = lambda name: jax.lax.dynamic_index_in_dim(getattr(plan, name), chunk, 0, False)
+        queue = Lane(**{name: at(name) for name in Lane._fields})
+        bound = queue.steps[0] if self._alone(plan) else self._longest_member(jnp.max(queue.steps))
+        places = jnp.where(queue.steps > 0, place(chunk, queue), _length(rows))
+        mine = jax.tree.map(lambda table: table.at[places].get(mode="clip"), rows)
+        if plan.start.shape[1] > 1:
+            return jax.vmap(client.run, in_axes=(0, 0, None))(queue, mine, bound), places
+        lane, row = jax.tree.map(lambda leaf: leaf[0], (queue, mine))
+        single = client.run(lane, row, bound)
+        return jax.tree.map(lambda leaf: leaf[None], single), places
+
+    def _longest_member(self, bound: Any) -> Any:
+        return bound if self.members is None else jax.lax.pmax(bound, self.members)
+
+    def _zero(self, client: "_Client", plan: RoundPlan) -> Any:
+        """Nothing added yet, and room for what is kept of each client."""
+        chunks, lanes = plan.start.shape
+        like: ClientResult = client.like
+        buffer = lambda tree: jax.tree.map(lambda a: jnp.zeros((chunks, lanes, *a.shape), a.dtype), tree)
+        kept = (
+            () if self.linear else buffer(like.message),
+            buffer(like.weight),
+            buffer(like.contributes),
+            metrics_lib.zero(buffer(like.metrics)),
+        )
+        total = self._for_messages.zero(like.message) if self.linear else ()
+        return total, self._plainly.zero(like.sums), kept
+
+    def _chunks(
+        self,
+        client: "_Client",
+        rows: Any,
+        plan: RoundPlan,
+        sums: Any,
+        place: Any,
+        first: Any = 0,
+        end: Any = None,
+    ) -> tuple[Any, Any]:
+        """Sums and rows after the chunks from the first on, by default all of them."""
+
+        def body(chunk: Any, carry: Any) -> Any:
+            total, sums, kept, rows = carry
+            result, places = self._run(client, rows, plan, chunk, place)
+            factor = result.weight if result.factor is None else result.factor
+            total = self._for_messages.add(total, result.message, factor) if self.linear else total
+            sums = self._plainly.add(sums, result.sums, jnp.ones_like(result.weight))
+            new = (() if self.linear else result.message, result.weight, result.contributes, result.metrics)
+            kept = jax.tree.map(lambda buffer, leaf: buffer.at[chunk].set(leaf), kept, new)
+            rows = jax.tree.map(
+                lambda table, row: table.at[places].set(row.astype(table.dtype), mode="drop"),
+                rows,
+                result.row,
+            )
+            return total, sums, kept, rows
+
+        end = self._longest_member(plan.chunks) if end is None else end
+        *sums, rows = jax.lax.fori_loop(first, end, body, (*sums, rows))
+        return tuple(sums), rows
+
+    def _added(self, sums: Any) -> CohortResult:
+        """The devices' sums, added; what is kept stays where it is."""
+        total, sums, (messages, weights, contributes, metrics) = sums
+        weight = jnp.sum(weights)
+        if self.exact is not None:
+            weight = self._plainly.add(self._plainly.zero(weight), weights.reshape(-1), jnp.ones(weights.size))
+        mine = (total, weight, jnp.sum(contributes.astype(jnp.float32)), sums)
+        total, weight, count, sums = self._over_devices(mine)
+        total, weight, sums = self._for_messages.result(total), self._plainly.result(weight), self._plainly.result(sums)
+        kept: Any = (messages, weights, contributes, metrics)
+        kept = jax.tree.map(lambda leaf: leaf[None], kept)
+        return CohortResult(total, weight, count, sums, *kept, rows=())
+
+    def _over_devices(self, tree: Any) -> Any:
+        """The sums over devices; of processes in one message for each dtype, as every message waits for the slowest."""
+        if not self.mesh.is_multi_process:
+            return jax.lax.psum(tree, AXIS)
+        return by_dtype(lambda message: jax.lax.psum(message, AXIS), tree)
+
+
+def by_dtype(send: Callable[[Any], Any], tree: Any, keep: int = 0) -> Any:
+    """Leaves that `send` takes all at once, those of a dtype joined; their first `keep` axes, all alike, stay."""
+    leaves, structure = jax.tree.flatten(tree)
+    for dtype in sorted({leaf.dtype for leaf in leaves}, key=str):
+        at = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        flat = [leaves[i].reshape(*leaves[i].shape[:keep], -1) for i in at]
+        ends = np.cumsum([leaf.shape[-1] for leaf in flat])
+        parts = jnp.split(send(jnp.concatenate(flat, axis=-1)), ends[:-1].tolist(), axis=-1)
+        for i, part in zip(at, parts, strict=True):
+            leaves[i] = part.reshape(leaves[i].shape)
+    return jax.tree.unflatten(structure, leaves)
+
+
+_SPECS: Any = (*[REPLICATED] * 4, *[SHARDED] * 5)
+_RESULT: Any = CohortResult(*_SPECS)
+
+
+def _length(rows: Any) -> int:
+    """Rows of a device's block."""
+    leaves = jax.tree.leaves(rows)
+    return leaves[0].shape[0] if leaves else 0
+
+
+def _spec(arrays: Any) -> Any:
+    return SHARDED if isinstance(arrays, Dealt) else REPLICATED
+
+
+def _arrays(arrays: Any) -> Any:
+    return arrays.arrays if isinstance(arrays, Dealt) else arrays

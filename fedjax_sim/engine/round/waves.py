@@ -1,0 +1,135 @@
+"""Rounds of clients whose rows are on the host: waves of a few chunks, their rows read before and written after.
+
+While the devices train a wave, this thread reads the next one's rows and another writes those of the one before. No
+more than three waves' rows are on the devices at a time, however large the cohort.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_sim.core.types import ClientRows, RoundPlan, RoundState
+from fedjax_sim.engine.device import placement
+from fedjax_sim.engine.plan.packing import Plans
+from fedjax_sim.engine.plan.planner import PlanShape
+from fedjax_sim.engine.plan.words import unpack_plan
+from fedjax_sim.engine.round.phase import DeviceState, PhaseRound, RoundOutput, no_output
+from fedjax_sim.engine.store import row_file
+from fedjax_sim.engine.store.row_file import HostRows, Row
+
+WAVE = {"cpu": 2**24}
+"""Bytes of a wave's rows on a device; elsewhere `_WAVE`."""
+_WAVE = 2**28
+
+
+class Programs(NamedTuple):
+    """What a phase compiles: the sums' beginning, a wave, and the server's side."""
+
+    begin: Callable[..., Any]
+    wave: Callable[..., Any]
+    finish: Callable[..., Any]
+
+
+class Waves:
+    """Runs the rounds of a simulation whose rows are on the host."""
+
+    def __init__(self, sim: Any):
+        self.sim = sim
+        self._programs: dict[PlanShape, list[Programs]] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedjax_sim-rows")
+        self._unwritten: deque[Future[None]] = deque()
+
+    def round(self, state: RoundState, plans: Plans, arrays: Any) -> tuple[DeviceState, HostRows, RoundOutput]:
+        """One round: the server's state after it, the clients' rows, and what it reports; waits for no computation."""
+        rows: HostRows = state.rows  # type: ignore[assignment]
+        made = DeviceState(state.server, state.aggregator, ClientRows())
+        seeds, output = state.seeds, None
+        for programs in self.programs(plans.shape):
+            sums, rows = self._train(programs, (seeds, made, plans.words), rows, plans, arrays)
+            made, output = programs.finish(seeds, made, plans.words, sums, output)
+        return made, rows, output  # type: ignore[return-value]
+
+    def _train(self, programs: Programs, given: Any, rows: HostRows, plans: Plans, arrays: Any) -> Any:
+        """A phase's sums, and the rows after it."""
+        plan: RoundPlan = plans.rounds[0]
+        chunks, lanes = self._chunks(plans.shape), plans.shape.lanes
+        new: dict[int, Row] = {}
+        writes, sums = [], None
+        for first in range(0, int(max(plan.chunks.max(), 1)), chunks):
+            part = (slice(None), slice(first, first + chunks))
+            steps, ids = (leaf[part].reshape(len(leaf), -1) for leaf in (plan.steps, plan.client_id))
+            clients = [ids[d, steps[d] > 0].tolist() for d in range(len(ids))]  # the first lanes of each device
+            block = self._read(rows, clients, chunks * lanes)
+            if sums is None:
+                sums = programs.begin(*given, block, arrays)
+            if len(self._unwritten) > 1:
+                wait([self._unwritten.popleft()])  # what went wrong is said where its state settles
+            sums, after = programs.wave(*given, block, arrays, sums, np.int32(first))
+            made = [[rows.file.new() for _ in its] for its in clients]
+            write = self._writer.submit(_write, after, made)
+            self._unwritten.append(write)
+            writes.append(write)
+            for its, rows_made in zip(clients, made, strict=True):
+                for client, row in zip(its, rows_made, strict=True):
+                    row.written, new[client] = write, row
+        return sums, rows.updated(new, writes)
+
+    def _read(self, rows: HostRows, clients: list[list[int]], count: int) -> ClientRows:
+        """The rows of a wave's clients, those of each device on it."""
+        blocks = []
+        for its in clients:
+            leaves = [placement.aligned_empty((count, *shape), dtype) for shape, dtype in rows.file.leaves]
+            rows.read(its, leaves)
+            blocks.append(jax.tree.unflatten(rows.file.structure, leaves))
+        return placement.deal_blocks(self.sim._mesh, blocks).arrays
+
+    def _chunks(self, shape: PlanShape) -> int:
+        """Chunks of a wave."""
+        lanes_bytes = max(1, self.sim.row_bytes * shape.lanes)
+        budget = WAVE.get(self.sim.devices[0].platform, _WAVE)
+        return int(max(1, min(budget // lanes_bytes, -(-shape.chunks // shape.devices))))
+
+    def programs(self, shape: PlanShape) -> list[Programs]:
+        """A phase each."""
+        if shape not in self._programs:
+            self._programs[shape] = [self._compiled(part, shape) for part in self.sim._parts(shape)]
+        return self._programs[shape]
+
+    def _compiled(self, part: PhaseRound, shape: PlanShape) -> Programs:
+        def begin(seeds: Any, state: DeviceState, words: Any, block: ClientRows, arrays: Any) -> Any:
+            plan = unpack_plan(words[0], shape)
+            return part.train.begin(part.shared(seeds, state, plan), part.rows(block), plan, arrays)
+
+        def wave(seeds: Any, state: DeviceState, words: Any, block: ClientRows, arrays: Any, sums: Any, first: Any):
+            plan = unpack_plan(words[0], shape)
+            shared = part.shared(seeds, state, plan)
+            sums, rows = part.train.wave(shared, part.rows(block), plan, arrays, sums, first)
+            return sums, part.with_rows(block, rows)
+
+        def finish(seeds: Any, state: DeviceState, words: Any, sums: Any, output: RoundOutput | None):
+            plan = unpack_plan(words[0], shape)
+            output = no_output(shape.capacity) if output is None else output
+            return part.finish(part.shared(seeds, state, plan), state, plan, part.train.finish(sums), output)
+
+        return Programs(jax.jit(begin), jax.jit(wave, donate_argnums=5), jax.jit(finish))
+
+    def forget(self, shape: PlanShape) -> None:
+        """A round of that shape failed."""
+        self._programs.pop(shape, None)
+        self._unwritten.clear()
+
+    def compile_count(self) -> int:
+        """Programs of waves that were compiled: one a phase."""
+        phases = [each for programs in self._programs.values() for each in programs]
+        return sum(each.wave._cache_size() for each in phases)  # type: ignore[attr-defined]
+
+
+def _write(after: ClientRows, rows: list[list[Row]]) -> None:
+    """Write each device's rows, once they are computed."""
+    jax.block_until_ready(after)  # raises what went wrong, where reading would end the process
+    for d, its in enumerate(rows):
+        row_file.write(its, [np.asarray(leaf.addressable_shards[d].data) for leaf in jax.tree.leaves(after)])

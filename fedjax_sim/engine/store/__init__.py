@@ -1,0 +1,1 @@
+"""Where examples, rows and states live."""

@@ -1,0 +1,287 @@
+"""What a simulation is, kept with its checkpoints: so that no state goes on in another one unnoticed.
+
+Where it trains (lanes, devices, residency, the place of rows) is no part of it. Whether an algorithm is the same, its
+programs decide, where JAX and the packages are the same; the constants in its functions say what differs.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.aggregate import Context
+from fedjax_sim.core import canonical
+from fedjax_sim.core.errors import ArgumentError, RunFolderError
+from fedjax_sim.core.types import Aggregate
+from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.engine.round.cohort_map import Lane, client_batches
+from fedjax_sim.engine.round.phase import checked_update
+from fedjax_sim.runs.folder import FREE, differing, versions
+
+Fingerprint = dict[str, Any]
+"""`versions` and `given`, under which `programs` are compared; and words by name of each part."""
+
+PARTS = ("algorithm", "aggregator", "sampler", "data")
+_COMPARED = (
+    ("algorithm", "", "algorithm"),
+    ("aggregator", "chains", "aggregator"),
+    ("sampler", "sampler", ""),
+    ("data", "data", ""),
+)
+"""A part, its words that are always compared, and its constants, which say what differs where programs do."""
+CLIENTS, BYTES = 256, 1 << 24
+"""Of the data, the first examples of so many clients are read, and about so many bytes."""
+_TOLD = 3
+_PACKAGES = ("python", "fedjax-sim", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def fingerprint(sim: Any) -> Fingerprint:
+    """Of a simulation, in plain values."""
+    found = versions()
+    alone = lambda made: made._replace(aggregator=None)
+    algorithm = alone(sim.algorithm)._replace(phases=tuple(map(alone, sim.algorithm.phases)))
+    parts: dict[str, Callable[[], dict[str, str]]] = {
+        "programs": lambda: programs(sim),
+        "algorithm": lambda: canonical.constants(algorithm),
+        "aggregator": lambda: _of_chains(sim, _constants),
+        "chains": lambda: _of_chains(sim, _words),
+        "sampler": lambda: canonical.constants(sim.sampler, code=True),
+        "data": lambda: _data(sim.data),
+    }
+    made: Fingerprint = {
+        "versions": {
+            **{name: found[name] for name in _PACKAGES if name in found},
+            "platform": sim.devices[0].platform,
+        },
+        "given": {
+            "batching": repr(sim.batching),
+            "shapes": {name: f"{dtype}{list(shape[1:])}" for name, dtype, shape in _shapes(sim.data)},
+            "cohort": [sim._capacity, sim._expected],
+            "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
+        },
+    }
+    for name, tell in parts.items():
+        made[name] = {}
+        with contextlib.suppress(Exception):  # what cannot be told is not compared: no run ends for it
+            made[name] = tell()
+    return made
+
+
+def _of_chains(sim: Any, tell: Callable[[Any], dict[str, str]]) -> dict[str, str]:
+    chains = [phase.aggregator for phase in sim._phases]
+    several = len(chains) > 1
+    return {
+        f"phase {i}: {name}" if several else name: word
+        for i, chain in enumerate(chains)
+        for name, word in tell(chain).items()
+    }
+
+
+def _constants(chain: Any) -> dict[str, str]:
+    return canonical.constants(chain._replace(facts=None, stages=None))
+
+
+def _words(chain: Any) -> dict[str, str]:
+    """What accounting and the engine read of a chain, which need not show in a program."""
+    words = {"chain": chain.name, "weights": chain.reducer.weight, "linear": str(chain.reducer.linear)}
+    return words | canonical.constants(chain.facts)
+
+
+def programs(sim: Any) -> dict[str, str]:
+    """Digests of what clients and the server compute, by part and function; traced, without computing."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    whole, real = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+    arrays = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), sim.data.arrays)
+    found = {}
+
+    def traced(name: str, function: Any, *arguments: Any) -> Any:
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        found[name] = canonical.program(program)
+        return shapes
+
+    server, row = traced("algorithm: the first state", sim.algorithm.init, sim.model)
+    for i, phase in enumerate(sim._phases):
+        chain, of = phase.aggregator, f" {i}" if len(sim._phases) > 1 else ""
+
+        def client(key: Any, server: Any, row: Any, arrays: Any, zero: Any, phase: Any = phase) -> Any:
+            lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero, zero)
+            batches = client_batches(lane, zero[None], arrays, sim.batching, bound=zero, longest=0, alone=False)
+            return checked_update(phase.client(key, server, row, batches), row)
+
+        payload = traced(f"algorithm: client{of}", client, key, server, row, arrays, whole).payload
+        aggregate = _chain_programs(chain, of, payload, sim, traced, key, whole, real)
+        traced(f"algorithm: server{of}", phase.server, key, server, aggregate)
+    return found
+
+
+def _chain_programs(chain: Any, of: str, payload: Any, sim: Any, traced: Any, key: Any, whole: Any, real: Any) -> Any:
+    """Those of a chain's two sides, of a cohort: shapes of what the server function gets."""
+    states, rows = traced(f"aggregator: the first state{of}", lambda: chain.init(payload))
+
+    def client(key: Any, round_key: Any, states: Any, rows: Any, payload: Any, zero: Any, one: Any) -> Any:
+        context = Context(zero, zero, round_key, one, neighbour=zero, weight=one, expected=sim._expected)
+        encoded = chain.encode(key, states, rows, payload, context)
+        return chain.receive(key, states, encoded.message), encoded.sums
+
+    def server(key: Any, states: Any, messages: Any, sums: Any, weights: Any, contributes: Any, clients: Any) -> Any:
+        total = jax.tree.map(lambda leaf: jnp.sum(leaf, 0), messages)
+        if chain.reducer.collect is not None:
+            total = chain.reducer.collect(messages, weights, contributes)
+        elif not chain.facts.weighted:
+            total = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), total)
+        bound, step = chain.bound_and_step(states, payload)
+        weight, count = jnp.sum(weights), jnp.sum(contributes).astype(jnp.float32)
+        known = {"shares": count if sim._everyone else None, "population": clients}
+        seen = Aggregate(total, weight, count, bound=bound, step=step, sums=sums, round_key=key, **known)
+        return chain.server(key, states, seen, sim._expected)[:2]
+
+    message, sums = traced(f"aggregator: client{of}", client, key, key, states, rows, payload, whole, real)
+    many = lambda leaf: jax.ShapeDtypeStruct((sim._capacity, *leaf.shape), leaf.dtype)
+    flags = jax.ShapeDtypeStruct((sim._capacity,), bool)
+    messages, weights = jax.tree.map(many, message), many(real)
+    return traced(f"aggregator: server{of}", server, key, states, messages, sums, weights, flags, whole)[0]
+
+
+def _shapes(data: FederatedData) -> list[tuple[str, str, tuple[int, ...]]]:
+    paths = jax.tree_util.tree_leaves_with_path(data.arrays)
+    return [(jax.tree_util.keystr(path), str(leaf.dtype), tuple(leaf.shape)) for path, leaf in paths]
+
+
+def _data(data: FederatedData) -> dict[str, str]:
+    """Shapes, and digests of the first examples of clients all over the population: of all, where these are few."""
+    found = {f"shape of {name}": f"{dtype}{list(shape[1:])}" for name, dtype, shape in _shapes(data)}
+    size = sum(math.prod(shape[1:]) * np.dtype(dtype).itemsize for _, dtype, shape in _shapes(data))
+    clients = np.unique(np.linspace(0, data.num_clients - 1, min(data.num_clients, CLIENTS)).astype(np.int64))
+    most = -(-max(BYTES // max(size, 1), len(clients)) // len(clients))
+    read = data.read(clients, np.minimum(data.sizes_of(clients), most))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(read):
+        found[f"values of {jax.tree_util.keystr(path)}"] = canonical.digest(np.asarray(leaf))
+    if data.client_ids is not None:
+        found["client_ids"] = canonical.digest(np.array([data.name(int(client)) for client in clients]))
+    return found
+
+
+class Comparison(NamedTuple):
+    """Of a simulation with the one that a checkpoint was saved by.
+
+    Attributes:
+        differences: what differs, in words, by part.
+        doubts: what cannot be compared as JAX or a package is another, in words; or empty.
+    """
+
+    differences: dict[str, str]
+    doubts: str = ""
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
+    """Two fingerprints."""
+    same_versions = old["versions"] == new["versions"]
+    comparable = same_versions and old["given"] == new["given"] and bool(old["programs"]) and bool(new["programs"])
+    differences, doubtful = {}, []
+    for part, plain, traced in _COMPARED:
+        found = _Found.of(old[plain], new[plain]) if plain else _Found()
+        constants = _Found.of(old[traced], new[traced]) if traced else _Found()
+        programs = [name for name in _unequal(old["programs"], new["programs"]) if name.startswith(f"{part}: ")]
+        words = {**found.changed, **(found.others if same_versions else {})}
+        if comparable and programs:
+            words |= constants.changed or constants.others or dict.fromkeys(programs, ("", ""))
+        elif not comparable:
+            words |= {**constants.changed, **(constants.others if same_versions else {})}
+        if words:
+            differences[part] = _told(words)
+        elif not same_versions and (found.others or constants.others or programs):
+            doubtful.append(part)
+    if not doubtful:
+        return Comparison(differences)
+    one, other = old["versions"], new["versions"]
+    made = ", ".join(f"{name} was {one.get(name)} and is {other.get(name)}" for name in _unequal(one, other))
+    return Comparison(differences, f"whether its {' and its '.join(doubtful)} is the same cannot be told, as {made}")
+
+
+class _Found(NamedTuple):
+    """Names whose words differ: `changed` where they are constants of both, `others` that one lacks, and code."""
+
+    changed: Mapping[str, tuple[Any, Any]] = {}
+    others: Mapping[str, tuple[Any, Any]] = {}
+
+    @classmethod
+    def of(cls, old: Mapping[str, Any], new: Mapping[str, Any]) -> "_Found":
+        if not old or not new:  # it could not be told
+            return cls()
+        pairs = {name: (old.get(name), new.get(name)) for name in _unequal(old, new)}
+        plain = {name for name, pair in pairs.items() if not any(word is None or word[:1] == "<" for word in pair)}
+        return cls(
+            {name: pair for name, pair in pairs.items() if name in plain},
+            {name: pair for name, pair in pairs.items() if name not in plain},
+        )
+
+
+def _unequal(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [name for name in {**old, **new} if old.get(name) != new.get(name)]
+
+
+def _told(words: Mapping[str, tuple[Any, Any]]) -> str:
+    """In words; a number that several functions hold is told once."""
+    told: dict[Any, str] = {}
+    for name, (was, now) in words.items():
+        if (was, now) == ("", ""):
+            told[name] = f"what {name.partition(': ')[2]} computes differs"
+        else:
+            key = name.rpartition(".")[2], was, now
+            told.setdefault(key, f"{name} was {was or 'not there'} there and is {now or 'not there'} here")
+    first = [*told.values()][:_TOLD]
+    return "; ".join(first) + (f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else "")
+
+
+FACTS = {"clients": "data", "examples": "data", "sizes": "data", "parameters": "algorithm"}
+"""The part that a fact of `recording.facts` belongs to; any other is one of its own."""
+
+
+def check(
+    where: Any, record: Mapping[str, Any], sim: Any, facts: Mapping[str, Any], allow: Iterable[str] | None
+) -> set[str]:
+    """A checkpoint is of this simulation, but for parts that may differ (None: of a run in its folder): those that do.
+
+    Raises:
+        ArgumentError: `allow` names no part.
+        RunFolderError: another part differs, or one cannot.
+    """
+    here, allow = allow is None, set(allow or ())
+    known = {*PARTS, "delta", "exact", *(FACTS.get(n, n) for n in facts if n not in (*FREE, "rows"))}
+    if allow - known:
+        raise ArgumentError(f"allow={sorted(allow)}: must be among {sorted(known)}, what may be another.")
+    differences: dict[str, str] = {}
+    for name in {**record["simulation"], **facts}:
+        words = differing({name: record["simulation"].get(name)}, {name: facts.get(name)})
+        if words:
+            part = str(FACTS.get(name, name))
+            differences[part] = f"{differences[part]}, {words}" if part in differences else words
+    if "fingerprint" not in record:
+        warnings.warn(
+            f"{where} was saved by an earlier version, which did not keep what its simulation was: see yourself that "
+            "this one is the same.",
+            stacklevel=5,
+        )
+    else:
+        try:
+            found = compare(record["fingerprint"], sim._fingerprint)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise RunFolderError(f"{where}: what it says of its simulation cannot be read: {error!r}.") from error
+        differences = {**{part: f"{part}: {words}" for part, words in found.differences.items()}, **differences}
+        if found.doubts and not set(differences) - allow:
+            warnings.warn(f"{where} was saved with other packages: {found.doubts}.", stacklevel=5)
+    if refused := {part: words for part, words in differences.items() if part not in allow}:
+        if here:
+            words = "; ".join(refused.values())
+            raise RunFolderError(f"{where} holds another run: {words}. Choose another folder for this one.")
+        names = ", ".join(f'"{part}"' for part in sorted(set(differences) & known))
+        raise RunFolderError(
+            f"{where} holds a run of another simulation: {'; '.join(refused.values())}. Build it as it was built then; "
+            f"or go on with another deliberately: sim.restore(..., allow={{{names}}}), and in another folder."
+        )
+    return set(differences)

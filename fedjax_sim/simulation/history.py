@@ -1,0 +1,243 @@
+"""What rounds report: metrics that stay on the devices until they are read."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim.core import html
+from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError
+from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.types import Cohort
+from fedjax_sim.engine.plan.planner import PlanStats
+from fedjax_sim.engine.round.phase import RoundOutput
+from fedjax_sim.engine.store.data_checks import said_of
+
+SHOWN = 10  # rounds of a history in a notebook
+
+
+class RoundMetrics(Mapping[str, Any]):
+    """One round's metrics by flat name: `client/loss`, `aggregate/clip_fraction`, `plan/efficiency` ...
+
+    Reading the first of them waits for the device; the values are then on the host. `clients(name)` gives a metric of
+    each client in the cohort.
+
+    Attributes:
+        round: the round's number.
+        cohort: who was drawn.
+        evaluation: what the run's `evaluate` found after this round; empty if it was not asked.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+        >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
+        >>> state, metrics = sim.step(sim.init())
+        >>> dict(zip(metrics.client_ids.tolist(), metrics.clients("client/loss").tolist()))
+        {0: 0.5, 1: 6.5}
+        >>> metrics["client/loss"]
+        3.5
+    """
+
+    def __init__(
+        self,
+        round: int,
+        cohort: Cohort,
+        stats: PlanStats,
+        output: RoundOutput,
+        epsilon: Callable[[], float] | None = None,
+    ):
+        self.round, self.cohort, self._epsilon = round, cohort, epsilon
+        self._stats, self._device, self._host = stats, output, None
+        self._values: dict[str, Any] = {}
+        self._own = (*output.merged, *_HOST_NAMES, *([_EPSILON] if epsilon else []))
+        self.evaluation: dict[str, float] = {}
+
+    def _fetched(self) -> RoundOutput:
+        if self._host is None:
+            # Copies: on a CPU the devices' own buffers would stay for their views, a kilobyte each.
+            self._host, self._device = jax.tree.map(np.array, jax.device_get(self._device)), None
+        return self._host  # type: ignore[return-value]
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.evaluation:
+            return self.evaluation[name]
+        if name not in self._own:
+            raise KeyError(f"{name!r}: this round has {sorted(self)}.")
+        if name not in self._values:
+            if name == _EPSILON:
+                value, self._epsilon = self._epsilon(), None  # type: ignore[misc]
+            elif name in _HOST_NAMES:
+                value = _HOST_NAMES[name](self._stats, self._fetched)
+            else:
+                value = _value(self._fetched().merged[name])
+            self._values[name] = value
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._own
+        yield from (name for name in self.evaluation if name not in self._own)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    @property
+    def client_ids(self) -> np.ndarray:
+        """[c] the clients drawn, in the order of `clients(name)`."""
+        return np.asarray(self.cohort.ids)[np.asarray(self.cohort.valid)]
+
+    def clients(self, name: str) -> np.ndarray:
+        """[c, ...] a `client/` or `aggregate/` metric of each client drawn; NaN (a `Sum`: 0) where it did not train."""
+        output = self._fetched()
+        if name not in output.per_client:
+            raise KeyError(f"{name!r}: kept per client are {sorted(output.per_client)}.")
+        return output.per_client[name].compute()[np.asarray(self.cohort.valid)]
+
+    def per_client(self) -> dict[str, Metric]:
+        """The metrics of the cohort's places, [C] each, as monoids: what samplers observe."""
+        return self._fetched().per_client
+
+    def nonfinite_clients(self) -> list[int]:
+        """The clients whose update held NaN or infinity."""
+        finite = self._fetched().finite
+        return sorted(int(k) for k in np.asarray(self.cohort.ids)[~finite])
+
+    def main_names(self) -> list[str]:
+        """What is shown of a round: the numbers of its clients' training, and those that were evaluated."""
+        names = [name for name in self._own if name.startswith("client/")]
+        return [name for name in dict.fromkeys([*names, *self.evaluation]) if _is_number(self[name])]
+
+    def __repr__(self) -> str:
+        values = "".join(f", {name} {_short(self[name])}" for name in self.main_names())
+        return f"RoundMetrics(round {self.round}, {self['cohort/clients']} clients{values})"
+
+    def _repr_html_(self) -> str:
+        return html.facts(f"Round {self.round}", {name: _short(self[name]) for name in self})
+
+
+_EPSILON = "privacy/epsilon"  # of all rounds up to this one
+_HOST_NAMES = {
+    "cohort/clients": lambda stats, fetched: stats.clients,
+    "cohort/examples": lambda stats, fetched: stats.examples,
+    "cohort/contributed": lambda stats, fetched: int(fetched().count),
+    "cohort/weight": lambda stats, fetched: float(fetched().weight),
+    "cohort/nonfinite": lambda stats, fetched: int((~fetched().finite).sum()),
+    "plan/examples": lambda stats, fetched: stats.trained,
+    "plan/steps": lambda stats, fetched: stats.steps,
+    "plan/efficiency": lambda stats, fetched: stats.efficiency,
+    "plan/balance": lambda stats, fetched: stats.balance,
+}
+
+
+def check_finite(rounds: list[RoundMetrics], sim: Any) -> None:
+    """Raise for the first round with an update, or a loss, that is not finite.
+
+    Args:
+        rounds: in order.
+        sim: their simulation; if it adds in fixed point, what is beyond its range is left out as well.
+
+    Raises:
+        NonFiniteUpdateError: names the clients.
+    """
+    for metrics in rounds:
+        clients = metrics.nonfinite_clients()
+        if clients:
+            names = ", ".join(sim.data.name(k) for k in clients[:10])
+            more = f" and {len(clients) - 10} more" if len(clients) > 10 else ""
+            beyond = ", or a number of 2^24 or more once weighted, which exact sums cannot hold" if sim.exact else ""
+            raise NonFiniteUpdateError(
+                f"round {metrics.round}: the update of client {names}{more} is not finite (NaN, infinity, or a "
+                f"norm beyond float32{beyond}), or its loss is NaN. {_advice(sim, clients[:10])}, or pass "
+                'Simulation(on_nonfinite="drop") to leave such clients out and record them. The state after '
+                "the last good round is this error's .state.",
+                metrics.round,
+                clients,
+            )
+
+
+def _advice(sim: Any, clients: list[int]) -> str:
+    """What to do about clients that are not finite: their data first, then how they are trained."""
+    for client in clients:
+        said = said_of(sim.algorithm.task, sim.data, client)
+        if said:
+            return f"Of client {sim.data.name(client)} {said}. Mend the data"
+    return "Its data are finite: lower the client's learning rate, clip its gradients"
+
+
+class History(Mapping[str, np.ndarray]):
+    """The rounds of a run: `history["client/loss"]` is a column over them.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> len(fs.History().rounds)
+        0
+    """
+
+    def __init__(self, rounds: list[RoundMetrics] | None = None):
+        self.rounds: list[RoundMetrics] = list(rounds or [])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name == "round":
+            return np.asarray([metrics.round for metrics in self.rounds])
+        if not any(name in metrics for metrics in self.rounds):
+            raise KeyError(f"{name!r}: the history has {sorted(self)}.")
+        return np.asarray([metrics.get(name, np.nan) for metrics in self.rounds])
+
+    def __iter__(self) -> Iterator[str]:
+        yield "round"
+        yield from dict.fromkeys(name for metrics in self.rounds for name in metrics)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row a round; needs pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ArgumentError('history.to_pandas() needs pandas: pip install "fedjax-sim[pandas]".') from error
+        return pandas.DataFrame({name: list(self[name]) for name in self}).set_index("round")
+
+    def _main(self) -> dict[str, list[Any]]:
+        """The main columns, None where a round has no value."""
+        names = dict.fromkeys(name for metrics in self.rounds for name in metrics.main_names())
+        return {name: [metrics.get(name) for metrics in self.rounds] for name in names}
+
+    def _span(self) -> str:
+        first, last = self.rounds[0].round, self.rounds[-1].round
+        return f"1 round ({first})" if len(self.rounds) == 1 else f"{len(self.rounds)} rounds ({first} to {last})"
+
+    def __repr__(self) -> str:
+        if not self.rounds:
+            return "History(no rounds)"
+        ends = ""
+        for name, column in self._main().items():
+            values = [_short(value) for value in column if value is not None]
+            ends += f"; {name} " + " -> ".join(values[:1] + values[1:][-1:])
+        return f"History({self._span()}{ends})"
+
+    def _repr_html_(self) -> str:
+        if not self.rounds:
+            return html.facts("History", {"rounds": 0})
+        main = self._main()
+        curves = [html.sparkline([np.nan if value is None else value for value in column]) for column in main.values()]
+        rows = zip([metrics.round for metrics in self.rounds], *main.values(), strict=True)
+        last = [["" if value is None else _short(value) for value in row] for row in list(rows)[-SHOWN:]]
+        return html.table(f"History, {self._span()}", ["round", *main], [["all", *curves], *last])
+
+
+def _value(metric: Metric) -> Any:
+    value = metric.compute()
+    return float(value) if np.ndim(value) == 0 else value
+
+
+def _is_number(value: Any) -> bool:
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiub"
+
+
+def _short(value: Any) -> str:
+    if np.ndim(value):
+        return f"{np.asarray(value).dtype}[{','.join(map(str, np.shape(value)))}]"
+    value = np.asarray(value).item()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

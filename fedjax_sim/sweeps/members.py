@@ -1,0 +1,327 @@
+"""The members of a sweep: whole experiments under `vmap`, seeds outside and settings inside.
+
+`build` is traced once, with its numbers as tracers, in one function that makes a member's first state, trains its
+rounds and measures it. That function's jaxpr holds all that is kept of the trace; three programs are cut out of it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import eval_jaxpr
+from jax.errors import JAXTypeError
+
+from fedjax_sim.core import rng
+from fedjax_sim.core.errors import ArgumentError, check, deferring
+from fedjax_sim.core.rng import Purpose
+from fedjax_sim.core.types import ClientRows, Params, RoundState
+from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.engine.device import placement
+from fedjax_sim.engine.plan.packing import pack
+from fedjax_sim.engine.plan.planner import PlanShape
+from fedjax_sim.engine.plan.words import place_plans
+from fedjax_sim.engine.round.block import block
+from fedjax_sim.simulation import first_state
+from fedjax_sim.simulation.lanes import for_simulation
+from fedjax_sim.simulation.loop import Evaluate
+from fedjax_sim.simulation.simulation import Simulation
+from fedjax_sim.sweeps.grid import Group, Setting
+
+AXIS = "members"  # of the vmap over seeds
+
+
+class Traced(NamedTuple):
+    """What the one trace of a member gives.
+
+    Attributes:
+        start: its first state.
+        checks: (ok, value) of each check that `build` made of a traced number.
+        after: its state after the rounds.
+        rounds: what each round reports.
+        params: the model in the state before the rounds.
+        measured: what `evaluate` says of that model; empty where it cannot be traced.
+    """
+
+    start: Any
+    checks: Any
+    after: Any
+    rounds: Any
+    params: Any
+    measured: Any
+
+
+class Members:
+    """The members of a group, [Z seeds, S settings].
+
+    Args:
+        build: `(**setting) -> Simulation`.
+        base: `build` of the group's first setting.
+        first: that setting.
+        group: the settings.
+        seeds: [Z].
+        shared: all members have the cohorts and plans of the first seed.
+        params: the first model, or None for each seed's own.
+        evaluate: what to evaluate instead of the simulation's own, or None.
+    """
+
+    def __init__(
+        self,
+        build: Callable[..., Simulation],
+        base: Simulation,
+        first: Setting,
+        group: Group,
+        seeds: Sequence[int],
+        shared: bool,
+        params: Params | None,
+        evaluate: Evaluate | None,
+    ):
+        if base.sampler.observe is not None:
+            raise ArgumentError(
+                f"{base.sampler.name} observes rounds, so that each member of a sweep would draw its own cohorts from "
+                "what it saw: run these simulations one by one."
+            )
+        if base.shared:
+            raise ArgumentError("a sweep trains in one process: give its simulations devices=jax.local_devices().")
+        if base.rows == "host":
+            raise ArgumentError(
+                "a sweep keeps its members' rows on the devices, and this simulation's are on the host: give it "
+                'rows="device" where they fit, or run these simulations one by one.'
+            )
+        if base.residency == "stream":
+            raise ArgumentError(
+                "a sweep's members share arrays that are kept on the devices, and this simulation's data are streamed: "
+                'give it residency="device" where they fit, or run these simulations one by one.'
+            )
+        self.build, self.base, self.first, self.group = build, base, first, group
+        self.seeds, self.shared, self.evaluate = seeds, shared or len(seeds) == 1, evaluate
+        self.given = params
+        self.shape = (len(seeds), len(group.places))
+        if base.lanes_chosen:
+            base.lanes = for_simulation(base, len(seeds) * len(group.places))
+        self.slots = base.rounds_per_dispatch
+        self._aggregator = first_state.aggregators(base)[0]
+        self.evaluates = False  # all members at once, which a trace finds out
+        self._traces: dict[PlanShape, _Trace] = {}
+        self._programs: dict[tuple[PlanShape, str], Any] = {}
+        self._everyone = (
+            {name: jnp.asarray(column) for name, column in group.traced.items()},
+            jnp.asarray(np.asarray(seeds, np.uint32)),
+            params,
+        )
+
+    # What the sweep calls
+
+    def plan(self, samplers: list[Any], first: int, count: int) -> tuple[Any, list[Any]]:
+        """The next rounds' plans, placed, and the samplers' states: one of each, or one a seed."""
+        seeds = self.seeds[:1] if self.shared else self.seeds
+        states = [
+            RoundState(first, seed, None, self._aggregator, sampler, ClientRows())
+            for seed, sampler in zip(seeds, samplers, strict=True)
+        ]
+        plans = [pack(self.base, state, count, self.slots) for state in states]
+        widest = max(plan.shape.capacity for plan in plans)
+        for i, state in enumerate(states):
+            if plans[i].shape.capacity < widest:
+                plans[i] = pack(self.base, state, count, self.slots, widest)
+        words = plans[0].words if self.shared else np.stack([plan.words for plan in plans])
+        placed = plans[0]._replace(words=place_plans(self.base._mesh, words))
+        return placed, [plan.sampler_state for plan in plans]
+
+    def start(self, plan: Any) -> Any:
+        """The first states, once the settings' numbers have passed the checks that `build` makes of them."""
+        state, checks = self._program(plan, "start")(*self._everyone)
+        for (ok, value), (name, advice) in zip(jax.device_get(checks), self._traces[plan.shape].checks, strict=True):
+            for wrong in np.argwhere(~ok)[:1]:
+                check(False, name, value[tuple(wrong)].item() if value.shape == ok.shape else value, advice)
+        return state
+
+    def rounds(self, state: Any, plan: Any) -> tuple[Any, list[Any]]:
+        """Train: the states after, and what each round reports."""
+        count = np.int32(len(plan.cohorts))
+        return self._program(plan, "rounds")(*self._everyone, state, plan.words, count, self.base._resident_arrays())
+
+    def measure(self, state: Any, plan: Any) -> tuple[Any, dict[str, Any]]:
+        """The models, and what `evaluate` says of them, where it can be traced."""
+        return self._program(plan, "measure")(*self._everyone, state)
+
+    def compile_count(self) -> int:
+        """Programs that the rounds have needed."""
+        return sum(program.func._cache_size() for (_, part), program in self._programs.items() if part == "rounds")
+
+    # The trace and its programs
+
+    def _program(self, plan: Any, part: Literal["start", "rounds", "measure"]) -> Any:
+        """The compiled program of a part of the trace."""
+        if plan.shape not in self._traces:
+            self._traces[plan.shape] = self._trace(plan)
+        closed, tree, _ = self._traces[plan.shape]
+        if (plan.shape, part) not in self._programs:
+
+            def run(consts: Any, *arguments: Any) -> Any:
+                leaves = jax.tree.leaves(arguments)
+                absent = [jnp.zeros(aval.shape, aval.dtype) for aval in closed.in_avals[len(leaves) :]]
+                made: Traced = jax.tree.unflatten(tree, eval_jaxpr(closed.jaxpr, consts, *leaves, *absent))
+                parts = {
+                    "start": (made.start, made.checks),
+                    "rounds": (made.after, made.rounds),
+                    "measure": (made.params, made.measured),
+                }
+                return parts[part]
+
+            out = None if part == "measure" else (self._placement(), None)
+            compiled = jax.jit(run, out_shardings=out, donate_argnums=(4,) if part == "rounds" else ())
+            self._programs[plan.shape, part] = functools.partial(compiled, closed.consts)
+        return self._programs[plan.shape, part]
+
+    def _placement(self) -> Any:
+        """Members' states, where rounds leave them."""
+        mesh, like = self.base._mesh, first_state.shapes(self.base)
+        everywhere, dealt = placement.everywhere(mesh), placement.dealt(mesh, axis=2)
+        placed = jax.tree.map(lambda _: everywhere, like)
+        return dataclasses.replace(placed, rows=jax.tree.map(lambda _: dealt, like.rows))
+
+    def _trace(self, plan: Any) -> "_Trace":
+        """All members' trace, checked: it needs no number's value, and each number matters."""
+        try:
+            trace = self._traced(plan, tuple(self.group.traced))
+        except (TypeError, ValueError) as error:
+            told = self._blamed(plan, error)
+            if told is None:
+                raise
+            raise told from error
+        jaxpr = trace.closed.jaxpr
+        used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
+        columns = sorted(self.group.traced)  # as JAX orders a dict
+        ignored = [name for name, v in zip(columns, jaxpr.invars, strict=False) if id(v) not in used]
+        if ignored:
+            raise ArgumentError(
+                f"grid names {ignored}, on which nothing in the simulation depends: build ignores it. Use it in build, "
+                "or leave it out."
+            )
+        return trace
+
+    def _traced(self, plan: Any, tracing: tuple[str, ...]) -> "_Trace":
+        """The trace, with those of the numbers as tracers and the others as they are in the first setting."""
+        base, names = self.base, []
+        fixed = {name: value for name, value in self.first.items() if name not in tracing}
+
+        def member(values: Any, seed: Any, params: Any, state: Any, words: Any, count: Any, arrays: Any) -> Traced:
+            with deferring() as checks:
+                sim = self.build(**fixed, **values)
+            _check_same(base, sim)
+            names[:] = [(each.name, each.advice) for each in checks]
+            first = sim.algorithm.task.init(rng.key(seed, Purpose.INIT)) if params is None else params
+            one_round = _reporting(sim._one_round(plan.shape, None if self.shared else AXIS))
+            noise = seed if sim.noise_seed is None else jnp.asarray(sim.noise_seed).astype(jnp.uint32)
+            seeds = jnp.stack([seed, noise])
+            after, rounds = block(one_round, plan.shape, self.slots)(seeds, state, words, count, arrays)
+            model = sim.params(state)
+            measured = self._measured(self.evaluate or sim.evaluate, model)
+            return Traced(
+                first_state.make(sim, first), [(c.ok, c.value) for c in checks], after, rounds, model, measured
+            )
+
+        plans = None if self.shared else 0
+        settings = jax.vmap(member, in_axes=(0, None, None, 0, None, None, None))
+        seeds = jax.vmap(settings, in_axes=(None, 0, None, 0, plans, None, None), axis_name=AXIS)
+        shaped = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        wide = lambda leaf: jax.ShapeDtypeStruct((*self.shape, *leaf.shape), leaf.dtype)
+        weak = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=True)
+        closed, out = jax.make_jaxpr(seeds, return_shape=True)(
+            {name: weak(self.group.traced[name]) for name in tracing},  # weak, as Python's numbers
+            shaped(self._everyone[1]),
+            self.given,
+            jax.tree.map(wide, first_state.shapes(base)),
+            shaped(plan.words),
+            jax.ShapeDtypeStruct((), jnp.int32),
+            jax.tree.map(shaped, base._resident_arrays()),
+        )
+        return _Trace(closed, jax.tree.structure(out), tuple(names))
+
+    def _measured(self, evaluate: Evaluate | None, model: Params) -> dict[str, Any]:
+        """`evaluate` under the trace; nothing where it needs numbers: then members are evaluated one by one."""
+        if evaluate is None:
+            return {}
+        try:
+            with placement.default_devices(self.base.devices):
+                values = evaluate(model)
+            made = {str(name): jnp.asarray(value, jnp.float32) for name, value in values.items()}
+        except TypeError:  # what JAX raises where a number is needed, too
+            return {}
+        self.evaluates = True
+        return made
+
+    def _blamed(self, plan: Any, error: Exception) -> ArgumentError | None:
+        """The error that names the hyperparameters without whose values `build` cannot do; None for one of its own."""
+        what = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if self._fails(plan, ()):
+            if not isinstance(error, JAXTypeError):
+                return None
+            return ArgumentError(
+                "build computes with jax.numpy what a Simulation needs as numbers, such as its data: make it with "
+                f"NumPy, or outside build. ({what})"
+            )
+        names = [name for name in self.group.traced if self._fails(plan, (name,))] or list(self.group.traced)
+        static = ", ".join(repr(name) for name in names) + ("," if len(names) == 1 else "")
+        return ArgumentError(
+            f"grid: build needs the value of {' and '.join(names)} while the program is made, as of what gives a "
+            f"shape, a count or a choice. Train a program for each value: static=({static}). ({what})"
+        )
+
+    def _fails(self, plan: Any, tracing: tuple[str, ...]) -> bool:
+        try:
+            self._traced(plan, tracing)
+        except (TypeError, ValueError):
+            return True
+        return False
+
+
+class _Trace(NamedTuple):
+    """A jaxpr, the structure of what it gives, and (name, advice) of its checks."""
+
+    closed: Any
+    tree: Any
+    checks: tuple[tuple[str, str], ...]
+
+
+def _reporting(one_round: Callable[..., Any]) -> Callable[..., Any]:
+    """The round, reporting what a sweep keeps: nothing for each client."""
+
+    def run(seeds: Any, state: Any, plan: Any, arrays: Any):
+        state, output = one_round(seeds, state, plan, arrays)
+        bad = jnp.sum(~output.finite)
+        return state, {"merged": output.merged, "count": output.count, "weight": output.weight, "nonfinite": bad}
+
+    return run
+
+
+def _check_same(base: Simulation, sim: Any) -> None:
+    """What `build` gave under the trace is the simulation that it gave before, but for the numbers in it."""
+    check(isinstance(sim, Simulation), "build's value", sim, "must be a fs.Simulation.")
+    for name in ("batching", "devices", "on_nonfinite"):
+        before, now = getattr(base, name), getattr(sim, name)
+        if before != now:
+            raise ArgumentError(f"build gave {name}={before!r}, and then {now!r}: it must give the same each time.")
+    if (base.sampler.name, base._capacity, base._expected) != (sim.sampler.name, sim._capacity, sim._expected):
+        raise ArgumentError(
+            f"build gave the sampler {base.sampler.name}, and then {sim.sampler.name}: it must be the same each time."
+        )
+    if not _same_data(base.data, sim.data):
+        raise ArgumentError(
+            f"build gave {base.data!r}, and then other data, {sim.data!r}: all members train on the same. Draw them "
+            "with a fixed seed, or make them outside build."
+        )
+
+
+def _same_data(a: FederatedData, b: FederatedData) -> bool:
+    if a is b:
+        return True
+    one, other = (jax.tree.leaves((d.arrays, d.offsets, d.index)) for d in (a, b))
+    alike = jax.tree.structure(a.arrays) == jax.tree.structure(b.arrays) and len(one) == len(other)
+    return alike and all(
+        x is y or np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in zip(one, other, strict=True)
+    )

@@ -87,10 +87,10 @@ def timed(sim: fs.Simulation, state: fs.RoundState, rounds: int, cohort: int) ->
 
 def kernels(sim: fs.Simulation, state: fs.RoundState) -> int | None:
     """Launched instructions in the body of the loop over local steps: the innermost loop with a product in it."""
-    plans = sim._plan(state, 1, 1)
-    program = sim._program(plans.shape, 1)
+    plans = sim.executor.plan(state, 1, 1)
+    program = sim.executor.program(plans.shape, 1)
     device_state = DeviceState(state.server, state.aggregator, state.rows)
-    lowered = program.lower(state.seeds, device_state, plans.words, np.int32(1), sim._resident_arrays())  # type: ignore[attr-defined]
+    lowered = program.lower(state.seeds, device_state, plans.words, np.int32(1), sim.executor.arrays)  # type: ignore[attr-defined]
     return count_kernels(lowered.compile().as_text())
 
 

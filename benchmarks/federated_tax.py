@@ -71,7 +71,7 @@ def main() -> None:
         times["raw"].append(time.perf_counter() - begin)
 
         begin = time.perf_counter()
-        sim._plan(state, 1, slots=1)
+        sim.executor.plan(state, 1, slots=1)
         times["planning"].append(time.perf_counter() - begin)
     times = {name: values[2:] for name, values in times.items()}
     ratios = [a / b for a, b in zip(times["round"], times["raw"], strict=True)]

@@ -22,6 +22,7 @@ from federated_tax import make_task, spread
 
 import fedjax_sim as fs
 from fedjax_sim.engine.device import placement
+from fedjax_sim.simulation.executor import on_devices
 
 CLIENTS = 50
 
@@ -64,9 +65,9 @@ def compare(name: str, work: works.Work, cohort: str, sizes: np.ndarray, lanes: 
         devices=jax.devices()[:count],
     )
     state = sim.init({"layers": work.params})
-    plans = sim._plan(state, 1, slots=1)
-    program, arrays = sim._program(plans.shape, 1), sim._resident_arrays()
-    given = (state.seeds, sim._on_devices(state), plans.words, np.int32(1), arrays)
+    plans = sim.executor.plan(state, 1, slots=1)
+    program, arrays = sim.executor.program(plans.shape, 1), sim.executor.arrays
+    given = (state.seeds, on_devices(state), plans.words, np.int32(1), arrays)
     chunks = lambda: jax.block_until_ready(program(*given)[0].server.params)
 
     refilled, queues = refill(task, work, sim, plans.rounds[0], lanes)
@@ -97,7 +98,7 @@ def refill(task: fs.Task, work: works.Work, sim: fs.Simulation, plan: Any, lanes
     start = sim.data.offsets[ids].astype(np.int32)
     size = np.where(steps > 0, sim.data.sizes_of(ids.ravel()).reshape(ids.shape), 0).astype(np.int32)
     pad = lambda leaf: np.pad(leaf, ((0, 0), (0, lanes))).astype(np.int32)  # nobody is behind the last
-    queues = placement.shard(sim._mesh, tuple(map(pad, (start, size, steps))))
+    queues = placement.shard(sim.parts.mesh, tuple(map(pad, (start, size, steps))))
     batch = work.batch_size
 
     def device(server: Any, queues: Any, arrays: Any) -> Any:
@@ -144,7 +145,7 @@ def refill(task: fs.Task, work: works.Work, sim: fs.Simulation, plan: Any, lanes
         return jax.tree.map(lambda s, t: s + t / weight, server, total)
 
     specs = (placement.REPLICATED, placement.SHARDED, placement.REPLICATED)
-    share = jax.shard_map(device, mesh=sim._mesh, in_specs=specs, out_specs=placement.REPLICATED, check_vma=False)
+    share = jax.shard_map(device, mesh=sim.parts.mesh, in_specs=specs, out_specs=placement.REPLICATED, check_vma=False)
     return jax.jit(share), queues
 
 

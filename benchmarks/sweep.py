@@ -66,7 +66,7 @@ def main() -> None:
     settings = settings_of(grid)
     base = build(**settings[0])
     members = Members(build, base, settings[0], groups_of(settings)[0], list(range(seeds)), False, None, None)
-    samplers = [base._sampler_state] * (1 if members.shared else seeds)
+    samplers = [base.parts.sampler_state] * (1 if members.same_cohorts else seeds)
     swept, now = None, 0
     times: dict[str, list[float]] = {"sweep": [], "sixteen": []}
     for _ in range(args.pairs + 2):

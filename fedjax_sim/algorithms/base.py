@@ -42,6 +42,22 @@ class Phase(NamedTuple):
     downlink: Callable[[Any], Any] | None = None
 
 
+class Pass(NamedTuple):
+    """A phase as the engine runs it: checked, with a whole aggregator; attributes as of `fs.Phase`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> [each.aggregator.name for each in fs.fedavg(task, optax.sgd(0.1)).passes()]
+        ['mean(examples)']
+    """
+
+    client: ClientFunction
+    server: ServerFunction
+    aggregator: Aggregator
+    downlink: Callable[[Any], Any] | None = None
+
+
 class Algorithm(NamedTuple):
     """A federated learning algorithm.
 
@@ -80,7 +96,7 @@ class Algorithm(NamedTuple):
     downlink: Callable[[Any], Any] | None = None
     num_clients: int | None = None
 
-    def passes(self) -> tuple[Phase, ...]:
+    def passes(self) -> tuple[Pass, ...]:
         """The phases, checked, each with a whole `Aggregator`."""
         single = self.client is not None or self.server is not None
         if single == bool(self.phases) or (single and (self.client is None or self.server is None)):
@@ -88,7 +104,7 @@ class Algorithm(NamedTuple):
                 "an Algorithm needs both client= and server=, or phases=(fs.Phase(...), ...), not a mixture."
             )
         phases = self.phases or (Phase(self.client, self.server, self.aggregator, self.downlink),)  # type: ignore[arg-type]
-        return tuple(p._replace(aggregator=as_aggregator(p.aggregator)) for p in phases)
+        return tuple(Pass(p.client, p.server, as_aggregator(p.aggregator), p.downlink) for p in phases)
 
 
 class ServerState(NamedTuple):

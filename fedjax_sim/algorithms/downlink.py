@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Aggregator, Context, Transform, as_aggregator
-from fedjax_sim.algorithms.base import Algorithm, Phase
+from fedjax_sim.algorithms.base import Algorithm, Pass, Phase
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.core.types import Aggregate, Key
 
@@ -95,7 +95,7 @@ def compress_downlink(
             seen[number] = leaf
         return jax.tree.unflatten(structure, seen)
 
-    def wrapped(phase: Phase) -> Phase:
+    def wrapped(phase: Pass) -> Phase:
         def server(key, server, aggregate):
             own, sending = jax.random.split(key)
             return pack(sending, phase.server(own, server.exact, aggregate))

@@ -203,7 +203,8 @@ class FederatedData:
         check(client < self.num_clients, "client", client, f"there are {self.num_clients} clients.")
         return int(client)
 
-    def _shapes(self) -> dict[str, str]:
+    def shapes(self) -> dict[str, str]:
+        """Each column's type and shape, in words."""
         leaves = jax.tree_util.tree_leaves_with_path(self.arrays)
         name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/") or "array"
         return {name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
@@ -216,14 +217,14 @@ class FederatedData:
         return f"min {self.sizes.min()}, median {np.median(self.sizes):g}, max {self.sizes.max()}"
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}: {shape}" for name, shape in self._shapes().items())
+        shapes = ", ".join(f"{name}: {shape}" for name, shape in self.shapes().items())
         examples = f"{self.num_examples} examples ({self._spread()} a client{self._empty()})"
         return f"FederatedData({self.num_clients} clients, {examples}, {shapes})"
 
     def _repr_html_(self) -> str:
         spread = self._spread() + self._empty()
         counts = {"clients": self.num_clients, "examples": self.num_examples, "examples of a client": spread}
-        arrays = {f"array {name}": shape for name, shape in self._shapes().items()}
+        arrays = {f"array {name}": shape for name, shape in self.shapes().items()}
         return html.facts("FederatedData", {**self.about, **counts, **arrays})
 
 

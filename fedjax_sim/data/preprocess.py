@@ -59,7 +59,7 @@ def map_clients(
     else:
         from fedjax_sim.data.store.cache import cached
 
-        facts = repr((cache_key, names, data.offsets.tolist(), data._shapes()))
+        facts = repr((cache_key, names, data.offsets.tolist(), data.shapes()))
         fingerprint = {"name": cache, "made from": sha256(facts.encode()).hexdigest()}
         made = cached(cache, fingerprint, clients, total=data.num_clients, cache_dir=cache_dir)
         ids = made.client_ids

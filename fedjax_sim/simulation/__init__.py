@@ -3,6 +3,7 @@
 from fedjax_sim.simulation.evaluation import ClientMetrics as ClientMetrics
 from fedjax_sim.simulation.evaluation import evaluate as evaluate
 from fedjax_sim.simulation.evaluation import evaluate_clients as evaluate_clients
+from fedjax_sim.simulation.execution import Execution as Execution
 from fedjax_sim.simulation.history import History as History
 from fedjax_sim.simulation.history import RoundMetrics as RoundMetrics
 from fedjax_sim.simulation.simulation import Simulation as Simulation

@@ -10,31 +10,36 @@ import jax.numpy as jnp
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ClientError, FedSimError
 from fedjax_sim.core.rng import Purpose
+from fedjax_sim.core.types import RoundPlan, RoundState
+from fedjax_sim.data.batching import Batching
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.device.placement import Dealt
+from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.round.cohort_map import Lane, client_batches
-from fedjax_sim.engine.round.phase import checked_update
+from fedjax_sim.engine.round.returned import checked_update
 from fedjax_sim.engine.store.row_table import client_row
 
 
 @contextlib.contextmanager
-def explained(sim: Any, clients: bool = False) -> Iterator[None]:
+def explained(debug: bool, data: FederatedData | None = None, batching: Batching | None = None) -> Iterator[None]:
     """Errors of user functions while they are traced, which concerns all clients alike.
 
-    They pass with a note on debugging; a simulation that debugs names the batches' shapes for `clients`' functions.
+    They pass with a note on debugging; a simulation that debugs names the batches' shapes for clients' functions, whose
+    data and batching are given.
     """
     try:
         yield
     except Exception as error:
-        if sim.debug and clients and not isinstance(error, FedSimError):
-            size = sim.batching.batch_size
-            shapes = jax.tree.map(lambda a: f"{a.dtype}{[size, *a.shape[1:]]}", sim.data.arrays)
+        if debug and data is not None and batching is not None and not isinstance(error, FedSimError):
+            size = batching.batch_size
+            shapes = jax.tree.map(lambda a: f"{a.dtype}{[size, *a.shape[1:]]}", data.arrays)
             how = "every client fails alike"
             if isinstance(error, _ABSTRACT):
                 how = f"{_NO_VALUES} In debug mode {_HOW_TO_LOOK}"
             raise ClientError(f"{how}; batches are {shapes}: {type(error).__name__}: {error}") from error
         if isinstance(error, _ABSTRACT):
             error.add_note(f"{_NO_VALUES} With Simulation(debug=True), {_HOW_TO_LOOK}.")
-        elif not sim.debug:
+        elif not debug:
             error.add_note("Simulation(debug=True) runs clients one by one and names the one that fails.")
         raise
 
@@ -56,26 +61,26 @@ _HOW_TO_LOOK = (
 )
 
 
-def run_clients(sim: Any, state: Any, plan: Any, arrays: Any) -> None:
+def run_clients(parts: Parts, state: RoundState, plan: RoundPlan, arrays: Any) -> None:
     """Run the first phase's client function for each planned client, outside any compilation.
 
     Raises:
         ClientError: the function failed; names the client and its batch's shapes, from the original error.
     """
-    phase = sim._phases[0]
+    phase = parts.phases[0]
     plan, server = jax.device_get(plan), jax.device_get(state.server)
     share = jax.device_get(arrays.arrays if isinstance(arrays, Dealt) else arrays)
     share = jax.tree.map(jnp.asarray, share)
-    parts = len(sim.devices) if isinstance(arrays, Dealt) else 1
+    blocks = len(parts.devices) if isinstance(arrays, Dealt) else 1
     for d, t, place in zip(*(plan.steps > 0).nonzero(), strict=True):
         lane = Lane(**{name: jnp.asarray(getattr(plan, name)[d, t, place]) for name in Lane._fields})
         batches = client_batches(
             lane,
             jnp.asarray(plan.order[d]),
-            jax.tree.map(lambda a, d=d: a.reshape(parts, -1, *a.shape[1:])[d % parts], share),
-            sim.batching,
+            jax.tree.map(lambda a, d=d: a.reshape(blocks, -1, *a.shape[1:])[d % blocks], share),
+            parts.batching,
             bound=lane.steps,
-            longest=sim._planner.longest,
+            longest=parts.planner.longest,
             alone=True,
         )
         client = int(lane.client_id)
@@ -87,7 +92,7 @@ def run_clients(sim: Any, state: Any, plan: Any, arrays: Any) -> None:
         except Exception as error:
             shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", batches.batch(0))
             raise ClientError(
-                f"client {sim.data.name(client)} (id {client}, {int(batches.num_examples)} examples, "
+                f"client {parts.data.name(client)} (id {client}, {int(batches.num_examples)} examples, "
                 f"{int(batches.num_steps)} steps) failed in round {int(plan.round[d])}; its batches are {shapes}: "
                 f"{type(error).__name__}: {error}"
             ) from error

@@ -1,36 +1,37 @@
 """What a simulation says of itself."""
 
 import dataclasses
-from typing import Any
 
 from fedjax_sim.core import html, pytree
+from fedjax_sim.simulation.executor import Executor
 
 
-def text(sim: Any) -> str:
+def text(executor: Executor) -> str:
     """One line."""
-    return f"Simulation({', '.join(f'{name}: {value}' for name, value in _facts(sim).items())})"
+    return f"Simulation({', '.join(f'{name}: {value}' for name, value in _facts(executor).items())})"
 
 
-def table(sim: Any) -> str:
+def table(executor: Executor) -> str:
     """An HTML table, for notebooks."""
-    return html.facts("Simulation", _facts(sim))
+    return html.facts("Simulation", _facts(executor))
 
 
-def _facts(sim: Any) -> dict[str, str]:
+def _facts(executor: Executor) -> dict[str, str]:
+    parts = executor.parts
     batching = {
-        field.name: str(getattr(sim.batching, field.name))
-        for field in dataclasses.fields(sim.batching)
-        if getattr(sim.batching, field.name) != field.default
+        field.name: str(getattr(parts.batching, field.name))
+        for field in dataclasses.fields(parts.batching)
+        if getattr(parts.batching, field.name) != field.default
     }
     return {
-        "clients": str(sim.data.num_clients),
-        "examples": str(sim.data.num_examples),
-        "parameters": str(pytree.size(sim.model)),
-        "sampler": sim.sampler.name,
+        "clients": str(parts.data.num_clients),
+        "examples": str(parts.data.num_examples),
+        "parameters": str(pytree.size(parts.model)),
+        "sampler": parts.sampler.name,
         **batching,
-        "devices": f"{len(sim.devices)} {sim.devices[0].platform}",
-        "residency": sim.residency,
-        "lanes": str(sim.lanes),
-        "seed": str(sim.seed),
-        **({} if sim.noise_seed is None else {"noise seed": str(sim.noise_seed)}),
+        "devices": f"{len(parts.devices)} {parts.devices[0].platform}",
+        "residency": parts.residency,
+        "lanes": str(executor.lanes),
+        "seed": str(parts.seed),
+        **({} if parts.noise_seed is None else {"noise seed": str(parts.noise_seed)}),
     }

@@ -19,8 +19,9 @@ from fedjax_sim.core import canonical
 from fedjax_sim.core.errors import ArgumentError, RunFolderError
 from fedjax_sim.core.types import Aggregate
 from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.round.cohort_map import Lane, client_batches
-from fedjax_sim.engine.round.phase import checked_update
+from fedjax_sim.engine.round.returned import checked_update
 from fedjax_sim.runs.folder import FREE, differing, versions
 
 Fingerprint = dict[str, Any]
@@ -40,40 +41,40 @@ _TOLD = 3
 _PACKAGES = ("python", "fedjax-sim", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def fingerprint(sim: Any) -> Fingerprint:
+def fingerprint(parts: Parts) -> Fingerprint:
     """Of a simulation, in plain values."""
     found = versions()
     alone = lambda made: made._replace(aggregator=None)
-    algorithm = alone(sim.algorithm)._replace(phases=tuple(map(alone, sim.algorithm.phases)))
-    parts: dict[str, Callable[[], dict[str, str]]] = {
-        "programs": lambda: programs(sim),
+    algorithm = alone(parts.algorithm)._replace(phases=tuple(map(alone, parts.algorithm.phases)))
+    sections: dict[str, Callable[[], dict[str, str]]] = {
+        "programs": lambda: programs(parts),
         "algorithm": lambda: canonical.constants(algorithm),
-        "aggregator": lambda: _of_chains(sim, _constants),
-        "chains": lambda: _of_chains(sim, _words),
-        "sampler": lambda: canonical.constants(sim.sampler, code=True),
-        "data": lambda: _data(sim.data),
+        "aggregator": lambda: _of_chains(parts, _constants),
+        "chains": lambda: _of_chains(parts, _words),
+        "sampler": lambda: canonical.constants(parts.sampler, code=True),
+        "data": lambda: _data(parts.data),
     }
     made: Fingerprint = {
         "versions": {
             **{name: found[name] for name in _PACKAGES if name in found},
-            "platform": sim.devices[0].platform,
+            "platform": parts.devices[0].platform,
         },
         "given": {
-            "batching": repr(sim.batching),
-            "shapes": {name: f"{dtype}{list(shape[1:])}" for name, dtype, shape in _shapes(sim.data)},
-            "cohort": [sim._capacity, sim._expected],
+            "batching": repr(parts.batching),
+            "shapes": {name: f"{dtype}{list(shape[1:])}" for name, dtype, shape in _shapes(parts.data)},
+            "cohort": [parts.capacity, parts.expected],
             "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
         },
     }
-    for name, tell in parts.items():
+    for name, tell in sections.items():
         made[name] = {}
         with contextlib.suppress(Exception):  # what cannot be told is not compared: no run ends for it
             made[name] = tell()
     return made
 
 
-def _of_chains(sim: Any, tell: Callable[[Any], dict[str, str]]) -> dict[str, str]:
-    chains = [phase.aggregator for phase in sim._phases]
+def _of_chains(parts: Parts, tell: Callable[[Any], dict[str, str]]) -> dict[str, str]:
+    chains = [phase.aggregator for phase in parts.phases]
     several = len(chains) > 1
     return {
         f"phase {i}: {name}" if several else name: word
@@ -92,11 +93,11 @@ def _words(chain: Any) -> dict[str, str]:
     return words | canonical.constants(chain.facts)
 
 
-def programs(sim: Any) -> dict[str, str]:
+def programs(parts: Parts) -> dict[str, str]:
     """Digests of what clients and the server compute, by part and function; traced, without computing."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     whole, real = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
-    arrays = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), sim.data.arrays)
+    arrays = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), parts.data.arrays)
     found = {}
 
     def traced(name: str, function: Any, *arguments: Any) -> Any:
@@ -104,27 +105,29 @@ def programs(sim: Any) -> dict[str, str]:
         found[name] = canonical.program(program)
         return shapes
 
-    server, row = traced("algorithm: the first state", sim.algorithm.init, sim.model)
-    for i, phase in enumerate(sim._phases):
-        chain, of = phase.aggregator, f" {i}" if len(sim._phases) > 1 else ""
+    server, row = traced("algorithm: the first state", parts.algorithm.init, parts.model)
+    for i, phase in enumerate(parts.phases):
+        chain, of = phase.aggregator, f" {i}" if len(parts.phases) > 1 else ""
 
         def client(key: Any, server: Any, row: Any, arrays: Any, zero: Any, phase: Any = phase) -> Any:
             lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero, zero)
-            batches = client_batches(lane, zero[None], arrays, sim.batching, bound=zero, longest=0, alone=False)
+            batches = client_batches(lane, zero[None], arrays, parts.batching, bound=zero, longest=0, alone=False)
             return checked_update(phase.client(key, server, row, batches), row)
 
         payload = traced(f"algorithm: client{of}", client, key, server, row, arrays, whole).payload
-        aggregate = _chain_programs(chain, of, payload, sim, traced, key, whole, real)
+        aggregate = _chain_programs(chain, of, payload, parts, traced, key, whole, real)
         traced(f"algorithm: server{of}", phase.server, key, server, aggregate)
     return found
 
 
-def _chain_programs(chain: Any, of: str, payload: Any, sim: Any, traced: Any, key: Any, whole: Any, real: Any) -> Any:
+def _chain_programs(
+    chain: Any, of: str, payload: Any, parts: Parts, traced: Any, key: Any, whole: Any, real: Any
+) -> Any:
     """Those of a chain's two sides, of a cohort: shapes of what the server function gets."""
     states, rows = traced(f"aggregator: the first state{of}", lambda: chain.init(payload))
 
     def client(key: Any, round_key: Any, states: Any, rows: Any, payload: Any, zero: Any, one: Any) -> Any:
-        context = Context(zero, zero, round_key, one, neighbour=zero, weight=one, expected=sim._expected)
+        context = Context(zero, zero, round_key, one, neighbour=zero, weight=one, expected=parts.expected)
         encoded = chain.encode(key, states, rows, payload, context)
         return chain.receive(key, states, encoded.message), encoded.sums
 
@@ -136,13 +139,13 @@ def _chain_programs(chain: Any, of: str, payload: Any, sim: Any, traced: Any, ke
             total = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), total)
         bound, step = chain.bound_and_step(states, payload)
         weight, count = jnp.sum(weights), jnp.sum(contributes).astype(jnp.float32)
-        known = {"shares": count if sim._everyone else None, "population": clients}
+        known = {"shares": count if parts.everyone else None, "population": clients}
         seen = Aggregate(total, weight, count, bound=bound, step=step, sums=sums, round_key=key, **known)
-        return chain.server(key, states, seen, sim._expected)[:2]
+        return chain.server(key, states, seen, parts.expected)[:2]
 
     message, sums = traced(f"aggregator: client{of}", client, key, key, states, rows, payload, whole, real)
-    many = lambda leaf: jax.ShapeDtypeStruct((sim._capacity, *leaf.shape), leaf.dtype)
-    flags = jax.ShapeDtypeStruct((sim._capacity,), bool)
+    many = lambda leaf: jax.ShapeDtypeStruct((parts.capacity, *leaf.shape), leaf.dtype)
+    flags = jax.ShapeDtypeStruct((parts.capacity,), bool)
     messages, weights = jax.tree.map(many, message), many(real)
     return traced(f"aggregator: server{of}", server, key, states, messages, sums, weights, flags, whole)[0]
 
@@ -239,11 +242,11 @@ def _told(words: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 FACTS = {"clients": "data", "examples": "data", "sizes": "data", "parameters": "algorithm"}
-"""The part that a fact of `recording.facts` belongs to; any other is one of its own."""
+"""The part that a fact of `recorder.facts` belongs to; any other is one of its own."""
 
 
 def check(
-    where: Any, record: Mapping[str, Any], sim: Any, facts: Mapping[str, Any], allow: Iterable[str] | None
+    where: Any, record: Mapping[str, Any], here: Fingerprint, facts: Mapping[str, Any], allow: Iterable[str] | None
 ) -> set[str]:
     """A checkpoint is of this simulation, but for parts that may differ (None: of a run in its folder): those that do.
 
@@ -251,7 +254,7 @@ def check(
         ArgumentError: `allow` names no part.
         RunFolderError: another part differs, or one cannot.
     """
-    here, allow = allow is None, set(allow or ())
+    in_folder, allow = allow is None, set(allow or ())
     known = {*PARTS, "delta", "exact", *(FACTS.get(n, n) for n in facts if n not in (*FREE, "rows"))}
     if allow - known:
         raise ArgumentError(f"allow={sorted(allow)}: must be among {sorted(known)}, what may be another.")
@@ -269,14 +272,14 @@ def check(
         )
     else:
         try:
-            found = compare(record["fingerprint"], sim._fingerprint)
+            found = compare(record["fingerprint"], here)
         except (LookupError, TypeError, AttributeError) as error:
             raise RunFolderError(f"{where}: what it says of its simulation cannot be read: {error!r}.") from error
         differences = {**{part: f"{part}: {words}" for part, words in found.differences.items()}, **differences}
         if found.doubts and not set(differences) - allow:
             warnings.warn(f"{where} was saved with other packages: {found.doubts}.", stacklevel=5)
     if refused := {part: words for part, words in differences.items() if part not in allow}:
-        if here:
+        if in_folder:
             words = "; ".join(refused.values())
             raise RunFolderError(f"{where} holds another run: {words}. Choose another folder for this one.")
         names = ", ".join(f'"{part}"' for part in sorted(set(differences) & known))

@@ -10,6 +10,7 @@ from fedjax_sim.core import html
 from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.types import Cohort
+from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanStats
 from fedjax_sim.engine.round.phase import RoundOutput
 from fedjax_sim.engine.store.data_checks import said_of
@@ -130,12 +131,12 @@ _HOST_NAMES = {
 }
 
 
-def check_finite(rounds: list[RoundMetrics], sim: Any) -> None:
+def check_finite(rounds: list[RoundMetrics], parts: Parts) -> None:
     """Raise for the first round with an update, or a loss, that is not finite.
 
     Args:
         rounds: in order.
-        sim: their simulation; if it adds in fixed point, what is beyond its range is left out as well.
+        parts: of their simulation; if it adds in fixed point, what is beyond its range is left out as well.
 
     Raises:
         NonFiniteUpdateError: names the clients.
@@ -143,12 +144,12 @@ def check_finite(rounds: list[RoundMetrics], sim: Any) -> None:
     for metrics in rounds:
         clients = metrics.nonfinite_clients()
         if clients:
-            names = ", ".join(sim.data.name(k) for k in clients[:10])
+            names = ", ".join(parts.data.name(k) for k in clients[:10])
             more = f" and {len(clients) - 10} more" if len(clients) > 10 else ""
-            beyond = ", or a number of 2^24 or more once weighted, which exact sums cannot hold" if sim.exact else ""
+            beyond = ", or a number of 2^24 or more once weighted, which exact sums cannot hold" if parts.exact else ""
             raise NonFiniteUpdateError(
                 f"round {metrics.round}: the update of client {names}{more} is not finite (NaN, infinity, or a "
-                f"norm beyond float32{beyond}), or its loss is NaN. {_advice(sim, clients[:10])}, or pass "
+                f"norm beyond float32{beyond}), or its loss is NaN. {_advice(parts, clients[:10])}, or pass "
                 'Simulation(on_nonfinite="drop") to leave such clients out and record them. The state after '
                 "the last good round is this error's .state.",
                 metrics.round,
@@ -156,12 +157,12 @@ def check_finite(rounds: list[RoundMetrics], sim: Any) -> None:
             )
 
 
-def _advice(sim: Any, clients: list[int]) -> str:
+def _advice(parts: Parts, clients: list[int]) -> str:
     """What to do about clients that are not finite: their data first, then how they are trained."""
     for client in clients:
-        said = said_of(sim.algorithm.task, sim.data, client)
+        said = said_of(parts.algorithm.task, parts.data, client)
         if said:
-            return f"Of client {sim.data.name(client)} {said}. Mend the data"
+            return f"Of client {parts.data.name(client)} {said}. Mend the data"
     return "Its data are finite: lower the client's learning rate, clip its gradients"
 
 

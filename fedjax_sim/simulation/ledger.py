@@ -20,8 +20,10 @@ from fedjax_sim.aggregate import Context, Mechanism
 from fedjax_sim.aggregate.privacy.correlated_noise import banded_sensitivity
 from fedjax_sim.core import pytree
 from fedjax_sim.core.errors import ArgumentError, is_traced
+from fedjax_sim.engine.parts import Parts
 from fedjax_sim.population.sampling import SamplingEvent, SeparationEvent
 from fedjax_sim.privacy.rounds import DISCRETE, Rounds
+from fedjax_sim.simulation.participation import event
 
 Record = dict[str, Any]
 """An entry."""
@@ -29,23 +31,23 @@ Record = dict[str, Any]
 _SETTING = ("sampler", "sampling", "mechanisms")
 
 
-def noise(sim: Any) -> tuple[Any, ...]:
+def noise(parts: Parts) -> tuple[Any, ...]:
     """All noise of a round, with what accounting needs.
 
     Raises:
         ArgumentError: a phase sends its aggregate without noise.
     """
     found: list[Any] = []
-    for i, (phase, sent) in enumerate(zip(sim._phases, sim._sent, strict=True)):
+    for i, (phase, sent) in enumerate(zip(parts.phases, parts.sent, strict=True)):
         aggregator = phase.aggregator
         if not aggregator.facts.noisy:
-            of = f"phase {i} of {len(sim._phases)}: " if len(sim._phases) > 1 else ""
+            of = f"phase {i} of {len(parts.phases)}: " if len(parts.phases) > 1 else ""
             raise ArgumentError(
                 f"{of}{aggregator.name} adds no noise, so that there is no privacy to account for: put "
                 "fs.aggregate.gaussian_noise(multiplier) into the chain, after a clip."
             )
-        for mechanism in aggregator.mechanisms(sim._expected):
-            found.append(_scaled(mechanism, aggregator, sent.payload, sim._expected))
+        for mechanism in aggregator.mechanisms(parts.expected):
+            found.append(_scaled(mechanism, aggregator, sent.payload, parts.expected))
     return tuple(found)
 
 
@@ -66,19 +68,14 @@ def _scaled(mechanism: Any, aggregator: Any, payload: Any, expected: float) -> A
     return mechanism._replace(details=details)
 
 
-def event(sim: Any) -> Any:
-    """The sampler's event for this population, or None."""
-    return None if sim.sampler.event is None else sim.sampler.event(sim.data.num_clients)
-
-
-def setting(sim: Any) -> Record:
+def setting(parts: Parts) -> Record:
     """What each round of a simulation releases: an entry without rounds."""
-    noisy = all(phase.aggregator.facts.noisy for phase in sim._phases)
-    law = event(sim)
+    noisy = all(phase.aggregator.facts.noisy for phase in parts.phases)
+    law = event(parts.sampler, parts.data.num_clients)
     made = {
-        "sampler": f"{sim.sampler.name} of {sim.data.num_clients}",
+        "sampler": f"{parts.sampler.name} of {parts.data.num_clients}",
         "sampling": None if law is None else _fields(law, (*SamplingEvent._fields, *SeparationEvent._fields)),
-        "mechanisms": [_fields(m, Mechanism._fields) for m in noise(sim)] if noisy else [],
+        "mechanisms": [_fields(m, Mechanism._fields) for m in noise(parts)] if noisy else [],
     }
     return json.loads(json.dumps(made, default=_number))
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from fedjax_sim.core.errors import NonFiniteUpdateError, RunInterrupted, check
 from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.engine.device import placement, processes
+from fedjax_sim.simulation.executor import Executor
 from fedjax_sim.simulation.history import History, RoundMetrics, check_finite
 from fedjax_sim.simulation.recorder import Recording
 
@@ -38,12 +39,12 @@ class Schedule(NamedTuple):
 
 
 def run_rounds(
-    sim: Any, state: RoundState, schedule: Schedule, evaluate: Evaluate | None, record: Recording
+    executor: Executor, state: RoundState, schedule: Schedule, evaluate: Evaluate | None, record: Recording
 ) -> tuple[RoundState, History]:
     """Rounds from `state` to the schedule's end; `sim.run` has the arguments' meaning."""
-    history, copy = History(), sim._copy_if_donated
+    parts, history, copy = executor.parts, History(), executor.copy_if_donated
     # One dispatch is in flight while the one before it is checked; states that hold rows are not kept twice.
-    ahead = not sim._has_rows and sim.sampler.observe is None
+    ahead = not parts.has_table and parts.sampler.observe is None
     good, recorded = state, True  # the last state that can be gone on from, and whether all its rounds are recorded
     pending: list[tuple[RoundState, list[RoundMetrics]]] = []
 
@@ -57,27 +58,29 @@ def run_rounds(
         nonlocal good, recorded
         (after, metrics), later = pending[0], pending[1:]
         pending.clear()
-        if sim.on_nonfinite == "raise":
+        if parts.on_nonfinite == "raise":
             try:
-                check_finite(metrics, sim)
+                check_finite(metrics, parts)
             except NonFiniteUpdateError as error:
-                before, again = sim._replay(good, error.round)
+                before, again = executor.replay(good, error.round)
                 keep(again)
                 good = before
                 raise
-        if sim._donates:  # the state before it is gone
+        if parts.donates:  # the state before it is gone
             good, recorded = after, False
-        after = sim._observed(after, metrics)
+        after = executor.observed(after, metrics)
         if evaluate is not None and schedule.evaluates(after.round):
             record.say("evaluating")
-            metrics[-1].evaluation = evaluated(evaluate, placement.local(sim._copy_if_donated(sim.params(after))))
+            metrics[-1].evaluation = evaluated(
+                evaluate, placement.local(executor.copy_if_donated(parts.algorithm.params(after.server)))
+            )
         keep(metrics)
         good, recorded = after, True
         pending.extend(later)
 
     profile = record.profile
-    rounds = (sim._plan, sim._dispatch) if profile is None else (profile.plan, profile.dispatch)
-    plan, dispatch = functools.partial(rounds[0], slots=sim.rounds_per_dispatch), rounds[1]
+    rounds = (executor.plan, executor.dispatch) if profile is None else (profile.plan, profile.dispatch)
+    plan, dispatch = functools.partial(rounds[0], slots=executor.rounds_per_dispatch), rounds[1]
     if profile is not None and evaluate is not None:
         evaluate = profile.evaluating(evaluate)
     try:
@@ -89,7 +92,7 @@ def run_rounds(
             pending.append((state, metrics))
             copy = _unchanged
             count = schedule.count(state.round)
-            plans = plan(state, count) if count and sim.sampler.observe is None else None
+            plans = plan(state, count) if count and parts.sampler.observe is None else None
             held = 1 if ahead and not schedule.due(state.round) and not record.stopping else 0
             while len(pending) > held:
                 settle()
@@ -105,7 +108,7 @@ def run_rounds(
         record.finish(state)
     except BaseException as error:
         # What only one of several processes meets, it cannot save with the others.
-        told = not sim.shared or isinstance(error, processes.ALIKE)
+        told = not parts.multi_process or isinstance(error, processes.ALIKE)
         try:
             while pending and told:
                 settle()

@@ -17,6 +17,7 @@ from fedjax_sim.core import pytree
 from fedjax_sim.core.errors import RunFolderError
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.engine.device import processes
+from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.store.checkpoint import Checkpoints, digests, fill
 from fedjax_sim.engine.store.row_table import trim
 from fedjax_sim.runs import checksums, loggers
@@ -24,6 +25,7 @@ from fedjax_sim.runs.folder import RunFolder, read
 from fedjax_sim.runs.progress import Progress
 from fedjax_sim.runs.writing import writing
 from fedjax_sim.simulation import fingerprint, first_state
+from fedjax_sim.simulation.executor import Executor
 from fedjax_sim.simulation.history import RoundMetrics
 from fedjax_sim.simulation.stopwatch import Profile
 
@@ -33,30 +35,31 @@ Callback = Callable[[RoundMetrics], None] | loggers.Logger
 CHECKPOINTS = "checkpoints"
 
 
-def facts(sim: Any) -> dict[str, Any]:
+def facts(executor: Executor) -> dict[str, Any]:
     """What a simulation is, in plain values: a run goes on only with the same."""
+    parts = executor.parts
     return {
-        "clients": sim.data.num_clients,
-        "examples": sim.data.num_examples,
-        "sizes": sim.data.checksum,
-        "parameters": pytree.size(sim.model),
-        "sampler": sim.sampler.name,
-        "batching": dataclasses.asdict(sim.batching),
-        "seed": sim.seed,
-        "on_nonfinite": sim.on_nonfinite,
-        "lanes": sim.lanes,
-        "rounds_per_dispatch": sim.rounds_per_dispatch,
-        **({"delta": sim.delta} if sim._noisy else {}),
-        **({"exact": True} if sim.exact else {}),
-        **({"noise_seed": sim.noise_seed} if sim.noise_seed is not None else {}),
-        **({"rows": "host"} if sim.rows == "host" else {}),
+        "clients": parts.data.num_clients,
+        "examples": parts.data.num_examples,
+        "sizes": parts.data.checksum,
+        "parameters": pytree.size(parts.model),
+        "sampler": parts.sampler.name,
+        "batching": dataclasses.asdict(parts.batching),
+        "seed": parts.seed,
+        "on_nonfinite": parts.on_nonfinite,
+        "lanes": executor.lanes,
+        "rounds_per_dispatch": executor.rounds_per_dispatch,
+        **({"delta": parts.delta} if parts.noisy else {}),
+        **({"exact": True} if parts.exact else {}),
+        **({"noise_seed": parts.noise_seed} if parts.noise_seed is not None else {}),
+        **({"rows": "host"} if parts.rows == "host" else {}),
     }
 
 
-def save(sim: Any, folder: Path, state: RoundState) -> None:
+def save(executor: Executor, folder: Path, state: RoundState) -> None:
     """One checkpoint, on the disk when this returns."""
-    state = _portable(sim, state)
-    if not sim.shared or processes.first():
+    state = _portable(executor.parts, state)
+    if not executor.parts.multi_process or processes.first():
         with RunFolder(folder).held():
             checkpoints = Checkpoints(folder / CHECKPOINTS)
             with contextlib.closing(checkpoints):
@@ -69,9 +72,9 @@ def save(sim: Any, folder: Path, state: RoundState) -> None:
                 if old is not None:
                     _check_same(folder, state, old)
                 else:
-                    checkpoints.save(state, _layout(sim))
+                    checkpoints.save(state, _layout(executor))
                 checkpoints.wait()
-    if sim.shared:
+    if executor.parts.multi_process:
         processes.wait("saved")
 
 
@@ -86,9 +89,9 @@ class Recording:
         profile: what times the rounds, or None.
     """
 
-    def __init__(self, sim: Any, callbacks: Iterable[Callback], run_dir: Any = None, profiled: bool = False):
-        self._follows = sim.shared and not processes.first()
-        self.sim, self.callbacks = sim, [] if self._follows else list(callbacks)
+    def __init__(self, executor: Executor, callbacks: Iterable[Callback], run_dir: Any = None, profiled: bool = False):
+        self._follows = executor.parts.multi_process and not processes.first()
+        self.executor, self.callbacks = executor, [] if self._follows else list(callbacks)
         self.folder = run_dir if isinstance(run_dir, RunFolder) or run_dir is None else RunFolder(run_dir)
         self.stopped_by: signal.Signals | None = None
         self._checkpoints: Checkpoints | None = None
@@ -102,8 +105,8 @@ class Recording:
     def of(self, state: RoundState, rounds: int) -> Iterator["Recording"]:
         """Open all that the recording needs for that many rounds from `state`; close it, whatever happens."""
         with contextlib.ExitStack() as stack:
-            config: dict[str, Any] = {"simulation": facts(self.sim)}
-            whole = None if self.folder is None else _portable(self.sim, state)
+            config: dict[str, Any] = {"simulation": facts(self.executor)}
+            whole = None if self.folder is None else _portable(self.executor.parts, state)
             if self.folder is not None and not self._follows:
                 stack.enter_context(self.folder.held())
                 self._open_folder(self.folder, whole, rounds, stack)  # type: ignore[arg-type]
@@ -113,7 +116,7 @@ class Recording:
                     callback.open(self.folder and self.folder.path, config, state.round)  # type: ignore[union-attr]
                     stack.enter_context(_closing(callback))
             if self.folder is not None:
-                if self.sim.shared:
+                if self.executor.parts.multi_process:
                     self._saved = state.round if processes.told(self._saved is not None) else None
                 if self._saved is None:
                     self._save(whole)  # type: ignore[arg-type]
@@ -121,7 +124,7 @@ class Recording:
                     self._progress = stack.enter_context(Progress(self.folder.path.name, state.round, rounds))
                 stack.enter_context(self._heeding_signals())
                 if self._profiled:
-                    self.profile = stack.enter_context(_closing(Profile(self.sim, self.folder.path, rounds)))
+                    self.profile = stack.enter_context(_closing(Profile(self.executor, self.folder.path, rounds)))
             del whole
             yield self
 
@@ -136,32 +139,32 @@ class Recording:
             damaged.append(found)
         if good is not None:
             _check_same(path, state, good[2])
-            fingerprint.check(path, good[2], self.sim, facts(self.sim), allow=None)
+            fingerprint.check(path, good[2], self.executor.fingerprint, facts(self.executor), allow=None)
             checkpoints.same(state, good[2])
         elif damaged:
             raise RunFolderError(f"{path} holds no checkpoint that can be read: {damaged[0]}. Choose another folder.")
-        devices = self.sim.devices
+        devices = self.executor.parts.devices
         described = {
             "platform": devices[0].platform,
             "kind": getattr(devices[0], "device_kind", devices[0].platform),
             "count": len(devices),
         }
         checksums.warn_of_damage(path)
-        folder.describe(facts(self.sim), described, state.round + rounds, self.sim.data.about)
+        folder.describe(facts(self.executor), described, state.round + rounds, self.executor.parts.data.about)
         for round in checkpoints.rounds():
             if round > state.round:
                 checkpoints.remove(round)
         folder.truncate(state.round)
         self._saved = None if good is None else state.round
         self._checkpoints = checkpoints
-        own = [loggers.JsonLines(), loggers.ClientTable(self.sim.data.client_ids), loggers.TensorBoard()]
+        own = [loggers.JsonLines(), loggers.ClientTable(self.executor.parts.data.client_ids), loggers.TensorBoard()]
         self.callbacks = [*own, *self.callbacks]
         if not (path / "partition.npz").exists():
             from fedjax_sim.runs.client_plots import label_counts
 
             with writing(path):
                 with open(path / ".partition.npz.new", "wb") as file:
-                    np.savez(file, **label_counts(self.sim.data))  # type: ignore[arg-type]
+                    np.savez(file, **label_counts(self.executor.parts.data))  # type: ignore[arg-type]
                 os.replace(path / ".partition.npz.new", path / "partition.npz")
         self._checksums = checksums.Checksums(path)
         self._checksums.keep()
@@ -190,7 +193,7 @@ class Recording:
     def stopping(self) -> bool:
         """Whether the run is to stop, as this process or another was told."""
         stop = self.stopped_by is not None
-        return processes.any_of(stop) if self.sim.shared and self.folder is not None else stop
+        return processes.any_of(stop) if self.executor.parts.multi_process and self.folder is not None else stop
 
     def say(self, message: str) -> None:
         """What is going on now."""
@@ -207,7 +210,7 @@ class Recording:
     def checkpoint(self, state: RoundState) -> None:
         """Save a state whose rounds were all recorded."""
         if self.folder is not None and self._saved != state.round:
-            self._save(_portable(self.sim, state))
+            self._save(_portable(self.executor.parts, state))
 
     def _save(self, state: RoundState) -> None:
         if self._checkpoints is not None:
@@ -217,7 +220,7 @@ class Recording:
                     callback.flush()  # type: ignore[union-attr]
             if self._checksums is not None:
                 self._checksums.keep()
-            self._checkpoints.save(state, _layout(self.sim))
+            self._checkpoints.save(state, _layout(self.executor))
         self._saved = state.round
 
     def wait(self) -> None:
@@ -275,17 +278,17 @@ def _closing(what: Any) -> Iterator[Any]:
     what.close()
 
 
-def _portable(sim: Any, state: RoundState) -> RoundState:
+def _portable(parts: Parts, state: RoundState) -> RoundState:
     """The state as it would be on any number of devices; of several processes, in the first."""
-    if sim.rows == "host":
+    if parts.rows == "host":
         return state
-    rows = processes.gathered(state.rows) if sim.shared else state.rows
-    return dataclasses.replace(state, rows=trim(rows, sim.data.num_clients))
+    rows = processes.gathered(state.rows) if parts.multi_process else state.rows
+    return dataclasses.replace(state, rows=trim(rows, parts.data.num_clients))
 
 
-def _layout(sim: Any) -> dict[str, Any]:
-    layout = {"devices": len(sim.devices), "lanes": sim.lanes}
-    return {"simulation": facts(sim), "layout": layout, "fingerprint": sim._fingerprint}
+def _layout(executor: Executor) -> dict[str, Any]:
+    layout = {"devices": len(executor.parts.devices), "lanes": executor.lanes}
+    return {"simulation": facts(executor), "layout": layout, "fingerprint": executor.fingerprint}
 
 
 def _check_same(path: Path, state: RoundState, record: dict[str, Any]) -> None:
@@ -302,7 +305,7 @@ def _check_same(path: Path, state: RoundState, record: dict[str, Any]) -> None:
         )
 
 
-def restore(sim: Any, folder: Path, round: int | None, allow: Iterable[str]) -> RoundState:
+def restore(executor: Executor, folder: Path, round: int | None, allow: Iterable[str]) -> RoundState:
     """`sim.restore`."""
     checkpoints = Checkpoints(folder / CHECKPOINTS, read_only=True)
     with contextlib.closing(checkpoints):
@@ -313,7 +316,7 @@ def restore(sim: Any, folder: Path, round: int | None, allow: Iterable[str]) -> 
             if round not in rounds:
                 raise RunFolderError(f"{folder} holds checkpoints of rounds {rounds[::-1]}, and none of round {round}.")
             leaves, record = checkpoints.read(round)
-            return _restored(sim, checkpoints, leaves, record, allow)
+            return _restored(executor, checkpoints, leaves, record, allow)
         damaged = []
         for found in checkpoints.newest():
             if isinstance(found, RunFolderError):
@@ -321,26 +324,31 @@ def restore(sim: Any, folder: Path, round: int | None, allow: Iterable[str]) -> 
                 continue
             if damaged:
                 warnings.warn(f"{damaged[0]}. Going on from round {found[0]}.", stacklevel=3)
-            return _restored(sim, checkpoints, *found[1:], allow)
+            return _restored(executor, checkpoints, *found[1:], allow)
     raise RunFolderError(f"{folder} holds no checkpoint that can be read: {damaged[0]}.")
 
 
 def _restored(
-    sim: Any, checkpoints: Checkpoints, leaves: dict[str, np.ndarray], record: dict[str, Any], allow: Iterable[str]
+    executor: Executor,
+    checkpoints: Checkpoints,
+    leaves: dict[str, np.ndarray],
+    record: dict[str, Any],
+    allow: Iterable[str],
 ) -> RoundState:
     """The state of a checkpoint, where rounds leave it."""
-    others = fingerprint.check(checkpoints.folder.parent, record, sim, facts(sim), allow)
-    if sim.lanes_chosen and record["layout"]["devices"] == len(sim.devices):
-        sim.lanes, sim._untuned = record["layout"]["lanes"], False
-    like = first_state.blank(sim)
+    parts = executor.parts
+    others = fingerprint.check(checkpoints.folder.parent, record, executor.fingerprint, facts(executor), allow)
+    if record["layout"]["devices"] == len(parts.devices):
+        executor.use(record["layout"]["lanes"])
+    like = first_state.blank(parts)
     if others & {"sampler", "data"}:  # its state may be of another population
         leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("['sampler']")}
         state = dataclasses.replace(fill(dataclasses.replace(like, sampler=None), leaves, record), sampler=like.sampler)
     else:
         state = fill(like, leaves, record)
-    seeds = {name: getattr(sim, name) for name in ("seed", "noise_seed") if name in others}
+    seeds = {name: getattr(parts, name) for name in ("seed", "noise_seed") if name in others}
     state = dataclasses.replace(state, **seeds)
-    if sim.rows == "host":
-        rows = checkpoints.rows(state.rows, sim.data.num_clients, leaves, record)
+    if parts.rows == "host":
+        rows = checkpoints.rows(state.rows, parts.data.num_clients, leaves, record)
         state = dataclasses.replace(state, rows=rows)
-    return first_state.placed(sim, state)
+    return first_state.placed(parts, state)

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 
 from fedjax_sim.core.types import RoundState
-from fedjax_sim.engine.plan.packing import Plans, pack
-from fedjax_sim.engine.plan.words import place_plans
+from fedjax_sim.engine.round.block import Plans
 from fedjax_sim.runs.profile import FILE, PARTS, REST
 from fedjax_sim.runs.writing import replace
+from fedjax_sim.simulation.executor import Executor
 from fedjax_sim.simulation.history import RoundMetrics
 
 TRACED = 3
@@ -30,31 +30,31 @@ class Profile:
     start and end. The trace begins after the first block, whose time is mostly compilation, if there are more.
 
     Args:
-        sim: the simulation.
+        executor: of the simulation.
         folder: of the run.
         rounds: that will be run.
     """
 
-    def __init__(self, sim: Any, folder: Path, rounds: int):
-        self._sim, self._folder = sim, folder
+    def __init__(self, executor: Executor, folder: Path, rounds: int):
+        self._executor, self._folder = executor, folder
         self._blocks: list[dict[str, Any]] = []
         self._next: dict[str, float] = {}  # of the block that is planned
         self._traced, self._tracing, self._closed = 0, False, False
         self._mark = time.perf_counter()
-        self._at_once = rounds <= sim.rounds_per_dispatch
+        self._at_once = rounds <= executor.rounds_per_dispatch
 
     def plan(self, state: RoundState, count: int, slots: int) -> Plans:
-        """`sim._plan`; the federation's arrays, or the examples of the block, are on the devices too."""
+        """`executor.plan`; the federation's arrays, or the examples of the block, are on the devices too."""
         self._lap(REST)
         if self._traced == 0 and not self._tracing and (self._blocks or self._at_once):
             self._begin_trace()
         self._next = {}
         with jax.profiler.TraceAnnotation("planning"):
-            plans = pack(self._sim, state, count, slots)
+            plans = self._executor.pack(state, count, slots)
         self._next["planning"] = self._lap()
         with jax.profiler.TraceAnnotation("transfer"):
-            plans = plans._replace(words=place_plans(self._sim._mesh, plans.words))
-            arrays = self._sim._resident_arrays() if plans.examples is None else plans.examples.result()
+            plans = self._executor.placed(plans)
+            arrays = self._executor.examples(plans)
             jax.block_until_ready((plans.words, arrays))
         self._next["transfer"] = self._lap()
         return plans
@@ -62,14 +62,14 @@ class Profile:
     def dispatch(
         self, state: RoundState, plans: Plans, copy: Callable[[Any], Any]
     ) -> tuple[RoundState, list[RoundMetrics]]:
-        """`sim._dispatch`, waited for."""
+        """`executor.dispatch`, waited for."""
         self._lap(REST)
-        programs, traced = self._sim.compile_count(), self._tracing
+        programs, traced = self._executor.compile_count(), self._tracing
         with jax.profiler.TraceAnnotation("compute"):
-            after, metrics = self._sim._dispatch(state, plans, copy)
+            after, metrics = self._executor.dispatch(state, plans, copy)
             jax.block_until_ready((after.server, after.aggregator, after.rows))
         block = {"round": plans.first, "rounds": len(plans.cohorts)}
-        block |= {"compiled": self._sim.compile_count() > programs, "traced": traced}
+        block |= {"compiled": self._executor.compile_count() > programs, "traced": traced}
         self._blocks.append({**block, **dict.fromkeys(PARTS, 0.0), **self._next, "compute": self._lap()})
         if traced:
             self._traced += len(plans.cohorts)

@@ -21,10 +21,10 @@ from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Params, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.device import placement
-from fedjax_sim.engine.plan.packing import pack
 from fedjax_sim.engine.plan.planner import PlanShape
 from fedjax_sim.engine.plan.words import place_plans
-from fedjax_sim.engine.round.block import block
+from fedjax_sim.engine.round.block import block, pack
+from fedjax_sim.engine.round.phase import make_round
 from fedjax_sim.simulation import first_state
 from fedjax_sim.simulation.lanes import for_simulation
 from fedjax_sim.simulation.loop import Evaluate
@@ -63,7 +63,7 @@ class Members:
         first: that setting.
         group: the settings.
         seeds: [Z].
-        shared: all members have the cohorts and plans of the first seed.
+        same_cohorts: all members have the cohorts and plans of the first seed.
         params: the first model, or None for each seed's own.
         evaluate: what to evaluate instead of the simulation's own, or None.
     """
@@ -75,35 +75,37 @@ class Members:
         first: Setting,
         group: Group,
         seeds: Sequence[int],
-        shared: bool,
+        same_cohorts: bool,
         params: Params | None,
         evaluate: Evaluate | None,
     ):
-        if base.sampler.observe is not None:
+        parts = base.parts
+        if parts.sampler.observe is not None:
             raise ArgumentError(
-                f"{base.sampler.name} observes rounds, so that each member of a sweep would draw its own cohorts from "
+                f"{parts.sampler.name} observes rounds, so that each member of a sweep would draw its own cohorts from "
                 "what it saw: run these simulations one by one."
             )
-        if base.shared:
+        if parts.multi_process:
             raise ArgumentError("a sweep trains in one process: give its simulations devices=jax.local_devices().")
-        if base.rows == "host":
+        if parts.rows == "host":
             raise ArgumentError(
                 "a sweep keeps its members' rows on the devices, and this simulation's are on the host: give it "
                 'rows="device" where they fit, or run these simulations one by one.'
             )
-        if base.residency == "stream":
+        if parts.residency == "stream":
             raise ArgumentError(
                 "a sweep's members share arrays that are kept on the devices, and this simulation's data are streamed: "
                 'give it residency="device" where they fit, or run these simulations one by one.'
             )
         self.build, self.base, self.first, self.group = build, base, first, group
-        self.seeds, self.shared, self.evaluate = seeds, shared or len(seeds) == 1, evaluate
+        self.seeds, self.same_cohorts, self.evaluate = seeds, same_cohorts or len(seeds) == 1, evaluate
         self.given = params
         self.shape = (len(seeds), len(group.places))
-        if base.lanes_chosen:
-            base.lanes = for_simulation(base, len(seeds) * len(group.places))
-        self.slots = base.rounds_per_dispatch
-        self._aggregator = first_state.aggregators(base)[0]
+        executor = base.executor
+        several = len(seeds) * len(group.places)
+        self.lanes = for_simulation(parts, several) if executor.lanes_chosen else executor.lanes
+        self.slots = executor.rounds_per_dispatch
+        self._aggregator = first_state.aggregators(parts.phases, parts.sent)[0]
         self.evaluates = False  # all members at once, which a trace finds out
         self._traces: dict[PlanShape, _Trace] = {}
         self._programs: dict[tuple[PlanShape, str], Any] = {}
@@ -117,18 +119,18 @@ class Members:
 
     def plan(self, samplers: list[Any], first: int, count: int) -> tuple[Any, list[Any]]:
         """The next rounds' plans, placed, and the samplers' states: one of each, or one a seed."""
-        seeds = self.seeds[:1] if self.shared else self.seeds
+        seeds = self.seeds[:1] if self.same_cohorts else self.seeds
         states = [
             RoundState(first, seed, None, self._aggregator, sampler, ClientRows())
             for seed, sampler in zip(seeds, samplers, strict=True)
         ]
-        plans = [pack(self.base, state, count, self.slots) for state in states]
+        plans = [pack(self.base.parts, state, count, self.slots, self.lanes) for state in states]
         widest = max(plan.shape.capacity for plan in plans)
         for i, state in enumerate(states):
             if plans[i].shape.capacity < widest:
-                plans[i] = pack(self.base, state, count, self.slots, widest)
-        words = plans[0].words if self.shared else np.stack([plan.words for plan in plans])
-        placed = plans[0]._replace(words=place_plans(self.base._mesh, words))
+                plans[i] = pack(self.base.parts, state, count, self.slots, self.lanes, widest)
+        words = plans[0].words if self.same_cohorts else np.stack([plan.words for plan in plans])
+        placed = plans[0]._replace(words=place_plans(self.base.parts.mesh, words))
         return placed, [plan.sampler_state for plan in plans]
 
     def start(self, plan: Any) -> Any:
@@ -142,7 +144,7 @@ class Members:
     def rounds(self, state: Any, plan: Any) -> tuple[Any, list[Any]]:
         """Train: the states after, and what each round reports."""
         count = np.int32(len(plan.cohorts))
-        return self._program(plan, "rounds")(*self._everyone, state, plan.words, count, self.base._resident_arrays())
+        return self._program(plan, "rounds")(*self._everyone, state, plan.words, count, self.base.executor.arrays)
 
     def measure(self, state: Any, plan: Any) -> tuple[Any, dict[str, Any]]:
         """The models, and what `evaluate` says of them, where it can be traced."""
@@ -179,7 +181,7 @@ class Members:
 
     def _placement(self) -> Any:
         """Members' states, where rounds leave them."""
-        mesh, like = self.base._mesh, first_state.shapes(self.base)
+        mesh, like = self.base.parts.mesh, first_state.shapes(self.base.parts)
         everywhere, dealt = placement.everywhere(mesh), placement.dealt(mesh, axis=2)
         placed = jax.tree.map(lambda _: everywhere, like)
         return dataclasses.replace(placed, rows=jax.tree.map(lambda _: dealt, like.rows))
@@ -215,17 +217,17 @@ class Members:
             _check_same(base, sim)
             names[:] = [(each.name, each.advice) for each in checks]
             first = sim.algorithm.task.init(rng.key(seed, Purpose.INIT)) if params is None else params
-            one_round = _reporting(sim._one_round(plan.shape, None if self.shared else AXIS))
-            noise = seed if sim.noise_seed is None else jnp.asarray(sim.noise_seed).astype(jnp.uint32)
+            one_round = _reporting(make_round(sim.parts, plan.shape.capacity, None if self.same_cohorts else AXIS))
+            noise = seed if sim.parts.noise_seed is None else jnp.asarray(sim.parts.noise_seed).astype(jnp.uint32)
             seeds = jnp.stack([seed, noise])
             after, rounds = block(one_round, plan.shape, self.slots)(seeds, state, words, count, arrays)
             model = sim.params(state)
             measured = self._measured(self.evaluate or sim.evaluate, model)
             return Traced(
-                first_state.make(sim, first), [(c.ok, c.value) for c in checks], after, rounds, model, measured
+                first_state.make(sim.parts, first), [(c.ok, c.value) for c in checks], after, rounds, model, measured
             )
 
-        plans = None if self.shared else 0
+        plans = None if self.same_cohorts else 0
         settings = jax.vmap(member, in_axes=(0, None, None, 0, None, None, None))
         seeds = jax.vmap(settings, in_axes=(None, 0, None, 0, plans, None, None), axis_name=AXIS)
         shaped = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -235,10 +237,10 @@ class Members:
             {name: weak(self.group.traced[name]) for name in tracing},  # weak, as Python's numbers
             shaped(self._everyone[1]),
             self.given,
-            jax.tree.map(wide, first_state.shapes(base)),
+            jax.tree.map(wide, first_state.shapes(base.parts)),
             shaped(plan.words),
             jax.ShapeDtypeStruct((), jnp.int32),
-            jax.tree.map(shaped, base._resident_arrays()),
+            jax.tree.map(shaped, base.executor.arrays),
         )
         return _Trace(closed, jax.tree.structure(out), tuple(names))
 
@@ -303,10 +305,14 @@ def _check_same(base: Simulation, sim: Any) -> None:
     """What `build` gave under the trace is the simulation that it gave before, but for the numbers in it."""
     check(isinstance(sim, Simulation), "build's value", sim, "must be a fs.Simulation.")
     for name in ("batching", "devices", "on_nonfinite"):
-        before, now = getattr(base, name), getattr(sim, name)
+        before, now = getattr(base.parts, name), getattr(sim.parts, name)
         if before != now:
             raise ArgumentError(f"build gave {name}={before!r}, and then {now!r}: it must give the same each time.")
-    if (base.sampler.name, base._capacity, base._expected) != (sim.sampler.name, sim._capacity, sim._expected):
+    if (base.sampler.name, base.parts.capacity, base.parts.expected) != (
+        sim.sampler.name,
+        sim.parts.capacity,
+        sim.parts.expected,
+    ):
         raise ArgumentError(
             f"build gave the sampler {base.sampler.name}, and then {sim.sampler.name}: it must be the same each time."
         )

@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import check, check_count
 from fedjax_sim.core.types import Params
-from fedjax_sim.engine.round.phase import check_params
+from fedjax_sim.engine.round.returned import check_params
 from fedjax_sim.simulation.loop import Evaluate, evaluated
 from fedjax_sim.simulation.simulation import Simulation
 from fedjax_sim.sweeps.grid import Setting, check_accepts, groups_of, settings_of
@@ -92,7 +92,7 @@ def sweep(
         check(isinstance(base, Simulation), "build's value", base, "must be a fs.Simulation.")
         chosen = chosen or _seeds(seeds, base.seed)
         if params is not None:
-            check_params(base.model, params)
+            check_params(base.parts.model, params)
         members = Members(build, base, first, group, chosen, share_cohorts, params, evaluate)
         tell = lambda r, done=done: progress and progress(done + r, rounds * len(groups))
         trained = _train(members, rounds, eval_every, tell)
@@ -129,7 +129,7 @@ class _Trained:
 def _train(members: Members, rounds: int, eval_every: int | None, tell: Callable[[int], Any]) -> _Trained:
     """All rounds of a group; the host plans while the devices compute."""
     base, found = members.base, _Trained()
-    samplers = [base._sampler_state] * (1 if members.shared else len(members.seeds))
+    samplers = [base.parts.sampler_state] * (1 if members.same_cohorts else len(members.seeds))
     waiting: list[list[Any]] = []
     state, now = None, 0
     while now < rounds:
@@ -172,7 +172,7 @@ def _member(trained: _Trained, z: int, s: int, members: Members, by_hand: Evalua
         for name, value in values.items():
             columns.setdefault(name, np.full(len(reports), np.nan))[round] = float(value)
         evaluated_in += [round] if values else []
-    diverged = int(bad.argmax()) if members.base.on_nonfinite == "raise" and bad.any() else None
+    diverged = int(bad.argmax()) if members.base.parts.on_nonfinite == "raise" and bad.any() else None
     if diverged is not None:
         for name, column in columns.items():
             if column.dtype.kind == "f":

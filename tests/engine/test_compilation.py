@@ -127,12 +127,10 @@ def empty_draws(sim, rounds):
 @pytest.mark.parametrize("algorithm", ["scaffold", "median"])
 def test_a_draw_over_the_capacity_is_not_cut(algorithm):
     small, large = [0, 2], [4, 6, 8, 9, 10]
-    narrow, traces = counted(
-        toys.script([small, large, small, large[::-1]])._replace(capacity=lambda n: 2),
-        toys.ALGORITHMS[algorithm],
+    sampler = toys.script([small, large, small, large[::-1]])._replace(
+        capacity=lambda n: 2, sample=lambda state, r, seed: (cohort_of(state[r]), state)
     )
-    sample = lambda state, r, seed: (cohort_of(state[r]), state)
-    narrow.sampler = narrow.sampler._replace(sample=sample)
+    narrow, traces = counted(sampler, toys.ALGORITHMS[algorithm])
     wide, _ = counted(toys.script([small, large, small, large]), toys.ALGORITHMS[algorithm], lanes=narrow.lanes)
     state, metrics = narrow.step(narrow.init())
     once, counts = len(traces), [narrow.compile_count()]

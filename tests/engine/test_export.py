@@ -53,9 +53,9 @@ def simulation(name, lanes):
 def exported(sim):
     """The program of a block of rounds, as StableHLO."""
     state, slots = sim.init(), sim.rounds_per_dispatch
-    plans = sim._plan(state, 1, slots)
-    arrays = sim._resident_arrays() if plans.examples is None else plans.examples.result()
-    program = export.export(sim._program(plans.shape, slots), platforms=PLATFORMS)
+    plans = sim.executor.plan(state, 1, slots)
+    arrays = sim.executor.arrays if plans.examples is None else plans.examples.result()
+    program = export.export(sim.executor.program(plans.shape, slots), platforms=PLATFORMS)
     device_state = DeviceState(state.server, state.aggregator, state.rows)
     made = program(np.zeros(2, np.uint32), device_state, plans.words, np.int32(1), arrays)
     assert made.platforms == PLATFORMS

@@ -143,7 +143,7 @@ SAME = {
 
 @pytest.fixture(scope="module")
 def fingerprints():
-    return {name: make()._fingerprint for name, make in SIMULATIONS.items()}
+    return {name: make().executor.fingerprint for name, make in SIMULATIONS.items()}
 
 
 def test_every_part_of_every_simulation_is_told(fingerprints):
@@ -163,7 +163,7 @@ def test_no_two_of_them_are_taken_for_each_other(fingerprints):
 def test_the_same_simulation_has_the_same_fingerprint_in_another_process(fingerprints):
     code = (
         "import json, sys, fedjax_sim; from tests.engine import test_fingerprint as tests;"
-        "json.dump({name: tests.SIMULATIONS[name]()._fingerprint for name in sys.argv[1:]}, sys.stdout)"
+        "json.dump({name: tests.SIMULATIONS[name]().executor.fingerprint for name in sys.argv[1:]}, sys.stdout)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[2])}
     names = ["schedule", "fedadam", "scaffold", "linen", "nnx", "private", "a clip's start", "own sampler", "names"]
@@ -174,7 +174,7 @@ def test_the_same_simulation_has_the_same_fingerprint_in_another_process(fingerp
 
 @pytest.mark.parametrize("name", SAME)
 def test_where_and_how_it_is_trained_does_not_matter(fingerprints, name):
-    assert compare(fingerprints["fedavg"], SAME[name]()._fingerprint) == ({}, "")
+    assert compare(fingerprints["fedavg"], SAME[name]().executor.fingerprint) == ({}, "")
 
 
 def test_a_user_s_function_may_be_written_in_another_way(fingerprints):
@@ -183,7 +183,7 @@ def test_a_user_s_function_may_be_written_in_another_way(fingerprints):
         return 1.0 * SCALE * jnp.mean(error**2, axis=1)
 
     task = fs.Task(lambda key: {"w": jnp.zeros((3, 2))}, loss)
-    assert compare(fingerprints["fedavg"], build(fedavg(task=task))._fingerprint).differences == {}
+    assert compare(fingerprints["fedavg"], build(fedavg(task=task)).executor.fingerprint).differences == {}
 
 
 WORDS = {
@@ -213,7 +213,7 @@ def test_what_differs_is_named(fingerprints, pair):
 
 def test_a_number_outside_of_a_function_is_named(fingerprints, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "SCALE", 3.0)
-    found = compare(fingerprints["fedavg"], build()._fingerprint).differences
+    found = compare(fingerprints["fedavg"], build().executor.fingerprint).differences
     assert found == {"algorithm": "task.loss.SCALE was 1.0 there and is 3.0 here"}
 
 
@@ -251,7 +251,7 @@ def test_what_cannot_be_told_ends_no_run(tmp_path, fingerprints):
     sampler = sampler._replace(capacity=lambda num_clients: 5 if odd else 0)
     sim = build(sampler=sampler)
     sim.save(tmp_path, sim.init())
-    assert sim._fingerprint["sampler"] == {}
+    assert sim.executor.fingerprint["sampler"] == {}
     assert build(sampler=sampler).restore(tmp_path).round == 0
 
 
@@ -304,10 +304,10 @@ def test_a_run_goes_on_in_its_folder_as_what_it_was_alone(tmp_path):
 
 
 def test_a_checkpoint_without_a_fingerprint_is_told_of_and_taken(tmp_path, monkeypatch):
-    from fedjax_sim.simulation import recorder as recording
+    from fedjax_sim.simulation import recorder
 
-    whole = recording._layout
-    monkeypatch.setattr(recording, "_layout", lambda sim: {k: v for k, v in whole(sim).items() if k != "fingerprint"})
+    whole = recorder._layout
+    monkeypatch.setattr(recorder, "_layout", lambda sim: {k: v for k, v in whole(sim).items() if k != "fingerprint"})
     sim = build()
     sim.save(tmp_path, sim.init())
     with pytest.warns(UserWarning, match="was saved by an earlier version, which did not keep what its simulation was"):

@@ -171,7 +171,7 @@ def test_a_run_resumes_bit_by_bit_and_kept_checkpoints_keep_their_rows(tmp_path)
     for round in range(1, 7):
         state, _ = sim.run(state, 1, run_dir=tmp_path)
         states[round] = state
-    size = (tmp_path / "rows.bin").stat().st_size // sim.row_bytes
+    size = (tmp_path / "rows.bin").stat().st_size // sim.parts.row_bytes
     assert size <= len(state.rows.used()) + 4 * sim.sampler.capacity(toys.NUM_CLIENTS)
     straight, _ = sim.run(state, 1)
     for round in (4, 5, 6):

@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
+from fedjax_sim.engine.round.block import pack
 from fedjax_sim.simulation import lanes as lanes_lib
+from fedjax_sim.simulation import tuning
 from tests.engine import toys
 from tests.engine.test_invariance import COHORTS
 
@@ -33,7 +35,7 @@ def simulation(lanes=4, **kwargs):
 
 def failing(sim, error, most, when=lambda: True):
     """A simulation whose programs fail above so many lanes, as XLA's would."""
-    make = sim._program
+    make = sim.executor.program
 
     def program(shape, slots):
         made = make(shape, slots)
@@ -46,7 +48,7 @@ def failing(sim, error, most, when=lambda: True):
         run._cache_size = made._cache_size
         return run
 
-    sim._program = program
+    sim.executor.program = program
     return sim
 
 
@@ -127,17 +129,19 @@ def test_where_memory_really_ends(rows):
 
 @pytest.fixture
 def nothing_known(monkeypatch):
-    monkeypatch.setattr(lanes_lib, "_tuned", {})
+    monkeypatch.setattr(tuning, "_tuned", {})
 
 
 @pytest.mark.parametrize("sampler", ["script", "slow"])
 def test_lanes_by_measurement(nothing_known, monkeypatch, tmp_path, sampler):
     seen = []
-    monkeypatch.setattr(lanes_lib, "_seconds", lambda sim, lowered, given: seen.append(sim.lanes) or abs(sim.lanes - 4))
+    packed = lambda parts, state, count, slots, lanes: seen.append(lanes) or pack(parts, state, count, slots, lanes)
+    monkeypatch.setattr(tuning, "pack", packed)
+    monkeypatch.setattr(tuning, "_seconds", lambda executor, lowered, given: abs(seen[-1] - 4))
     sim = simulation(lanes="auto", autotune=True)
     assert sim.lanes == 2  # by the rule: clients' steps differ
     if sampler == "slow":
-        monkeypatch.setattr(lanes_lib, "_seconds", lambda *_: float("inf"))
+        monkeypatch.setattr(tuning, "_seconds", lambda *_: float("inf"))
     state, _ = sim.run(sim.init(), 2, run_dir=tmp_path)
     if sampler == "slow":
         assert sim.lanes == 2  # nothing fits: the round itself will tell
@@ -150,11 +154,11 @@ def test_lanes_by_measurement(nothing_known, monkeypatch, tmp_path, sampler):
     np.testing.assert_array_equal(toys.flat(state.server), toys.flat(plain.run(plain.init(), 2)[0].server))
     again = simulation(lanes="auto", autotune=True)
     again.step(again.init())  # known for this program
-    assert (again.lanes, seen) == (4, [2, 1, 4, 6])
+    assert (again.lanes, seen) == (4, [2, 1, 4, 6, 2])
     resumed = simulation(lanes="auto", autotune=True)
-    monkeypatch.setattr(lanes_lib, "_tuned", {})
+    monkeypatch.setattr(tuning, "_tuned", {})
     resumed.run(resumed.restore(tmp_path), 1)
-    assert (resumed.lanes, resumed.tuning, seen) == (4, None, [2, 1, 4, 6])
+    assert (resumed.lanes, resumed.tuning, seen) == (4, None, [2, 1, 4, 6, 2])
 
 
 def test_what_was_measured_is_kept_on_the_disk(nothing_known, monkeypatch, tmp_path):
@@ -166,12 +170,12 @@ def test_what_was_measured_is_kept_on_the_disk(nothing_known, monkeypatch, tmp_p
         assert set(sim.tuning) == {1, 2, 4, 6}
         assert all(0 < seconds < 60 for seconds in sim.tuning.values())
         (path,) = tmp_path.glob("lanes-*.json")
-        lanes_lib._tuned.clear()
+        tuning._tuned.clear()
         path.write_text('{"6": 2.0, "3": 1.0}')
         sim = simulation(lanes="auto", autotune=True)
         sim.step(sim.init())
         assert (sim.lanes, sim.tuning) == (3, {6: 2.0, 3: 1.0})
-        lanes_lib._tuned.clear()
+        tuning._tuned.clear()
         path.write_text("{")
         sim = simulation(lanes="auto", autotune=True)
         sim.step(sim.init())
@@ -196,7 +200,7 @@ def test_measuring_draws_nothing_and_changes_no_state(nothing_known):
 
 
 def test_a_program_too_large_by_its_own_account_is_not_tried(monkeypatch, nothing_known):
-    monkeypatch.setattr(lanes_lib, "memory_of", lambda device: 1)
+    monkeypatch.setattr(tuning, "memory_of", lambda device: 1)
     sim = simulation(lanes="auto", autotune=True)
     sim.step(sim.init())
     assert set(sim.tuning.values()) == {float("inf")}

@@ -13,11 +13,11 @@ BATCHING = fs.Batching(4, shuffle=False)
 COHORTS = ((0, 2, 4, 9), (6, 1, 3, 10), (2, 6, 11, 8))
 
 
-def simulation(algorithm, lanes=2, devices=2, **kwargs):
+def simulation(algorithm, lanes=2, devices=2, sampler=None, **kwargs):
     return fs.Simulation(
         algorithm,
         DATA,
-        toys.script(COHORTS),
+        sampler or toys.script(COHORTS),
         BATCHING,
         lanes=lanes,
         devices=jax.devices()[:devices],
@@ -120,9 +120,9 @@ def test_effective_weights(reduce):
         lambda key, server, aggregate: aggregate.value,
         fs.aggregate.mean(reduce),
     )
-    sim = simulation(algorithm)
     cohort = fs.Cohort(ids, np.ones(4, bool), importance)
-    sim.sampler = sim.sampler._replace(sample=lambda state, round, seed: (cohort, state))
+    drawn = fs.sampler.uniform(4)._replace(sample=lambda state, round, seed: (cohort, state))
+    sim = simulation(algorithm, sampler=drawn)
     state, metrics = sim.step(sim.init())
     own = np.array(toys.SIZES)[ids] if reduce == "examples" else np.array([1, 1, 0, 1])
     np.testing.assert_allclose(state.server, np.average(ids + 1.0, weights=own * importance))

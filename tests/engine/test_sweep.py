@@ -1,5 +1,6 @@
 """A sweep's members are what their own runs are, whatever else is swept beside them."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim.core import rng
 from fedjax_sim.simulation.lanes import for_simulation
 from tests.engine import toys
 
@@ -41,8 +43,8 @@ def scaffold(client_lr, server_lr=1.0, **kwargs):
 
 def own_run(sim, seed, rounds=ROUNDS, **kwargs):
     """A simulation by itself from a seed: its columns and its model."""
-    sim.seed = seed
-    state, history = sim.run(sim.init(), rounds, **kwargs)
+    first = jax.jit(sim.algorithm.task.init)(rng.key(seed, rng.Purpose.INIT))
+    state, history = sim.run(dataclasses.replace(sim.init(first), seed=seed), rounds, **kwargs)
     return {name: history[name] for name in history}, sim.params(state)
 
 

@@ -149,6 +149,14 @@ def script(cohorts, capacity: int | None = None) -> fs.sampler.Sampler:
     )
 
 
+def executed(**options) -> dict:
+    """Keywords of `fs.Simulation`, of which those that say how it is executed are put into `execution`."""
+    fields = {field.name for field in dataclasses.fields(fs.Execution)}
+    own = {name: value for name, value in options.items() if name in fields}
+    rest = {name: value for name, value in options.items() if name not in fields}
+    return {**rest, "execution": fs.Execution(**own)}
+
+
 def with_cohorts(state: fs.RoundState, cohorts) -> fs.RoundState:
     return dataclasses.replace(state, sampler=cohorts)
 

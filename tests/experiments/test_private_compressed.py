@@ -64,7 +64,7 @@ def test_the_private_preset_costs_what_it_says(caplog):
 def test_noise_falls_as_epsilon_grows():
     def noise(epsilon):
         sim = experiment.build(dataclasses.replace(SMALL, epsilon=epsilon))
-        (mechanism,) = sim.algorithm.aggregator.mechanisms(sim._expected)
+        (mechanism,) = sim.algorithm.aggregator.mechanisms(sim.parts.expected)
         return mechanism.multiplier
 
     assert noise(1.0) > noise(8.0) > 0

@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 import fedjax_sim as fs
-from fedjax_sim.engine.plan.packing import pack
+from fedjax_sim.engine.round.block import pack
 from fedjax_sim.simulation import ledger as ledger_lib
 from tests.privacy.rounding import rounded
 
@@ -43,10 +43,10 @@ def state_of(sim, drawn=None):
     """A state after rounds that are planned but not computed; or with other numbers of clients (drawn, sending)."""
     ledger, seen = None, []
     for round in range(ROUNDS):
-        empty = fs.RoundState(round, 5, None, None, sim._sampler_state, None)
-        (stats,) = pack(sim, empty, 1, slots=1).stats
+        empty = fs.RoundState(round, 5, None, None, sim.parts.sampler_state, None)
+        (stats,) = pack(sim.parts, empty, 1, slots=1, lanes=1).stats
         seen.append((stats.drawn, stats.sent) if drawn is None else drawn)
-        ledger = ledger_lib.entered(ledger, sim._released, *seen[-1])
+        ledger = ledger_lib.entered(ledger, sim.executor.released, *seen[-1])
     return fs.RoundState(ROUNDS, 5, None, None, None, None, ledger), seen
 
 

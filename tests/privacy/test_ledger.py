@@ -35,7 +35,7 @@ def after(*runs):
     for sim, rounds in runs:
         total += rounds
         for _ in range(rounds):
-            ledger = ledger_lib.entered(ledger, sim._released, 10, 10)
+            ledger = ledger_lib.entered(ledger, sim.executor.released, 10, 10)
     return fs.RoundState(total, 0, None, None, None, None, json.loads(json.dumps(ledger)))
 
 
@@ -172,7 +172,7 @@ def test_a_ledger_grows_with_settings_not_with_rounds():
     ledger = None
     for round in range(100):
         before = json.dumps(ledger)
-        ledger, old = ledger_lib.entered(ledger, sim._released, 10, 8 + round % 3), ledger
+        ledger, old = ledger_lib.entered(ledger, sim.executor.released, 10, 8 + round % 3), ledger
         assert json.dumps(old) == before  # an earlier state's stays
     assert [entry["counts"] for entry in ledger or []] == [[[10, 8, 34], [10, 9, 33], [10, 10, 33]]]
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.engine.plan.packing import pack
+from fedjax_sim.engine.round.block import pack
 from tests.privacy.rounding import rounded
 
 K, DIM, Z, STEP = 12, 4000, 2.0, 1 / 64
@@ -135,6 +135,6 @@ def test_a_client_without_examples_is_drawn_all_the_same():
     aggregator = fs.aggregate.chain(*stages, fs.aggregate.secure_sum(), reduce=fs.aggregate.mean("uniform"))
     algorithm = fs.fedavg(task, optax.sgd(0.1), aggregator=aggregator)
     sim = fs.Simulation(algorithm, data, fs.sampler.uniform(100), fs.Batching(1))
-    plans = pack(sim, sim.init(), 5, slots=5)
+    plans = pack(sim.parts, sim.init(), 5, slots=5, lanes=1)
     assert [(stats.drawn, stats.sent) for stats in plans.stats] == [(100, 100)] * 5
     assert max(stats.clients for stats in plans.stats) < 30

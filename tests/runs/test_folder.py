@@ -25,10 +25,12 @@ from tests.engine.test_checkpoint import check_equal
 ROOT = Path(__file__).parents[2]
 
 
-def simulation(algorithm=None, seed=0, **kwargs) -> fs.Simulation:
+def simulation(algorithm=None, seed=0, data=None, **kwargs) -> fs.Simulation:
     algorithm = algorithm or toys.fedavg(toys.task())
     kwargs = {"devices": jax.devices()[:2], "lanes": 3, **kwargs}
-    return fs.Simulation(algorithm, toys.federation(), fs.sampler.uniform(5), fs.Batching(3), seed=seed, **kwargs)
+    return fs.Simulation(
+        algorithm, data or toys.federation(), fs.sampler.uniform(5), fs.Batching(3), seed=seed, **kwargs
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -88,8 +90,8 @@ def test_config_json_says_what_was_run(tmp_path):
 
 
 def test_the_folder_and_its_report_say_where_the_data_come_from(tmp_path):
-    sim = simulation()
-    sim.data = dataclasses.replace(sim.data, about={"title": "Toys", "licence": "CC0 & free"})
+    data = dataclasses.replace(toys.federation(), about={"title": "Toys", "licence": "CC0 & free"})
+    sim = simulation(data=data)
     sim.run(sim.init(), 1, run_dir=tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["data"] == sim.data.about
     page = fs.runs.report.page([fs.runs.read(tmp_path)])

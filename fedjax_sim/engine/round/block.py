@@ -1,14 +1,72 @@
-"""A block of rounds in one program."""
+"""A block of rounds: planned together, and run by one program."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fedjax_sim.engine.plan.planner import PlanShape
-from fedjax_sim.engine.plan.words import unpack_plan
+from fedjax_sim.aggregate.checks import check_build, check_cohort
+from fedjax_sim.core.types import Cohort, RoundPlan, RoundState
+from fedjax_sim.engine.parts import Parts
+from fedjax_sim.engine.plan.planner import PlanShape, PlanStats
+from fedjax_sim.engine.plan.words import pack_plans, unpack_plan
 from fedjax_sim.engine.round.phase import DeviceState, RoundOutput
+
+
+class Plans(NamedTuple):
+    """A block of rounds, planned; its words packed, or placed."""
+
+    first: int
+    cohorts: list[Cohort]
+    stats: list[PlanStats]
+    words: Any
+    shape: PlanShape
+    slots: int
+    sampler_state: Any
+    rounds: list[RoundPlan]
+    examples: Any = None
+
+
+def pack(parts: Parts, state: RoundState, count: int, slots: int, lanes: int, capacity: int = 0) -> Plans:
+    """Cohorts and plans of the next rounds; all of one capacity, so that they share a dispatch of `slots`.
+
+    Args:
+        parts: of the simulation.
+        state: before the first of the rounds.
+        count: rounds, at most `slots`.
+        slots: rounds that the dispatch has room for.
+        lanes: clients that a device trains side by side.
+        capacity: places in a cohort at least, over the sampler's.
+    """
+    sampler_state, cohorts = state.sampler, []
+    for r in range(state.round, state.round + count):
+        cohort, sampler_state = parts.sampler.sample(sampler_state, r, state.seed)
+        for phase in parts.phases:
+            check_cohort(phase.aggregator, cohort, parts.sampler.name)
+        cohorts.append(cohort)
+    capacity = max(capacity, parts.capacity, *(len(cohort.ids) for cohort in cohorts))
+    if capacity > parts.capacity:
+        check_aggregation(parts, state.aggregator, capacity)
+    shape = parts.planner.shape(capacity, lanes)
+    cohorts = [widened(cohort, capacity) for cohort in cohorts]
+    planned = [
+        parts.planner.plan(cohort, shape, state.seed, round) for round, cohort in enumerate(cohorts, state.round)
+    ]
+    plans = [plan for plan, _ in planned]
+    read = None
+    if parts.reader is not None:
+        read = parts.reader.ask(plans, slots, parts.planner.examples(shape), (shape, slots))
+    words = pack_plans(plans + [plans[0]] * (slots - count))
+    stats = [stats for _, stats in planned]
+    return Plans(state.round, cohorts, stats, words, shape, slots, sampler_state, plans, read)
+
+
+def check_aggregation(parts: Parts, aggregator_states: Any, capacity: int) -> None:
+    """Raise where a chain cannot carry what so many clients send."""
+    for phase, state, sent in zip(parts.phases, aggregator_states, parts.sent, strict=True):
+        check_build(phase.aggregator, state, sent.payload, capacity, parts.expected)
 
 
 def block(one_round: Callable[..., Any], shape: PlanShape, slots: int) -> Callable[..., Any]:
@@ -28,3 +86,11 @@ def block(one_round: Callable[..., Any], shape: PlanShape, slots: int) -> Callab
         return state, [jax.tree.map(lambda leaf, r=r: leaf[r], outputs) for r in range(slots)]
 
     return run
+
+
+def widened(cohort: Cohort, capacity: int) -> Cohort:
+    """The cohort with empty places up to `capacity`."""
+    missing = capacity - len(cohort.ids)
+    if not missing:
+        return cohort
+    return jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, missing)), cohort)

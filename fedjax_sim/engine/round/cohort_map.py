@@ -105,13 +105,13 @@ class _Client(NamedTuple):
 
 
 class CohortMap:
-    """A function of a whole cohort from a function of one client, `(shared, rows, plan, arrays) -> CohortResult`.
+    """A function of a whole cohort from a function of one client, `(broadcast, rows, plan, arrays) -> CohortResult`.
 
     To be called under `jax.jit`. `rows` are tables whose leading axis is dealt over the devices in blocks; the client k
     of a block is its row k - (first of the block). Or, in waves: `begin`, `wave` again and again, `finish`.
 
     Args:
-        one_client: `(shared, row, lane, batches) -> ClientResult`.
+        one_client: `(broadcast, row, lane, batches) -> ClientResult`.
         mesh: the devices.
         batching: how examples become batches.
         longest: steps of the longest client, for `ClientBatches.longest`.
@@ -141,31 +141,31 @@ class CohortMap:
         self._plainly = sums_lib.floating() if exact is None else sums_lib.exact(exact)
         self._for_messages = sums_lib.floating(own_type=True) if modular else self._plainly
 
-    def __call__(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
-        def share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
+    def __call__(self, broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
+        def share(broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
             plan = jax.tree.map(lambda leaf: leaf[0], plan)
             per_device = _length(rows)
             first = jax.lax.axis_index(AXIS) * per_device
             place = lambda chunk, lane: lane.client_id - first
-            client = self._client(shared, rows, plan, arrays)
+            client = self._client(broadcast, rows, plan, arrays)
             sums, rows = self._chunks(client, rows, plan, self._zero(client, plan), place)
             return self._added(sums)._replace(rows=rows)
 
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
-        return self._over(share, specs, _RESULT)(shared, rows, plan, _arrays(arrays))
+        return self._over(share, specs, _RESULT)(broadcast, rows, plan, _arrays(arrays))
 
-    def begin(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
+    def begin(self, broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
         """A cohort's sums before the first wave, dealt over the devices; `rows` as for `wave`."""
 
-        def share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
+        def share(broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
             plan = jax.tree.map(lambda leaf: leaf[0], plan)
-            zero = self._zero(self._client(shared, rows, plan, arrays), plan)
+            zero = self._zero(self._client(broadcast, rows, plan, arrays), plan)
             return jax.tree.map(lambda leaf: leaf[None], zero)
 
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
-        return self._over(share, specs, SHARDED)(shared, rows, plan, _arrays(arrays))
+        return self._over(share, specs, SHARDED)(broadcast, rows, plan, _arrays(arrays))
 
-    def wave(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any, sums: Any, first: Any) -> tuple[Any, Any]:
+    def wave(self, broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any, sums: Any, first: Any) -> tuple[Any, Any]:
         """`(sums, rows)` after as many chunks, from the first given on, as `rows` has clients for.
 
         Args:
@@ -173,17 +173,17 @@ class CohortMap:
             first: [] int32, a chunk.
         """
 
-        def share(shared: Any, rows: Any, plan: RoundPlan, arrays: Any, sums: Any, first: Any) -> tuple[Any, Any]:
+        def share(broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any, sums: Any, first: Any) -> tuple[Any, Any]:
             plan, sums = jax.tree.map(lambda leaf: leaf[0], (plan, sums))
             lanes = plan.start.shape[1]
             place = lambda chunk, lane: (chunk - first) * lanes + jnp.arange(lanes)
             end = jnp.minimum(first + _length(rows) // lanes, plan.chunks)
-            client = self._client(shared, rows, plan, arrays)
+            client = self._client(broadcast, rows, plan, arrays)
             sums, rows = self._chunks(client, rows, plan, sums, place, first, end)
             return jax.tree.map(lambda leaf: leaf[None], sums), rows
 
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays), SHARDED, REPLICATED)
-        return self._over(share, specs, (SHARDED, SHARDED))(shared, rows, plan, _arrays(arrays), sums, first)
+        return self._over(share, specs, (SHARDED, SHARDED))(broadcast, rows, plan, _arrays(arrays), sums, first)
 
     def finish(self, sums: Any) -> CohortResult:
         """What the waves have added up to; without rows."""
@@ -195,19 +195,19 @@ class CohortMap:
 
     # One device's share
 
-    def _client(self, shared: Any, rows: Any, plan: RoundPlan, arrays: Any) -> "_Client":
+    def _client(self, broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any) -> "_Client":
         """The function of one client, traced once, whoever wrote it: its convolutions rewritten where that pays."""
         alone = self._alone(plan)
 
-        def client(shared: Any, order: Any, arrays: Any, lane: Lane, row: Any, bound: Any) -> ClientResult:
+        def client(broadcast: Any, order: Any, arrays: Any, lane: Lane, row: Any, bound: Any) -> ClientResult:
             batches = client_batches(lane, order, arrays, self.batching, bound=bound, longest=self.longest, alone=alone)
-            return self.one_client(shared, row, lane, batches)
+            return self.one_client(broadcast, row, lane, batches)
 
         one = lambda leaf, axes: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype)
         lane = Lane(**{name: one(getattr(plan, name), 2) for name in Lane._fields})
         row = jax.tree.map(lambda table: one(table, 1), rows)
-        run, like = traced(client, (shared, plan.order, arrays, lane, row, lane.steps), self.rewrite)
-        return _Client(lambda *each: run(shared, plan.order, arrays, *each), like)
+        run, like = traced(client, (broadcast, plan.order, arrays, lane, row, lane.steps), self.rewrite)
+        return _Client(lambda *each: run(broadcast, plan.order, arrays, *each), like)
 
     def _alone(self, plan: RoundPlan) -> bool:
         """A chunk is one client, whose own steps bound its loop."""

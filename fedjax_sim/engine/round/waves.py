@@ -14,10 +14,11 @@ import numpy as np
 
 from fedjax_sim.core.types import ClientRows, RoundPlan, RoundState
 from fedjax_sim.engine.device import placement
-from fedjax_sim.engine.plan.packing import Plans
+from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanShape
 from fedjax_sim.engine.plan.words import unpack_plan
-from fedjax_sim.engine.round.phase import DeviceState, PhaseRound, RoundOutput, no_output
+from fedjax_sim.engine.round.block import Plans
+from fedjax_sim.engine.round.phase import DeviceState, PhaseRound, RoundOutput, no_output, phase_rounds
 from fedjax_sim.engine.store import row_file
 from fedjax_sim.engine.store.row_file import HostRows, Row
 
@@ -35,10 +36,14 @@ class Programs(NamedTuple):
 
 
 class Waves:
-    """Runs the rounds of a simulation whose rows are on the host."""
+    """Runs the rounds of a simulation whose rows are on the host.
 
-    def __init__(self, sim: Any):
-        self.sim = sim
+    Args:
+        parts: of the simulation.
+    """
+
+    def __init__(self, parts: Parts):
+        self.parts = parts
         self._programs: dict[PlanShape, list[Programs]] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedjax_sim-rows")
         self._unwritten: deque[Future[None]] = deque()
@@ -85,35 +90,36 @@ class Waves:
             leaves = [placement.aligned_empty((count, *shape), dtype) for shape, dtype in rows.file.leaves]
             rows.read(its, leaves)
             blocks.append(jax.tree.unflatten(rows.file.structure, leaves))
-        return placement.deal_blocks(self.sim._mesh, blocks).arrays
+        return placement.deal_blocks(self.parts.mesh, blocks).arrays
 
     def _chunks(self, shape: PlanShape) -> int:
         """Chunks of a wave."""
-        lanes_bytes = max(1, self.sim.row_bytes * shape.lanes)
-        budget = WAVE.get(self.sim.devices[0].platform, _WAVE)
+        lanes_bytes = max(1, self.parts.row_bytes * shape.lanes)
+        budget = WAVE.get(self.parts.devices[0].platform, _WAVE)
         return int(max(1, min(budget // lanes_bytes, -(-shape.chunks // shape.devices))))
 
     def programs(self, shape: PlanShape) -> list[Programs]:
         """A phase each."""
         if shape not in self._programs:
-            self._programs[shape] = [self._compiled(part, shape) for part in self.sim._parts(shape)]
+            phases = phase_rounds(self.parts, shape.capacity)
+            self._programs[shape] = [self._compiled(phase, shape) for phase in phases]
         return self._programs[shape]
 
-    def _compiled(self, part: PhaseRound, shape: PlanShape) -> Programs:
+    def _compiled(self, phase: PhaseRound, shape: PlanShape) -> Programs:
         def begin(seeds: Any, state: DeviceState, words: Any, block: ClientRows, arrays: Any) -> Any:
             plan = unpack_plan(words[0], shape)
-            return part.train.begin(part.shared(seeds, state, plan), part.rows(block), plan, arrays)
+            return phase.train.begin(phase.broadcast(seeds, state, plan), phase.rows(block), plan, arrays)
 
         def wave(seeds: Any, state: DeviceState, words: Any, block: ClientRows, arrays: Any, sums: Any, first: Any):
             plan = unpack_plan(words[0], shape)
-            shared = part.shared(seeds, state, plan)
-            sums, rows = part.train.wave(shared, part.rows(block), plan, arrays, sums, first)
-            return sums, part.with_rows(block, rows)
+            broadcast = phase.broadcast(seeds, state, plan)
+            sums, rows = phase.train.wave(broadcast, phase.rows(block), plan, arrays, sums, first)
+            return sums, phase.with_rows(block, rows)
 
         def finish(seeds: Any, state: DeviceState, words: Any, sums: Any, output: RoundOutput | None):
             plan = unpack_plan(words[0], shape)
             output = no_output(shape.capacity) if output is None else output
-            return part.finish(part.shared(seeds, state, plan), state, plan, part.train.finish(sums), output)
+            return phase.finish(phase.broadcast(seeds, state, plan), state, plan, phase.train.finish(sums), output)
 
         return Programs(jax.jit(begin), jax.jit(wave, donate_argnums=5), jax.jit(finish))
 

@@ -1,0 +1,42 @@
+"""What a phase sends, found by tracing its client function once, without computing."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.algorithms.base import Pass
+from fedjax_sim.core.pytree import bits
+from fedjax_sim.data.batching import Batching
+from fedjax_sim.engine.parts import Sent
+from fedjax_sim.engine.round.cohort_map import Lane, client_batches
+from fedjax_sim.engine.round.returned import checked_update
+
+
+def sent(
+    phases: tuple[Pass, ...],
+    server: Any,
+    client_row: Any,
+    arrays: Any,
+    batching: Batching,
+    longest: int,
+) -> list[Sent]:
+    """What each phase sends, found by tracing its client function once, without computing."""
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
+
+    def payload(phase: Pass, server: Any, row: Any, arrays: Any, zero: Any):
+        lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero, zero)
+        batches = client_batches(lane, zero[None], arrays, batching, bound=zero, longest=longest, alone=False)
+        return checked_update(phase.client(jax.random.key(0), server, row, batches), row).payload
+
+    found = []
+    for phase in phases:
+        trace = jax.make_jaxpr(lambda *a, phase=phase: payload(phase, *a), return_shape=True)
+        program, shape = trace(server, client_row, shapes, scalar)
+        program = program.jaxpr
+        read = {id(v) for equation in program.eqns for v in equation.invars} | {id(v) for v in program.outvars}
+        leaves = jax.tree.leaves(server)
+        inputs = zip(leaves, program.invars[: len(leaves)], strict=True)
+        found.append(Sent(shape, float(sum(bits(leaf) for leaf, variable in inputs if id(variable) in read))))
+    return found

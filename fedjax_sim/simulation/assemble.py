@@ -1,0 +1,135 @@
+"""From what the user gives to the parts of a simulation: checks, what is found by tracing, and where things live."""
+
+from typing import Any, Literal
+
+import jax
+
+from fedjax_sim.aggregate.checks import check_sampler
+from fedjax_sim.algorithms.base import Algorithm
+from fedjax_sim.core import pytree, rng
+from fedjax_sim.core.errors import check, is_traced
+from fedjax_sim.core.kinds import check_computable, shapes_of
+from fedjax_sim.data.batching import Batching
+from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.engine.device.placement import client_mesh
+from fedjax_sim.engine.parts import Parts
+from fedjax_sim.engine.plan.planner import Planner
+from fedjax_sim.engine.round.block import check_aggregation
+from fedjax_sim.engine.round.sent import sent
+from fedjax_sim.engine.store import data_checks, row_table
+from fedjax_sim.engine.store.residency import Reader, Residency, streams
+from fedjax_sim.population.sampling import Sampler
+from fedjax_sim.privacy.accounting import check_delta
+from fedjax_sim.simulation import participation
+from fedjax_sim.simulation.debug import explained
+from fedjax_sim.simulation.execution import Execution
+from fedjax_sim.simulation.first_state import aggregators
+
+
+def check_given(
+    algorithm: Algorithm,
+    data: FederatedData,
+    sampler: Sampler,
+    batching: Batching,
+    seed: int,
+    noise_seed: int | None,
+    on_nonfinite: str,
+) -> None:
+    """Raise `ArgumentError` for what no simulation can be made of."""
+    for name, value, kind in (
+        ("algorithm", algorithm, Algorithm),
+        ("data", data, FederatedData),
+        ("sampler", sampler, Sampler),
+        ("batching", batching, Batching),
+    ):
+        check(isinstance(value, kind), name, value, f"must be a {kind.__name__}.")
+    rng.check_seed(seed)
+    if noise_seed is not None:
+        rng.check_seed(noise_seed, "noise_seed")
+    check(on_nonfinite in ("raise", "drop"), "on_nonfinite", on_nonfinite, 'must be "raise" or "drop".')
+    told = algorithm.num_clients
+    check(told in (None, data.num_clients), "num_clients", told, f"the data have {data.num_clients}; leave it out.")
+
+
+def assemble(
+    algorithm: Algorithm,
+    data: FederatedData,
+    sampler: Sampler,
+    batching: Batching,
+    execution: Execution,
+    *,
+    seed: int,
+    noise_seed: int | None,
+    on_nonfinite: Literal["raise", "drop"],
+    debug: bool,
+    delta: float | None,
+    exact: bool,
+) -> Parts:
+    """The parts of a simulation; arguments as of `fs.Simulation`.
+
+    Raises:
+        ArgumentError: parts that do not fit together.
+    """
+    check_given(algorithm, data, sampler, batching, seed, noise_seed, on_nonfinite)
+    delta = participation.default_delta(data.num_clients) if delta is None else delta
+    check_delta(delta)
+    phases, sampler_state = algorithm.passes(), sampler.init(data.num_clients)
+    expected, capacity = float(sampler.expected(data.num_clients)), int(sampler.capacity(data.num_clients))
+    for phase in phases:
+        check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
+    participation.check_participation(phases, sampler, data.num_clients, expected)
+    everyone = participation.shared_out(phases)
+
+    mesh = client_mesh(execution.devices, of_all=True)
+    if mesh.is_multi_process:
+        check(not debug, "debug", debug, "debug in one process: clients run one by one, outside the devices' map.")
+    model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
+    server, row = shapes_of("algorithm.init's (server_state, row)", algorithm.init, model)
+    check_computable(data.arrays)
+    streamed = streams(execution.residency, data, mesh.local_devices[0])
+    residency: Residency = "stream" if streamed else "device"
+    longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data.arrays)
+    with explained(debug, data, batching):
+        payloads = tuple(sent(phases, server, row, like, batching, longest))
+    data_checks.check_all(algorithm.task, data, streamed)
+    aggregator_states, aggregator_rows = aggregators(phases, payloads)
+    participation.check_rows(phases, sampler, data.num_clients, row)
+    rows, row_bytes, has_table = _rows(execution, (row, aggregator_rows), data, mesh)
+    homes = row_table.homes(data.num_clients, mesh.size) if has_table else None
+    parts = Parts(
+        algorithm=algorithm,
+        data=data,
+        sampler=sampler,
+        batching=batching,
+        seed=int(seed),
+        noise_seed=noise_seed if noise_seed is None or is_traced(noise_seed) else int(noise_seed),
+        on_nonfinite=on_nonfinite,
+        debug=debug,
+        delta=delta,
+        exact=exact,
+        phases=phases,
+        model=model,
+        sent=payloads,
+        sampler_state=sampler_state,
+        capacity=capacity,
+        expected=expected,
+        noisy=participation.noisy(phases),
+        everyone=everyone,
+        mesh=mesh,
+        residency=residency,
+        rows=rows,
+        has_table=has_table,
+        row_bytes=row_bytes,
+        planner=Planner(data, batching, mesh.size, homes, streamed, everyone),
+        reader=Reader(data, mesh, algorithm.task.check) if streamed else None,
+    )
+    check_aggregation(parts, aggregator_states, capacity)
+    return parts
+
+
+def _rows(execution: Execution, row: Any, data: FederatedData, mesh: Any) -> tuple[row_table.Rows, int, bool]:
+    """Where rows live, what one client keeps, and whether there is a table on the devices."""
+    devices = tuple(mesh.devices.flat)
+    rows = row_table.place(execution.rows, row, data.num_clients, devices, mesh.is_multi_process)
+    return rows, pytree.bits(row) // 8, row_table.has_rows(row) and rows == "device"

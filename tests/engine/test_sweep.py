@@ -314,7 +314,7 @@ def test_lanes_of_a_sweep_follow_its_members():
         return sim
 
     fs.sweep(build, {"mu": [0.0]}, 1)
-    assert lanes[0].lanes == for_simulation(lanes[0], members=1) == 2
+    assert lanes[0].lanes == for_simulation(lanes[0].parts, members=1) == 2
 
 
 def test_noise_multipliers_are_swept():

@@ -3,9 +3,10 @@
 from typing import Any, Literal
 
 import jax
+from jax.sharding import Mesh
 
 from fedjax_sim.aggregate.checks import check_sampler
-from fedjax_sim.algorithms.base import Algorithm
+from fedjax_sim.algorithms.base import Algorithm, Pass
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.errors import check, is_traced
 from fedjax_sim.core.kinds import check_computable, shapes_of
@@ -17,7 +18,7 @@ from fedjax_sim.engine.plan.planner import Planner
 from fedjax_sim.engine.round.block import check_aggregation
 from fedjax_sim.engine.round.sent import sent
 from fedjax_sim.engine.store import data_checks, row_table
-from fedjax_sim.engine.store.residency import Reader, Residency, streams
+from fedjax_sim.engine.store.residency import Reader, streams
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.privacy.accounting import check_delta
 from fedjax_sim.simulation import participation
@@ -71,29 +72,19 @@ def assemble(
         ArgumentError: parts that do not fit together.
     """
     check_given(algorithm, data, sampler, batching, seed, noise_seed, on_nonfinite)
-    delta = participation.default_delta(data.num_clients) if delta is None else delta
-    check_delta(delta)
-    phases, sampler_state = algorithm.passes(), sampler.init(data.num_clients)
+    sampler_state = sampler.init(data.num_clients)
     expected, capacity = float(sampler.expected(data.num_clients)), int(sampler.capacity(data.num_clients))
-    for phase in phases:
-        check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
-    participation.check_participation(phases, sampler, data.num_clients, expected)
+    phases = _passes(algorithm, sampler, data.num_clients, expected)
     everyone = participation.shared_out(phases)
-
-    mesh = client_mesh(execution.devices, of_all=True)
-    if mesh.is_multi_process:
-        check(not debug, "debug", debug, "debug in one process: clients run one by one, outside the devices' map.")
+    mesh = _mesh(execution, debug)
     model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
     server, row = shapes_of("algorithm.init's (server_state, row)", algorithm.init, model)
     check_computable(data.arrays)
     streamed = streams(execution.residency, data, mesh.local_devices[0])
-    residency: Residency = "stream" if streamed else "device"
-    longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data.arrays)
     with explained(debug, data, batching):
-        payloads = tuple(sent(phases, server, row, like, batching, longest))
+        payloads = sent(phases, server, row, data, batching)
     data_checks.check_all(algorithm.task, data, streamed)
-    aggregator_states, aggregator_rows = aggregators(phases, payloads)
+    states, aggregator_rows = aggregators(phases, payloads)
     participation.check_rows(phases, sampler, data.num_clients, row)
     rows, row_bytes, has_table = _rows(execution, (row, aggregator_rows), data, mesh)
     homes = row_table.homes(data.num_clients, mesh.size) if has_table else None
@@ -106,7 +97,7 @@ def assemble(
         noise_seed=noise_seed if noise_seed is None or is_traced(noise_seed) else int(noise_seed),
         on_nonfinite=on_nonfinite,
         debug=debug,
-        delta=delta,
+        delta=_delta(delta, data.num_clients),
         exact=exact,
         phases=phases,
         model=model,
@@ -117,18 +108,40 @@ def assemble(
         noisy=participation.noisy(phases),
         everyone=everyone,
         mesh=mesh,
-        residency=residency,
+        residency="stream" if streamed else "device",
         rows=rows,
         has_table=has_table,
         row_bytes=row_bytes,
         planner=Planner(data, batching, mesh.size, homes, streamed, everyone),
         reader=Reader(data, mesh, algorithm.task.check) if streamed else None,
     )
-    check_aggregation(parts, aggregator_states, capacity)
+    check_aggregation(parts, states, capacity)
     return parts
 
 
-def _rows(execution: Execution, row: Any, data: FederatedData, mesh: Any) -> tuple[row_table.Rows, int, bool]:
+def _delta(delta: float | None, num_clients: int) -> float:
+    delta = participation.default_delta(num_clients) if delta is None else delta
+    check_delta(delta)
+    return delta
+
+
+def _mesh(execution: Execution, debug: bool) -> Mesh:
+    mesh = client_mesh(execution.devices, of_all=True)
+    if mesh.is_multi_process:
+        check(not debug, "debug", debug, "debug in one process: clients run one by one, outside the devices' map.")
+    return mesh
+
+
+def _passes(algorithm: Algorithm, sampler: Sampler, num_clients: int, expected: float) -> tuple[Pass, ...]:
+    """The algorithm's phases, whose chains go with the sampler."""
+    phases = algorithm.passes()
+    for phase in phases:
+        check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
+    participation.check_participation(phases, sampler, num_clients, expected)
+    return phases
+
+
+def _rows(execution: Execution, row: Any, data: FederatedData, mesh: Mesh) -> tuple[row_table.Rows, int, bool]:
     """Where rows live, what one client keeps, and whether there is a table on the devices."""
     devices = tuple(mesh.devices.flat)
     rows = row_table.place(execution.rows, row, data.num_clients, devices, mesh.is_multi_process)

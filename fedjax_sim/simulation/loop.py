@@ -42,61 +42,28 @@ def run_rounds(
     executor: Executor, state: RoundState, schedule: Schedule, evaluate: Evaluate | None, record: Recording
 ) -> tuple[RoundState, History]:
     """Rounds from `state` to the schedule's end; `sim.run` has the arguments' meaning."""
-    parts, history, copy = executor.parts, History(), executor.copy_if_donated
-    # One dispatch is in flight while the one before it is checked; states that hold rows are not kept twice.
-    ahead = not parts.has_table and parts.sampler.observe is None
-    good, recorded = state, True  # the last state that can be gone on from, and whether all its rounds are recorded
-    pending: list[tuple[RoundState, list[RoundMetrics]]] = []
-
-    def keep(rounds: list[RoundMetrics]) -> None:
-        for metrics in rounds:
-            history.rounds.append(metrics)
-            record.round(metrics)
-
-    def settle() -> None:
-        """Check and record the oldest dispatch. If that fails, it and those after it are as if they had not been."""
-        nonlocal good, recorded
-        (after, metrics), later = pending[0], pending[1:]
-        pending.clear()
-        if parts.on_nonfinite == "raise":
-            try:
-                check_finite(metrics, parts)
-            except NonFiniteUpdateError as error:
-                before, again = executor.replay(good, error.round)
-                keep(again)
-                good = before
-                raise
-        if parts.donates:  # the state before it is gone
-            good, recorded = after, False
-        after = executor.observed(after, metrics)
-        if evaluate is not None and schedule.evaluates(after.round):
-            record.say("evaluating")
-            metrics[-1].evaluation = evaluated(
-                evaluate, placement.local(executor.copy_if_donated(parts.algorithm.params(after.server)))
-            )
-        keep(metrics)
-        good, recorded = after, True
-        pending.extend(later)
-
-    profile = record.profile
+    parts, profile, copy = executor.parts, record.profile, executor.copy_if_donated
     rounds = (executor.plan, executor.dispatch) if profile is None else (profile.plan, profile.dispatch)
     plan, dispatch = functools.partial(rounds[0], slots=executor.rounds_per_dispatch), rounds[1]
     if profile is not None and evaluate is not None:
         evaluate = profile.evaluating(evaluate)
+    flight = Flight(executor, state, schedule, evaluate, record)
+    # One dispatch is in flight while the one before it is checked; states that hold rows are not kept twice.
+    ahead = not parts.has_table and parts.sampler.observe is None
     try:
         record.say("compiling")
         count = schedule.count(state.round)
         plans = plan(state, count) if count else None
         while plans is not None:
             state, metrics = dispatch(state, plans, copy)
-            pending.append((state, metrics))
+            flight.pending.append((state, metrics))
             copy = _unchanged
             count = schedule.count(state.round)
             plans = plan(state, count) if count and parts.sampler.observe is None else None
             held = 1 if ahead and not schedule.due(state.round) and not record.stopping else 0
-            while len(pending) > held:
-                settle()
-            state = state if held else good
+            while len(flight.pending) > held:
+                flight.settle()
+            state = state if held else flight.good
             if schedule.checkpoints(state.round):
                 record.checkpoint(state)
             if not held and count and record.stopping:
@@ -107,20 +74,73 @@ def run_rounds(
             profile.close()  # what follows belongs to no round
         record.finish(state)
     except BaseException as error:
+        flight.land(error)
+        raise
+    return state, flight.history
+
+
+class Flight:
+    """The dispatches of a run that are in flight, and what is known of those before them.
+
+    Attributes:
+        history: the rounds that are checked.
+        pending: state and metrics after each dispatch that is not, the oldest first.
+        good: the last state that can be gone on from.
+        recorded: all its rounds are recorded.
+    """
+
+    def __init__(
+        self, executor: Executor, state: RoundState, schedule: Schedule, evaluate: Evaluate | None, record: Recording
+    ):
+        self.executor, self.schedule, self.evaluate, self.record = executor, schedule, evaluate, record
+        self.history = History()
+        self.pending: list[tuple[RoundState, list[RoundMetrics]]] = []
+        self.good, self.recorded = state, True
+
+    def settle(self) -> None:
+        """Check and record the oldest dispatch. If that fails, it and those after it are as if they had not been."""
+        executor, parts = self.executor, self.executor.parts
+        (after, metrics), later = self.pending[0], self.pending[1:]
+        self.pending.clear()
+        if parts.on_nonfinite == "raise":
+            try:
+                check_finite(metrics, parts)
+            except NonFiniteUpdateError as error:
+                before, again = executor.replay(self.good, error.round)
+                self._keep(again)
+                self.good = before
+                raise
+        if parts.donates:  # the state before it is gone
+            self.good, self.recorded = after, False
+        after = executor.observed(after, metrics)
+        if self.evaluate is not None and self.schedule.evaluates(after.round):
+            self.record.say("evaluating")
+            model = executor.copy_if_donated(parts.algorithm.params(after.server))
+            metrics[-1].evaluation = evaluated(self.evaluate, placement.local(model))
+        self._keep(metrics)
+        self.good, self.recorded = after, True
+        self.pending.extend(later)
+
+    def _keep(self, rounds: list[RoundMetrics]) -> None:
+        for metrics in rounds:
+            self.history.rounds.append(metrics)
+            self.record.round(metrics)
+
+    def land(self, error: BaseException) -> None:
+        """After an error: save what is good, and say where it is."""
         # What only one of several processes meets, it cannot save with the others.
-        told = not parts.multi_process or isinstance(error, processes.ALIKE)
+        told = not self.executor.parts.multi_process or isinstance(error, processes.ALIKE)
         try:
-            while pending and told:
-                settle()
-            if recorded and told:
-                record.checkpoint(good)
-                record.wait()
+            while self.pending and told:
+                self.settle()
+            if self.recorded and told:
+                self.record.checkpoint(self.good)
+                self.record.wait()
         except Exception as another:
             error.add_note(f"While it was being handled: {another}")
-        history.rounds = [metrics for metrics in history.rounds if metrics.round < good.round]
-        _tell(error, good, history, record)
-        raise
-    return state, history
+        kept = [metrics for metrics in self.history.rounds if metrics.round < self.good.round]
+        self.history.rounds = kept
+        _tell(error, self.good, self.history, self.record)
 
 
 def _tell(error: BaseException, good: RoundState, history: History, record: Recording) -> None:

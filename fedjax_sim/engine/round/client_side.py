@@ -6,14 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregate import Aggregator, Context
+from fedjax_sim.aggregate import Context
 from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import squared_norm, where
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.engine.parts import Parts
-from fedjax_sim.engine.round.cohort_map import ClientResult, Lane, OneClient
+from fedjax_sim.engine.round.cohort_map import ClientResult, Lane
 from fedjax_sim.engine.round.returned import checked_update
 from fedjax_sim.engine.round.sums import fits
 
@@ -21,25 +21,26 @@ BITS = ("aggregate/uplink_bits", "aggregate/downlink_bits")
 NONFINITE = "nonfinite"
 
 
-def one_client(parts: Parts, index: int) -> OneClient:
-    """The function of one client in a phase, `(broadcast, rows, lane, batches) -> ClientResult`.
+class ClientSide:
+    """One client's whole part of a phase, `(broadcast, rows, lane, batches) -> ClientResult`.
 
     Args:
         parts: of the simulation.
         index: of the phase.
     """
-    phase, downlink = parts.phases[index], parts.sent[index].downlink
-    aggregator: Aggregator = phase.aggregator
-    facts = aggregator.facts
-    local = any(m.where == "local" for m in facts.noise)
-    shares = local or any(m.where == "distributed" for m in facts.noise)
-    everyone, expected = parts.everyone, parts.expected
 
-    def run(broadcast: Any, rows: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
+    def __init__(self, parts: Parts, index: int):
+        self.parts, self.phase, self.downlink = parts, parts.phases[index], parts.sent[index].downlink
+        self.aggregator = self.phase.aggregator
+        self.facts = self.aggregator.facts
+        self.local = any(m.where == "local" for m in self.facts.noise)
+        self.shares = self.local or any(m.where == "distributed" for m in self.facts.noise)
+
+    def __call__(self, broadcast: Any, rows: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
         server, states, keys, this_round = broadcast
         client_row, aggregator_row = rows
         own = lambda purpose: jax.random.fold_in(keys[purpose], lane.client_id)
-        update = checked_update(phase.client(own(Purpose.CLIENT), server, client_row, batches), client_row)
+        update = checked_update(self.phase.client(own(Purpose.CLIENT), server, client_row, batches), client_row)
 
         weight = jnp.asarray(update.weight, jnp.float32)
         finite = jnp.isfinite(squared_norm((update.payload, update.state))) & jnp.isfinite(weight)
@@ -47,37 +48,36 @@ def one_client(parts: Parts, index: int) -> OneClient:
         trained = lane.steps > 0
         contributes = trained & finite
         # Noise that clients add must not tell who has data: all that were drawn and arrive send. Their weights are 1.
-        sends = lane.weight > 0 if everyone else trained
+        sends = lane.weight > 0 if self.parts.everyone else trained
         payload = jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), update.payload)
-        weight = jnp.where(aggregator.reducer.weight == "uniform", 1.0, weight) * lane.weight
-        if facts.max_weight is not None:
-            weight = jnp.clip(jnp.round(weight), 0, facts.max_weight)
-        weight = jnp.where(contributes, weight, 0.0)
+        weight = self._weight(weight, lane, contributes)
         context = Context(
             lane.client_id,
             this_round,
             keys[Purpose.SHARED],
             jnp.asarray(jnp.inf, jnp.float32),
             neighbour=lane.neighbour,
-            weight=sends.astype(jnp.float32) if shares else weight,
-            expected=expected,
+            weight=sends.astype(jnp.float32) if self.shares else weight,
+            expected=self.parts.expected,
         )
         own_keys = own(Purpose.ENCODE), own(Purpose.NOISE)
-        encoded = aggregator.encode(own_keys[0], states, aggregator_row, payload, context, own_keys[1])
-        message = aggregator.receive(own(Purpose.RECEIVE), states, encoded.message)
-        factor = sends if facts.weighted or shares else weight
-        if parts.exact and not facts.weighted:  # what is beyond the range of the sum counts as what is not finite
+        encoded = self.aggregator.encode(own_keys[0], states, aggregator_row, payload, context, own_keys[1])
+        message = self.aggregator.receive(own(Purpose.RECEIVE), states, encoded.message)
+        factor = sends if self.facts.weighted or self.shares else weight
+        if (
+            self.parts.exact and not self.facts.weighted
+        ):  # what is beyond the range of the sum counts as what is not finite
             inside = fits((message, encoded.sums), jnp.maximum(weight, 1.0))
             finite, contributes = finite & inside, contributes & inside
             message = jax.tree.map(lambda leaf: jnp.where(inside, leaf, jnp.zeros_like(leaf)), message)
             weight, factor = (jnp.where(inside, each, 0.0) for each in (weight, factor))
-        received = downlink if phase.downlink is None else phase.downlink(server)
+        received = self.downlink if self.phase.downlink is None else self.phase.downlink(server)
         seen = {**encoded.metrics, "downlink_bits": metrics_lib.Sum(jnp.asarray(received, jnp.float32))}
 
-        metrics = _reported(update.metrics, seen, contributes, sends if everyone else None)
+        metrics = _reported(update.metrics, seen, contributes, sends if self.parts.everyone else None)
         metrics[NONFINITE] = metrics_lib.Sum((trained & ~finite).astype(jnp.float32))
         new_rows = (update.state, encoded.rows)
-        counted = sends if local else contributes
+        counted = sends if self.local else contributes
         return ClientResult(
             message,
             weight,
@@ -88,7 +88,12 @@ def one_client(parts: Parts, index: int) -> OneClient:
             factor,
         )
 
-    return run
+    def _weight(self, weight: Any, lane: Lane, contributes: Any) -> Any:
+        """A client's weight in the reducer's mean."""
+        weight = jnp.where(self.aggregator.reducer.weight == "uniform", 1.0, weight) * lane.weight
+        if self.facts.max_weight is not None:
+            weight = jnp.clip(jnp.round(weight), 0, self.facts.max_weight)
+        return jnp.where(contributes, weight, 0.0)
 
 
 def _reported(client: dict[str, Metric], seen: dict[str, Metric], contributes: Any, sends: Any) -> dict[str, Metric]:

@@ -18,7 +18,7 @@ from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Aggregate, ClientRows, RoundPlan
 from fedjax_sim.engine.device.placement import everywhere
 from fedjax_sim.engine.parts import Parts
-from fedjax_sim.engine.round.client_side import BITS, NONFINITE, one_client
+from fedjax_sim.engine.round.client_side import BITS, NONFINITE, ClientSide
 from fedjax_sim.engine.round.cohort_map import CohortMap, CohortResult, by_dtype
 from fedjax_sim.engine.round.returned import check_server
 
@@ -100,7 +100,7 @@ class PhaseRound:
         self.phase = parts.phases[index]
         self.aggregator: Aggregator = self.phase.aggregator
         self.train = CohortMap(
-            one_client(parts, index),
+            ClientSide(parts, index),
             parts.mesh,
             parts.batching,
             parts.planner.longest,
@@ -132,8 +132,7 @@ class PhaseRound:
         self, broadcast: Any, state: DeviceState, plan: RoundPlan, result: CohortResult, output: RoundOutput
     ) -> tuple[DeviceState, RoundOutput]:
         """Reduce, decode and take a server step: the state after the phase, and what the round reports so far."""
-        server, aggregator_state, keys, _ = broadcast
-        aggregator, slots = self.aggregator, plan.slot.reshape(-1)
+        slots = plan.slot.reshape(-1)
 
         def in_order(tree: Any) -> Any:
             """From places in the cohort to the order of client ids, whole on every device."""
@@ -143,13 +142,39 @@ class PhaseRound:
             return jax.tree.map(lambda leaf: leaf[whole[1]], whole[0])
 
         total = result.total
-        if aggregator.reducer.collect is not None:
+        if self.aggregator.reducer.collect is not None:
             collected = _by_lane((result.messages, result.weights, result.contributes))
             if self.parts.exact:
                 collected = in_order(_scattered(collected, slots, _empty(collected, self.capacity)))
-            total = aggregator.reducer.collect(*collected)
-        bound, step = aggregator.bound_and_step(aggregator_state, self.parts.sent[self.index].payload)
-        aggregate, new_aggregator_state, server_metrics = aggregator.server(
+            total = self.aggregator.reducer.collect(*collected)
+        state, server_metrics = self._server(broadcast, state, plan, result, total)
+
+        lanes, slots = self._whole((_by_lane(result.metrics), slots))
+        (bad,) = jax.tree.leaves(lanes.pop(NONFINITE))
+        placed = _by_slot(lanes, slots, self.capacity)
+        merged = _with(output.merged, metrics_lib.reduce(in_order(placed) if self.parts.exact else lanes))
+        server_metrics = {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
+        twice = sorted(set(server_metrics) & set(lanes))
+        if twice:
+            raise ArgumentError(
+                f"{self.aggregator.name} reports {twice} from its clients' side and from its server's: rename one."
+            )
+        return state, RoundOutput(
+            merged | server_metrics,
+            _with(output.per_client, placed),
+            output.finite.at[slots].min(bad == 0, mode="drop"),
+            result.count,
+            result.weight,
+        )
+
+    def _server(
+        self, broadcast: Any, state: DeviceState, plan: RoundPlan, result: CohortResult, total: Any
+    ) -> tuple[DeviceState, dict[str, Metric]]:
+        """The server's side of the chain, and its step; its metrics."""
+        server, aggregator_state, keys, _ = broadcast
+        aggregator, parts = self.aggregator, self.parts
+        bound, step = aggregator.bound_and_step(aggregator_state, parts.sent[self.index].payload)
+        aggregate, new_aggregator_state, metrics = aggregator.server(
             keys[Purpose.DECODE],
             aggregator_state,
             Aggregate(
@@ -160,10 +185,10 @@ class PhaseRound:
                 step=step,
                 sums=result.sums,
                 round_key=keys[Purpose.SHARED],
-                shares=jnp.sum((plan.weight > 0).astype(jnp.float32)) if self.parts.everyone else None,
-                population=self.parts.data.num_clients,
+                shares=jnp.sum((plan.weight > 0).astype(jnp.float32)) if parts.everyone else None,
+                population=parts.data.num_clients,
             ),
-            self.parts.expected,
+            parts.expected,
             keys[Purpose.CENTRAL_NOISE],
         )
         new_server = self.phase.server(keys[Purpose.SERVER], server, aggregate)
@@ -171,29 +196,8 @@ class PhaseRound:
         new_server = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new_server, server)
         # Nobody contributed: the model stays, unless noise must be released all the same.
         go = (result.count > 0) | aggregator.facts.noisy
-        state = replace(
-            state,
-            server=where(go, new_server, server),
-            aggregator=_with_entry(state.aggregator, self.index, where(go, new_aggregator_state, aggregator_state)),
-        )
-
-        lanes, slots = self._whole((_by_lane(result.metrics), slots))
-        (bad,) = jax.tree.leaves(lanes.pop(NONFINITE))
-        placed = _by_slot(lanes, slots, self.capacity)
-        merged = _with(output.merged, metrics_lib.reduce(in_order(placed) if self.parts.exact else lanes))
-        server_metrics = {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
-        twice = sorted(set(server_metrics) & set(lanes))
-        if twice:
-            raise ArgumentError(
-                f"{aggregator.name} reports {twice} from its clients' side and from its server's: rename one."
-            )
-        return state, RoundOutput(
-            merged | server_metrics,
-            _with(output.per_client, placed),
-            output.finite.at[slots].min(bad == 0, mode="drop"),
-            result.count,
-            result.weight,
-        )
+        new_states = _with_entry(state.aggregator, self.index, where(go, new_aggregator_state, aggregator_state))
+        return replace(state, server=where(go, new_server, server), aggregator=new_states), metrics
 
     def _whole(self, lanes: Any) -> Any:
         """What is kept of each client, [N, ...] a leaf, for every process: in one message for each dtype."""

@@ -8,22 +8,19 @@ import jax.numpy as jnp
 from fedjax_sim.algorithms.base import Pass
 from fedjax_sim.core.pytree import bits
 from fedjax_sim.data.batching import Batching
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.parts import Sent
 from fedjax_sim.engine.round.cohort_map import Lane, client_batches
 from fedjax_sim.engine.round.returned import checked_update
 
 
 def sent(
-    phases: tuple[Pass, ...],
-    server: Any,
-    client_row: Any,
-    arrays: Any,
-    batching: Batching,
-    longest: int,
-) -> list[Sent]:
-    """What each phase sends, found by tracing its client function once, without computing."""
+    phases: tuple[Pass, ...], server: Any, client_row: Any, data: FederatedData, batching: Batching
+) -> tuple[Sent, ...]:
+    """What each phase sends, of a server's state and a client's row of those shapes."""
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data.arrays)
+    longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
 
     def payload(phase: Pass, server: Any, row: Any, arrays: Any, zero: Any):
         lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero, zero)
@@ -39,4 +36,4 @@ def sent(
         leaves = jax.tree.leaves(server)
         inputs = zip(leaves, program.invars[: len(leaves)], strict=True)
         found.append(Sent(shape, float(sum(bits(leaf) for leaf, variable in inputs if id(variable) in read))))
-    return found
+    return tuple(found)

@@ -57,7 +57,7 @@ def measured(name: str, work: Any, all_lanes: list[str], rounds: int) -> dict[st
             data,
             fs.sampler.uniform(cohort),
             fs.Batching(work.batch_size),
-            lanes="auto" if lanes == "auto" else int(lanes),
+            execution=fs.Execution(lanes="auto" if lanes == "auto" else int(lanes)),
         )
         try:
             out[lanes] = {"lanes": sim.lanes, **timed(sim, sim.init({"layers": work.params}), rounds, cohort)}

@@ -43,7 +43,7 @@ def main() -> None:
         fs.FederatedData({"x": work.x, "y": work.y}, work.offsets),
         fs.sampler.fixed(cohorts),
         fs.Batching(work.batch_size, shuffle=False),
-        lanes=args.lanes if args.lanes == "auto" else int(args.lanes),
+        execution=fs.Execution(lanes=args.lanes if args.lanes == "auto" else int(args.lanes)),
     )
     state = sim.init({"layers": work.params})
 

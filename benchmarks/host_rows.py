@@ -44,7 +44,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             fs.FederatedData({"x": work.x, "y": work.y}, work.offsets),
             fs.sampler.uniform(work.cohorts.shape[1]),
             fs.Batching(work.batch_size),
-            rows=rows,
+            execution=fs.Execution(rows=rows),
             **kwargs,
         )
 

@@ -61,8 +61,7 @@ def compare(name: str, work: works.Work, cohort: str, sizes: np.ndarray, lanes: 
         fs.FederatedData(data, offsets),
         fs.sampler.fixed(np.arange(CLIENTS)[None]),
         fs.Batching(work.batch_size, shuffle=False),
-        lanes=lanes,
-        devices=jax.devices()[:count],
+        execution=fs.Execution(lanes=lanes, devices=jax.devices()[:count]),
     )
     state = sim.init({"layers": work.params})
     plans = sim.executor.plan(state, 1, slots=1)

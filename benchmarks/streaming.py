@@ -82,7 +82,7 @@ def pictures(name: str, folder: Path) -> tuple[Any, Any]:
             fs.FederatedData({"x": x, "y": work.y}, work.offsets),
             fs.sampler.uniform(len(work.cohorts[0])),
             fs.Batching(work.batch_size),
-            residency=residency,
+            execution=fs.Execution(residency=residency),
         )
 
     return simulation(fs.data.on_disk(folder / "x.npy"), "stream"), simulation(work.x, "device")

@@ -99,6 +99,6 @@ def build(config: Config) -> fs.Simulation:
         fs.sampler.uniform(config.cohort_size),
         fs.Batching(config.batch_size, epochs=config.epochs),
         seed=config.seed,
-        lanes=config.lanes,
+        execution=fs.Execution(lanes=config.lanes),
         evaluate=evaluate,
     )

@@ -89,6 +89,6 @@ def build(config: Config) -> fs.Simulation:
         fs.sampler.uniform(config.cohort_size),
         fs.Batching(config.batch_size, epochs=config.epochs, max_examples=config.max_windows),
         seed=config.seed,
-        lanes=config.lanes,
+        execution=fs.Execution(lanes=config.lanes),
         evaluate=evaluate,
     )

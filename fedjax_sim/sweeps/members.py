@@ -86,7 +86,10 @@ class Members:
                 "what it saw: run these simulations one by one."
             )
         if parts.multi_process:
-            raise ArgumentError("a sweep trains in one process: give its simulations devices=jax.local_devices().")
+            raise ArgumentError(
+                "a sweep trains in one process: give its simulations "
+                "execution=fs.Execution(devices=jax.local_devices())."
+            )
         if parts.rows == "host":
             raise ArgumentError(
                 "a sweep keeps its members' rows on the devices, and this simulation's are on the host: give it "

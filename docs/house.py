@@ -1,0 +1,74 @@
+"""Draws docs/house.svg: the package's rooms on their floors, and who imports whom. `python docs/house.py` writes it."""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "fedjax_sim"
+FLOORS = [
+    ["cli"],
+    ["sweeps"],
+    ["simulation"],
+    ["engine.round"],
+    ["engine.parts"],
+    ["engine.plan", "engine.store"],
+    ["engine.device"],
+    ["algorithms", "runs"],
+    ["server", "aggregate", "client", "data", "privacy", "population", "models"],
+    ["core"],
+]
+"""From the roof down."""
+WIDTH, HEIGHT, ROOM, FLOOR = 1000, 30, 118, 64
+
+
+def room_of(module: str) -> str | None:
+    """The room that a module of the package is in; None for the public names."""
+    parts = module.split(".")[1:]
+    room = ".".join(parts[:2] if parts[:1] == ["engine"] else parts[:1])
+    return room if any(room in floor for floor in FLOORS) else None
+
+
+def imports() -> Counter[tuple[str, str]]:
+    """How many modules of a room import from another."""
+    found: Counter[tuple[str, str]] = Counter()
+    for path in sorted(ROOT.rglob("*.py")):
+        here = room_of(".".join(["fedjax_sim", *path.relative_to(ROOT).with_suffix("").parts]))
+        targets = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fedjax_sim"):
+                targets |= {room_of(f"{node.module}.{alias.name}") for alias in node.names}
+        found.update((here, there) for there in targets - {here, None} if here)
+    return found
+
+
+def places() -> dict[str, tuple[float, float]]:
+    """The middle of each room."""
+    at = {}
+    for f, floor in enumerate(FLOORS):
+        for r, room in enumerate(floor):
+            at[room] = (WIDTH * (r + 1) / (len(floor) + 1), 24 + FLOOR * f)
+    return at
+
+
+def svg() -> str:
+    """The picture."""
+    at, lines = places(), []
+    for (here, there), count in sorted(imports().items()):
+        (x, y), (u, v) = at[here], at[there]
+        lines.append(
+            f'<path d="M{x:.0f} {y + HEIGHT / 2:.0f} C{x:.0f} {(y + v) / 2:.0f} {u:.0f} {(y + v) / 2:.0f} '
+            f'{u:.0f} {v - HEIGHT / 2:.0f}" fill="none" stroke="#4477aa" stroke-opacity="0.35" '
+            f'stroke-width="{min(1 + count / 4, 6):.1f}"><title>{here} imports {there}: {count}</title></path>'
+        )
+    for room, (x, y) in at.items():
+        lines.append(
+            f'<rect x="{x - ROOM / 2:.0f}" y="{y - HEIGHT / 2:.0f}" width="{ROOM}" height="{HEIGHT}" rx="6" '
+            f'fill="white" stroke="#223344"/><text x="{x:.0f}" y="{y + 5:.0f}" text-anchor="middle">{room}</text>'
+        )
+    height = 24 + FLOOR * (len(FLOORS) - 1) + HEIGHT
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
+    return head + 'font-size="14">\n' + "\n".join(lines) + "\n</svg>\n"
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "house.svg").write_text(svg())

@@ -93,6 +93,9 @@ def tfds(
     records = _records(builder, split, needed, where)
     columns = {entry: [record[entry] for record in records] for entry in needed}
     about: dict[str, str] = {}
+    for entry in needed:
+        if any(value is None for value in columns[entry]):
+            raise ArgumentError(f"{where}: the records hold no {entry!r}; features.json names another feature.")
     for entry in wanted:
         if isinstance(features[entry], tensorflow_datasets.features.ClassLabel) and features[entry].num_classes:
             check_classes(np.asarray(columns[entry]), features[entry].names, f"{where}: {entry!r}")

@@ -1,5 +1,6 @@
 """Partitioners: who holds which rows of a central data set; `fs.partition.NAME`."""
 
+from fedjax_sim.data.federated import Partitioner as Partitioner
 from fedjax_sim.data.partition.by_rows import by_column as by_column
 from fedjax_sim.data.partition.by_rows import dirichlet as dirichlet
 from fedjax_sim.data.partition.by_rows import iid as iid

@@ -128,7 +128,7 @@ def raw_loop(task: fs.Task, work: works.Work, devices):
     loss = fs.matmul_convolutions(task.loss) if pays_on(devices[0].platform) else task.loss
 
     def objective(params, x, y):
-        return loss(params, {"x": x, "y": y, "mask": jnp.ones(size)}, None).mean()
+        return loss(params, {"x": x, "y": y, "mask": jnp.ones(size)}, jax.random.key(0)).mean()
 
     def device(params, steps, arrays):
         def step(i, params):

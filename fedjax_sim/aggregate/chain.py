@@ -101,7 +101,7 @@ class Aggregator(NamedTuple):
         bounds, step, bits = folded.whole(context.bound), jnp.ones(()), folded.first_bits(payload)
         for i, t in enumerate(self.transforms):
             if self._weighs(i):
-                payload = jax.tree.map(lambda p: p * context.weight.astype(p.dtype), payload)
+                payload = jax.tree.map(lambda p: p * jnp.asarray(context.weight).astype(p.dtype), payload)
             mine = folded.part(t, payload)
             own = context._replace(
                 round_key=jax.random.fold_in(context.round_key, i), bound=folded.incoming(t, bounds), step=step

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fedjax_sim.aggregate import Aggregator, Context, Transform, as_aggregator
 from fedjax_sim.algorithms.base import Algorithm, Pass, Phase
 from fedjax_sim.core.errors import ArgumentError, check
+from fedjax_sim.core.metrics import Sum
 from fedjax_sim.core.types import Aggregate, Key
 
 
@@ -148,4 +149,6 @@ def _decoded(chain: Aggregator, key: Key, part: Any) -> tuple[Any, Any]:
     encoded = chain.encode(encode, states, None, part, context)
     message = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), chain.receive(receive, states, encoded.message))
     alone = Aggregate(message, one, one, sums=(None,) * len(chain.transforms), round_key=shared)
-    return chain.server(decode, states, alone, 1.0)[0].value, encoded.metrics["uplink_bits"].total
+    bits = encoded.metrics["uplink_bits"]
+    assert isinstance(bits, Sum)
+    return chain.server(decode, states, alone, 1.0)[0].value, bits.total

@@ -113,7 +113,9 @@ def scaffold(
         move = jax.tree.map(lambda d: server_lr * d, aggregate.value["delta"])
         moved, _ = split_params(task, move)
         _, held = split_params(task, aggregate.value["delta"])
-        scale = aggregate.count / (aggregate.population if num_clients is None else num_clients)
+        population = aggregate.population if num_clients is None else num_clients
+        assert population is not None  # a simulation tells it
+        scale = aggregate.count / population
         return ScaffoldState(
             jax.tree.map(jnp.add, server.params, replace(moved, held)),
             jax.tree.map(lambda c, d: c + scale * d, server.control, aggregate.value["control"]),

@@ -72,7 +72,7 @@ class Mechanism(NamedTuple):
     """
 
     kind: str
-    multiplier: float
+    multiplier: Scalar
     where: Literal["central", "local", "distributed"] = "central"
     of: Literal["value", "statistic"] = "value"
     per_expected: bool = False

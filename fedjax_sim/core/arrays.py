@@ -21,7 +21,7 @@ Key = jax.Array
 """A typed JAX key, scalar."""
 
 Batch = dict[str, jax.Array]
-"""Name to array, with examples along the first axis."""
+"""The user's arrays, [B, ...] each, and the reserved entry `mask`, [B] float32: 0 for padding examples."""
 
 Dealt = Any
 """An array that is NumPy's on the host, where it is made, and JAX's in a program."""

@@ -13,8 +13,8 @@ from fedjax_sim.core.pytree import pytree
 Params = PyTree
 """A model's parameters, and its collections."""
 
-Metrics = Mapping[str, Metric]
-"""Name to metric, as a client or a transform returns them."""
+Metrics = Mapping[str, Metric | Scalar]
+"""Name to metric, as a transform or a local step returns them; a bare number becomes a `Mean` of weight one."""
 
 Server = PyTree
 """An algorithm's server state."""

@@ -12,6 +12,7 @@ import json
 import resource
 import statistics
 import time
+from typing import Any
 
 PROCESS_START = time.perf_counter()
 
@@ -128,7 +129,8 @@ def raw_loop(task: fs.Task, work: works.Work, devices):
     loss = fs.matmul_convolutions(task.loss) if pays_on(devices[0].platform) else task.loss
 
     def objective(params, x, y):
-        return loss(params, {"x": x, "y": y, "mask": jnp.ones(size)}, None).mean()
+        losses: Any = loss(params, {"x": x, "y": y, "mask": jnp.ones(size)}, jax.random.key(0))
+        return losses.mean()
 
     def device(params, steps, arrays):
         def step(i, params):

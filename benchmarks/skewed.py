@@ -111,7 +111,9 @@ def refill(task: fs.Task, work: works.Work, sim: fs.Simulation, plan: Any, lanes
             picked = jax.tree.map(lambda a: a[rows], arrays)
 
             def loss(p: Any) -> Any:
-                return jnp.sum(task.loss(p, {**picked, "mask": mask}, None) * mask) / jnp.maximum(mask.sum(), 1)
+                return jnp.sum(task.loss(p, {**picked, "mask": mask}, jax.random.key(0)) * mask) / jnp.maximum(
+                    mask.sum(), 1
+                )
 
             return jax.tree.map(lambda p, g: p - work.learning_rate * g, params, jax.grad(loss)(params))
 

@@ -13,7 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_sim.core.arrays import PyTree, Scalar
 from fedjax_sim.core.errors import check, check_fraction, check_not_negative, check_positive
+from fedjax_sim.core.types import Params
+
+Rate = float | jax.Array | optax.Schedule
+"""A number, traced or not, or an optax schedule: `(steps [] int32) -> []`."""
+
+Accumulate = Callable[[jax.Array, jax.Array, Any], jax.Array]
+"""`(accumulator, squared delta, b2) -> accumulator`, leaf by leaf."""
 
 
 class AdaptiveState(NamedTuple):
@@ -27,12 +35,12 @@ class AdaptiveState(NamedTuple):
         1 [-1.] [1.25]
     """
 
-    count: Any
-    m: Any
-    v: Any
+    count: Any  # a method of tuples by its name
+    m: PyTree
+    v: PyTree
 
 
-def fedavgm(learning_rate: Any = 1.0, momentum: Any = 0.9) -> optax.GradientTransformation:
+def fedavgm(learning_rate: Rate = 1.0, momentum: Scalar = 0.9) -> optax.GradientTransformation:
     r"""FedAvg with server momentum (Hsu, Qi and Brown 2019): the heavy-ball form.
 
     .. math:: v \leftarrow \beta v + \Delta, \qquad x \leftarrow x + \eta v
@@ -58,12 +66,12 @@ def fedavgm(learning_rate: Any = 1.0, momentum: Any = 0.9) -> optax.GradientTran
 
 
 def fedadagrad(
-    learning_rate: Any,
-    b1: Any = 0.0,
-    tau: Any = 1e-3,
+    learning_rate: Rate,
+    b1: Scalar = 0.0,
+    tau: Scalar = 1e-3,
     *,
     bias_correction: bool = False,
-    initial_accumulator: Any = None,
+    initial_accumulator: Scalar | None = None,
 ) -> optax.GradientTransformation:
     r"""FedAdagrad: :math:`v \leftarrow v + \Delta^2`; arguments as in `fedadam`.
 
@@ -83,13 +91,13 @@ def fedadagrad(
 
 
 def fedadam(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.99,
-    tau: Any = 1e-3,
+    learning_rate: Rate,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    tau: Scalar = 1e-3,
     *,
     bias_correction: bool = False,
-    initial_accumulator: Any = None,
+    initial_accumulator: Scalar | None = None,
 ) -> optax.GradientTransformation:
     r"""FedAdam.
 
@@ -129,13 +137,13 @@ def fedadam(
 
 
 def fedyogi(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.99,
-    tau: Any = 1e-3,
+    learning_rate: Rate,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    tau: Scalar = 1e-3,
     *,
     bias_correction: bool = False,
-    initial_accumulator: Any = None,
+    initial_accumulator: Scalar | None = None,
 ) -> optax.GradientTransformation:
     r"""FedYogi: :math:`v \leftarrow v - (1 - \beta_2) \Delta^2 \mathrm{sign}(v - \Delta^2)`; arguments as in `fedadam`.
 
@@ -154,7 +162,9 @@ def fedyogi(
     )
 
 
-def step(optimizer: optax.GradientTransformation, params: Any, state: Any, delta: Any) -> tuple[Any, Any]:
+def step(
+    optimizer: optax.GradientTransformation, params: Params, state: optax.OptState, delta: Params
+) -> tuple[Params, optax.OptState]:
     """One server step: the only place where a delta becomes a (pseudo-)gradient.
 
     Args:
@@ -177,7 +187,7 @@ def step(optimizer: optax.GradientTransformation, params: Any, state: Any, delta
     return optax.apply_updates(params, updates), state
 
 
-def _check_rate(learning_rate: Any) -> None:
+def _check_rate(learning_rate: Rate) -> None:
     if not callable(learning_rate):
         check_positive("learning_rate", learning_rate, "Or an optax schedule: steps -> rate.")
         return
@@ -187,13 +197,13 @@ def _check_rate(learning_rate: Any) -> None:
 
 
 def _adaptive(
-    accumulate: Callable[[Any, Any, Any], Any],
-    learning_rate: Any,
-    b1: Any,
-    b2: Any,
-    tau: Any,
+    accumulate: Accumulate,
+    learning_rate: Rate,
+    b1: Scalar,
+    b2: Scalar | None,
+    tau: Scalar,
     bias_correction: bool,
-    initial_accumulator: Any,
+    initial_accumulator: Scalar | None,
 ) -> optax.GradientTransformation:
     _check_rate(learning_rate)
     check_fraction("b1", b1)
@@ -204,14 +214,14 @@ def _adaptive(
         check_not_negative("initial_accumulator", initial_accumulator)
     start = tau**2 if initial_accumulator is None else initial_accumulator
 
-    def init(params: Any) -> AdaptiveState:
+    def init(params: Params) -> AdaptiveState:
         return AdaptiveState(
             jnp.zeros((), jnp.int32),
             jax.tree.map(jnp.zeros_like, params),
             jax.tree.map(lambda p: jnp.full_like(p, start), params),
         )
 
-    def update(gradient: Any, state: AdaptiveState, params: Any = None):
+    def update(gradient: Params, state: AdaptiveState, params: Params | None = None):
         del params
         count = state.count + 1
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.m, gradient)

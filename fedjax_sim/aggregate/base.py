@@ -7,12 +7,14 @@ weights; the sum passes the server sides in reverse order; the reducer divides l
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from fedjax_sim.core.types import Aggregate, Key
+from fedjax_sim.core.arrays import Array, Key, PyTree, Scalar, Shapes
+from fedjax_sim.core.types import Aggregate, Metrics, Row
 
-State = Any
-Row = Any
-Message = Any
-Metrics = dict[str, Any]
+State = PyTree
+"""A transform's state on the server."""
+
+Message = PyTree
+"""What a client sends: any pytree, whose nodes may be a transform's own codes."""
 
 
 class Context(NamedTuple):
@@ -38,14 +40,14 @@ class Context(NamedTuple):
         >>> random_mask = fs.aggregate.Transform("random_mask", client=client)
     """
 
-    client_id: Any
-    round: Any
-    round_key: Any
-    bound: Any
-    neighbour: Any = 0
-    weight: Any = 1.0
-    expected: Any = 1.0
-    step: Any = 1.0
+    client_id: Scalar
+    round: Scalar
+    round_key: Key
+    bound: Scalar
+    neighbour: Scalar = 0
+    weight: Scalar = 1.0
+    expected: Scalar = 1.0
+    step: Scalar = 1.0
 
 
 class Mechanism(NamedTuple):
@@ -70,7 +72,7 @@ class Mechanism(NamedTuple):
     """
 
     kind: str
-    multiplier: float
+    multiplier: Scalar
     where: Literal["central", "local", "distributed"] = "central"
     of: Literal["value", "statistic"] = "value"
     per_expected: bool = False
@@ -133,11 +135,45 @@ class Facts(NamedTuple):
         return bool(self.noise)
 
 
-def _no_init(payload_shapes: Any) -> tuple[State, Row]:
+TransformInit = Callable[[Shapes], tuple[State, Row]]
+"""`(payload_shapes) -> (state, row)`."""
+
+ClientSide = Callable[[Key, State, Row, PyTree, Context], tuple[Message, Row, Metrics]]
+"""`(key, state, row, payload, context) -> (message, row, metrics)`."""
+
+Receive = Callable[[Key, State, Message], Message]
+"""`(key, state, message) -> message`."""
+
+ServerSide = Callable[[Key, State, Aggregate], tuple[Aggregate, State, Metrics]]
+"""`(key, state, aggregate) -> (aggregate, state, metrics)`."""
+
+FactsRule = Callable[[Facts], Facts]
+"""`(facts) -> facts`."""
+
+BoundRule = Callable[[State, Scalar, int], Scalar]
+"""`(state, incoming, dim) -> bound`."""
+
+StepRule = Callable[[State, Scalar, Scalar, int], Scalar]
+"""`(state, incoming, bound, dim) -> step`."""
+
+SideSums = Callable[[Key, State, PyTree, Context], PyTree]
+"""`(key, state, payload, context) -> pytree of float32`."""
+
+BitsRule = Callable[[Message, Scalar], Scalar]
+"""`(message, incoming) -> bits`."""
+
+Result = Callable[[Aggregate, Scalar | None], PyTree]
+"""`(aggregate, expected) -> value`."""
+
+Collect = Callable[[PyTree, Array, Array], PyTree]
+"""`(messages [n, ...], weights [n], contributes [n]) -> value`."""
+
+
+def _no_init(payload_shapes: Shapes) -> tuple[State, Row]:
     return None, None
 
 
-def _same_payload(key: Key, state: State, row: Row, payload: Any, context: Context):
+def _same_payload(key: Key, state: State, row: Row, payload: PyTree, context: Context) -> tuple[Message, Row, Metrics]:
     return payload, row, {}
 
 
@@ -145,7 +181,7 @@ def _same_message(key: Key, state: State, message: Message) -> Message:
     return message
 
 
-def _same_aggregate(key: Key, state: State, aggregate: Aggregate):
+def _same_aggregate(key: Key, state: State, aggregate: Aggregate) -> tuple[Aggregate, State, Metrics]:
     return aggregate, state, {}
 
 
@@ -153,19 +189,19 @@ def _same_facts(facts: Facts) -> Facts:
     return facts
 
 
-def _same_bound(state: State, incoming: Any, dim: int) -> Any:
+def _same_bound(state: State, incoming: Scalar, dim: int) -> Scalar:
     return incoming
 
 
-def _same_step(state: State, incoming: Any, bound: Any, dim: int) -> Any:
+def _same_step(state: State, incoming: Scalar, bound: Scalar, dim: int) -> Scalar:
     return incoming
 
 
-def _no_sums(key: Key, state: State, payload: Any, context: Context) -> Any:
+def _no_sums(key: Key, state: State, payload: PyTree, context: Context) -> PyTree:
     return None
 
 
-def _same_bits(message: Message, incoming: Any) -> Any:
+def _same_bits(message: Message, incoming: Scalar) -> Scalar:
     return incoming
 
 
@@ -198,15 +234,15 @@ class Transform(NamedTuple):
     """
 
     name: str = "identity"
-    init: Callable[[Any], tuple[State, Row]] = _no_init
-    client: Callable[..., tuple[Message, Row, Metrics]] = _same_payload
-    receive: Callable[..., Message] = _same_message
-    server: Callable[..., tuple[Aggregate, State, Metrics]] = _same_aggregate
-    facts: Callable[[Facts], Facts] = _same_facts
-    bound: Callable[[State, Any, int], Any] = _same_bound
-    sums: Callable[..., Any] = _no_sums
-    bits: Callable[[Message, Any], Any] = _same_bits
-    step: Callable[[State, Any, Any, int], Any] = _same_step
+    init: TransformInit = _no_init
+    client: ClientSide = _same_payload
+    receive: Receive = _same_message
+    server: ServerSide = _same_aggregate
+    facts: FactsRule = _same_facts
+    bound: BoundRule = _same_bound
+    sums: SideSums = _no_sums
+    bits: BitsRule = _same_bits
+    step: StepRule = _same_step
     part: str | None = None
 
     @property
@@ -236,9 +272,9 @@ class Reducer(NamedTuple):
     """
 
     name: str
-    result: Callable[[Aggregate, Any], Any]
+    result: Result
     weight: Literal["examples", "uniform"] = "examples"
-    collect: Callable[[Any, Any, Any], Any] | None = None
+    collect: Collect | None = None
 
     @property
     def linear(self) -> bool:

@@ -1,7 +1,8 @@
 """Chains: transforms composed around a reducer, checked as a whole when they are built."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from fedjax_sim.aggregate.base import (
     Facts,
     Mechanism,
     Message,
-    Metrics,
     Reducer,
     Row,
     State,
@@ -20,9 +20,12 @@ from fedjax_sim.aggregate.base import (
 )
 from fedjax_sim.aggregate.checks import check_chain
 from fedjax_sim.aggregate.reducers import mean
+from fedjax_sim.core.arrays import PyTree, Scalar, Shapes
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.core.metrics import Sum, as_metrics
+from fedjax_sim.core.metrics import Metric, Sum, as_metrics
 from fedjax_sim.core.types import Aggregate, Key
+
+V = TypeVar("V")
 
 
 class Encoded(NamedTuple):
@@ -43,10 +46,10 @@ class Encoded(NamedTuple):
         [0.6 0.8] 64.0
     """
 
-    message: Any
-    rows: Any
-    metrics: Metrics
-    sums: tuple[Any, ...]
+    message: Message
+    rows: PyTree
+    metrics: dict[str, Metric]
+    sums: tuple[PyTree, ...]
 
 
 class Aggregator(NamedTuple):
@@ -73,7 +76,7 @@ class Aggregator(NamedTuple):
         """The chain in one line."""
         return f"chain({' > '.join([t.name for t in self.transforms] + [self.reducer.name])})"
 
-    def init(self, payload_shapes: Any) -> tuple[tuple[State, ...], tuple[Row, ...] | None]:
+    def init(self, payload_shapes: Shapes) -> tuple[tuple[State, ...], tuple[Row, ...] | None]:
         """`(states, rows)`, one entry a transform; rows are None when no transform keeps any."""
         states, rows, metrics = [], [], {}
         for t in self.transforms:
@@ -90,7 +93,7 @@ class Aggregator(NamedTuple):
         return tuple(states), tuple(rows) if jax.tree.leaves(rows) else None
 
     def encode(
-        self, key: Key, states: Any, rows: Any, payload: Any, context: Context, noise_key: Key | None = None
+        self, key: Key, states: PyTree, rows: PyTree, payload: PyTree, context: Context, noise_key: Key | None = None
     ) -> Encoded:
         """All client sides in order, with the side values and the bits that go up.
 
@@ -101,7 +104,7 @@ class Aggregator(NamedTuple):
         bounds, step, bits = folded.whole(context.bound), jnp.ones(()), folded.first_bits(payload)
         for i, t in enumerate(self.transforms):
             if self._weighs(i):
-                payload = jax.tree.map(lambda p: p * context.weight.astype(p.dtype), payload)
+                payload = jax.tree.map(lambda p: p * jnp.asarray(context.weight).astype(p.dtype), payload)
             mine = folded.part(t, payload)
             own = context._replace(
                 round_key=jax.random.fold_in(context.round_key, i), bound=folded.incoming(t, bounds), step=step
@@ -117,11 +120,11 @@ class Aggregator(NamedTuple):
         metrics = {**metrics, "uplink_bits": Sum(jnp.asarray(folded.total_bits(bits), jnp.float32))}
         return Encoded(payload, None if rows is None else tuple(new_rows), metrics, tuple(sums))
 
-    def client(self, key: Key, states: Any, rows: Any, payload: Any, context: Context):
+    def client(self, key: Key, states: PyTree, rows: PyTree, payload: PyTree, context: Context):
         """`encode` without the side values: `(message, rows, metrics)`."""
         return tuple(self.encode(key, states, rows, payload, context))[:3]
 
-    def receive(self, key: Key, states: Any, message: Message) -> Message:
+    def receive(self, key: Key, states: PyTree, message: Message) -> Message:
         """All receiving sides, in reverse order."""
         for i in reversed(range(len(self.transforms))):
             t = self.transforms[i]
@@ -130,11 +133,11 @@ class Aggregator(NamedTuple):
                 message = folded.put(t, message, own)
         return message
 
-    def bound(self, states: Any, payload_shapes: Any) -> Any:
+    def bound(self, states: PyTree, payload_shapes: Shapes) -> jax.Array:
         """The L2 bound of one client's decoded message at the end, [] float32; infinity where none holds."""
         return self.bound_and_step(states, payload_shapes)[0]
 
-    def bound_and_step(self, states: Any, payload_shapes: Any) -> tuple[Any, Any]:
+    def bound_and_step(self, states: PyTree, payload_shapes: Shapes) -> tuple[jax.Array, Scalar]:
         """`bound`, and how much one unit of the integers that are sent is worth."""
         bounds, step = folded.whole(jnp.asarray(jnp.inf, jnp.float32)), jnp.ones(())
         for t, state in zip(self.transforms, states, strict=True):
@@ -143,7 +146,7 @@ class Aggregator(NamedTuple):
             payload_shapes, _ = folded.shapes(t, state, row, payload_shapes)
         return jnp.asarray(folded.total(bounds, payload_shapes), jnp.float32), step
 
-    def server(self, key: Key, states: Any, aggregate: Aggregate, expected: Any, noise_key: Key | None = None):
+    def server(self, key: Key, states: PyTree, aggregate: Aggregate, expected: Scalar, noise_key: Key | None = None):
         """All server sides in reverse order, then the division: `(aggregate, states, metrics)`.
 
         Keys as in `encode`.
@@ -269,7 +272,7 @@ def as_aggregator(aggregator: Aggregator | Reducer | Transform | None) -> Aggreg
     raise ArgumentError(f"aggregator={aggregator!r}: must be a chain, a reducer or a transform.")
 
 
-def _join(metrics: Metrics, more: Metrics, transform: Transform) -> Metrics:
+def _join(metrics: Mapping[str, V], more: Mapping[str, V], transform: Transform) -> dict[str, V]:
     if transform.part is not None:
         more = {f"{transform.part}/{name}": metric for name, metric in more.items()}
     twice = (set(metrics) | {"uplink_bits", "downlink_bits"}) & set(more)

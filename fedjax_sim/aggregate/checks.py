@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.aggregate.base import Facts, Reducer, Transform
+from fedjax_sim.core.arrays import PyTree, Shapes
 from fedjax_sim.core.errors import ArgumentError, is_traced
 from fedjax_sim.core.types import Cohort
 
@@ -81,7 +82,7 @@ def check_chain(transforms: tuple[Transform, ...], stages: list[Facts], facts: F
         raise ArgumentError(f"{names} adds noise, and {facts.leaks} without noise: its privacy would not hold.")
 
 
-def check_build(aggregator: Any, states: Any, payload_shapes: Any, capacity: int, expected: float) -> None:
+def check_build(aggregator: Any, states: PyTree, payload_shapes: Shapes, capacity: int, expected: float) -> None:
     """Raise `ArgumentError` on a chain that does not fit its payload or its cohort's size.
 
     Args:

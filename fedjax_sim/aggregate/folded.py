@@ -5,19 +5,20 @@ Bounds and bits are kept for the whole payload, under the name None, and for eac
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregate.base import Context, Metrics, Row, State, Transform
+from fedjax_sim.aggregate.base import Context, Message, Metrics, Row, State, Transform
 from fedjax_sim.core import pytree
+from fedjax_sim.core.arrays import PyTree, Scalar, Shapes
 from fedjax_sim.core.errors import ArgumentError
 
-Folded = dict[str | None, Any]
+Folded = dict[str | None, Scalar]
+"""A number of the whole payload, under None, and of each part."""
 
 
-def part(t: Transform, tree: Any) -> Any:
+def part(t: Transform, tree: PyTree) -> PyTree:
     """The part of a payload that a transform applies to."""
     if t.part is None:
         return tree
@@ -27,17 +28,17 @@ def part(t: Transform, tree: Any) -> Any:
     return tree[t.part]
 
 
-def put(t: Transform, tree: Any, new: Any) -> Any:
+def put(t: Transform, tree: PyTree, new: PyTree) -> PyTree:
     """The payload with a transform's part of it replaced."""
     return new if t.part is None else {**tree, t.part: new}
 
 
-def no_row(t: Transform, mine: Any) -> Row:
+def no_row(t: Transform, mine: Shapes) -> Row:
     """A row without leaves, which is kept nowhere: its structure may say something all the same."""
     return jax.eval_shape(lambda payload: t.init(payload)[1], mine)
 
 
-def shapes(t: Transform, state: State, row: Row, payload_shapes: Any) -> tuple[Any, Metrics]:
+def shapes(t: Transform, state: State, row: Row, payload_shapes: Shapes) -> tuple[Shapes, Metrics]:
     """Shapes of what a transform sends, and of its metrics."""
     message, _, metrics = jax.eval_shape(
         lambda row, payload: t.client(jax.random.key(0), state, row, payload, _context_like()),
@@ -47,19 +48,19 @@ def shapes(t: Transform, state: State, row: Row, payload_shapes: Any) -> tuple[A
     return put(t, payload_shapes, message), metrics
 
 
-def whole(bound: Any) -> Folded:
+def whole(bound: Scalar) -> Folded:
     """A bound of the whole payload."""
     return {None: bound}
 
 
-def incoming(t: Transform, bounds: Folded) -> Any:
+def incoming(t: Transform, bounds: Folded) -> Scalar:
     """The bound of what a transform gets: a part's norm is at most the whole's."""
     if t.part is None:
         return bounds[None]
     return jnp.minimum(bounds[None], bounds.get(t.part, jnp.inf))
 
 
-def bound(t: Transform, state: State, bounds: Folded, step: Any, payload: Any) -> tuple[Folded, Any]:
+def bound(t: Transform, state: State, bounds: Folded, step: Scalar, payload: PyTree) -> tuple[Folded, Scalar]:
     """`(bounds, step)` after a transform, given its incoming payload (or shapes)."""
     if t.part is None:
         before, dim = total(bounds, payload), pytree.size(payload)
@@ -70,7 +71,7 @@ def bound(t: Transform, state: State, bounds: Folded, step: Any, payload: Any) -
     return {**bounds, None: everything, t.part: after}, step
 
 
-def total(bounds: Folded, payload: Any) -> Any:
+def total(bounds: Folded, payload: PyTree) -> Scalar:
     """The bound of the whole payload: also from its parts' where each has one."""
     parts = [b for name, b in bounds.items() if name is not None]
     if not parts or not isinstance(payload, Mapping) or set(bounds) - {None} != set(payload):
@@ -78,14 +79,14 @@ def total(bounds: Folded, payload: Any) -> Any:
     return jnp.minimum(bounds[None], jnp.sqrt(sum(jnp.square(b) for b in parts)))
 
 
-def first_bits(payload: Any) -> Folded:
+def first_bits(payload: PyTree) -> Folded:
     """Bits of a payload as it is."""
     if isinstance(payload, Mapping):
         return {name: float(pytree.bits(tree)) for name, tree in payload.items()}
     return {None: float(pytree.bits(payload))}
 
 
-def bits(t: Transform, before: Folded, payload: Any, message: Any) -> Folded:
+def bits(t: Transform, before: Folded, payload: PyTree, message: Message) -> Folded:
     """Bits after a transform that made `message` of (its part of) the payload."""
     if t.part is None:
         return {None: t.bits(message, total_bits(before))}
@@ -95,7 +96,7 @@ def bits(t: Transform, before: Folded, payload: Any, message: Any) -> Folded:
     return {**before, t.part: t.bits(message, before[t.part])}
 
 
-def total_bits(bits: Folded) -> Any:
+def total_bits(bits: Folded) -> Scalar:
     """Of all parts."""
     return sum(bits.values())
 

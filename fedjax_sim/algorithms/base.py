@@ -1,22 +1,29 @@
 """What an algorithm is: functions of one client and of the server; the engine owns the rest."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
 
 from fedjax_sim.aggregate import Aggregator, Reducer, as_aggregator
-from fedjax_sim.client import Task, replace, split_params
+from fedjax_sim.client import ClientBatches, Task, replace, split_params
+from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.core.types import Aggregate, ClientUpdate, Key, Params
+from fedjax_sim.core.types import Aggregate, ClientUpdate, Key, Params, Row, Server
 from fedjax_sim.server import step
 
-ClientFunction = Callable[[Key, Any, Any, Any], ClientUpdate]
+ClientFunction = Callable[[Key, Server, Row, ClientBatches], ClientUpdate]
 """`(key, server_state, row, batches) -> ClientUpdate`."""
 
-ServerFunction = Callable[[Key, Any, Aggregate], Any]
+ServerFunction = Callable[[Key, Server, Aggregate], Server]
 """`(key, server_state, aggregate) -> server_state`."""
+
+InitFunction = Callable[[Params], tuple[Server, Row]]
+"""`(params) -> (server_state, row)`."""
+
+DownlinkBits = Callable[[Server], Scalar]
+"""`(server_state) -> [] bits`."""
 
 
 class Phase(NamedTuple):
@@ -39,7 +46,7 @@ class Phase(NamedTuple):
     client: ClientFunction
     server: ServerFunction
     aggregator: Aggregator | Reducer | None = None
-    downlink: Callable[[Any], Any] | None = None
+    downlink: DownlinkBits | None = None
 
 
 class Pass(NamedTuple):
@@ -87,13 +94,13 @@ class Algorithm(NamedTuple):
     """
 
     task: Task
-    init: Callable[[Params], tuple[Any, Any]]
+    init: InitFunction
     client: ClientFunction | None = None
     server: ServerFunction | None = None
     aggregator: Aggregator | Reducer | None = None
-    params: Callable[[Any], Params] = lambda server: server
+    params: Callable[[Server], Params] = lambda server: server
     phases: tuple[Phase, ...] = ()
-    downlink: Callable[[Any], Any] | None = None
+    downlink: DownlinkBits | None = None
     num_clients: int | None = None
 
     def passes(self) -> tuple[Pass, ...]:
@@ -119,7 +126,7 @@ class ServerState(NamedTuple):
     """
 
     params: Params
-    optimizer: Any
+    optimizer: optax.OptState
 
 
 def server_init(task: Task, optimizer: optax.GradientTransformation) -> Callable[[Params], ServerState]:

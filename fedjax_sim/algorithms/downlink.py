@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Aggregator, Context, Transform, as_aggregator
 from fedjax_sim.algorithms.base import Algorithm, Pass, Phase
+from fedjax_sim.core.arrays import Array, PyTree, Scalar
 from fedjax_sim.core.errors import ArgumentError, check
-from fedjax_sim.core.types import Aggregate, Key
+from fedjax_sim.core.metrics import Sum
+from fedjax_sim.core.types import Aggregate, Key, Server
 
 
 class Broadcast(NamedTuple):
@@ -29,15 +31,15 @@ class Broadcast(NamedTuple):
         1.001 1.0 16.0
     """
 
-    exact: Any
-    received: tuple[Any, ...]
-    bits: Any
+    exact: Server
+    received: tuple[Array, ...]
+    bits: Scalar
 
 
 def compress_downlink(
     algorithm: Algorithm,
     compressor: Transform | Aggregator,
-    broadcast: Callable[[Any], Any] | None = None,
+    broadcast: Callable[[Server], PyTree] | None = None,
 ) -> Algorithm:
     r"""An algorithm whose clients receive what a compressor leaves of the server's model.
 
@@ -79,13 +81,13 @@ def compress_downlink(
             )
     select = algorithm.params if broadcast is None else broadcast
 
-    def pack(key: Key, exact: Any) -> Broadcast:
+    def pack(key: Key, exact: Server) -> Broadcast:
         part = jax.tree.map(jnp.asarray, select(exact))
         value, bits = _decoded(chain, key, part)
         received = jax.tree.map(lambda new, old: new.astype(old.dtype), value, part)
         return Broadcast(exact, tuple(jax.tree.leaves(received)), bits)
 
-    def view(server: Broadcast) -> Any:
+    def view(server: Broadcast) -> Server:
         leaves, structure = jax.tree.flatten(server.exact)
         numbers = jax.tree.leaves(select(jax.tree.unflatten(structure, range(len(leaves)))))
         if not all(isinstance(n, int) for n in numbers) or len(numbers) != len(server.received):
@@ -135,7 +137,7 @@ class _NotSent:
     """Stands for a leaf that clients do not receive: whatever computes with it fails."""
 
 
-def _decoded(chain: Aggregator, key: Key, part: Any) -> tuple[Any, Any]:
+def _decoded(chain: Aggregator, key: Key, part: PyTree) -> tuple[PyTree, Scalar]:
     """What clients decode of one message, and its bits."""
     states, _ = chain.init(part)
     if jax.tree.leaves(states):
@@ -148,4 +150,6 @@ def _decoded(chain: Aggregator, key: Key, part: Any) -> tuple[Any, Any]:
     encoded = chain.encode(encode, states, None, part, context)
     message = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), chain.receive(receive, states, encoded.message))
     alone = Aggregate(message, one, one, sums=(None,) * len(chain.transforms), round_key=shared)
-    return chain.server(decode, states, alone, 1.0)[0].value, encoded.metrics["uplink_bits"].total
+    bits = encoded.metrics["uplink_bits"]
+    assert isinstance(bits, Sum)
+    return chain.server(decode, states, alone, 1.0)[0].value, bits.total

@@ -4,7 +4,6 @@ With a proximal term it is FedProx (Li et al. 2020, Algorithm 2): the same clien
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import optax
 from fedjax_sim.aggregate import Aggregator, Reducer
 from fedjax_sim.algorithms.base import Algorithm, ClientFunction, server_init, server_update
 from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
+from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import ArgumentError, check_not_negative
 from fedjax_sim.core.types import ClientUpdate, Params
 
@@ -52,7 +52,7 @@ def fedprox(
     server_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | Reducer | None = None,
     *,
-    mu: Any,
+    mu: Scalar,
 ) -> Algorithm:
     r"""FedProx: FedAvg whose clients minimise :math:`f_k(y) + \frac{\mu}{2} \lVert y - x \rVert^2`.
 
@@ -134,7 +134,7 @@ def local_training(
     return client
 
 
-def check_optimizer(name: str, optimizer: Any) -> None:
+def check_optimizer(name: str, optimizer: object) -> None:
     """An optax transformation: a pair of functions."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ArgumentError(f"{name}={optimizer!r}: must be an optax transformation, as optax.sgd(0.1).")

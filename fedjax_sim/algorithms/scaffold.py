@@ -1,14 +1,16 @@
 """SCAFFOLD: stochastic controlled averaging (Karimireddy et al. 2020, Algorithm 1)."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Aggregator, Reducer, mean
 from fedjax_sim.algorithms.base import Algorithm
-from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
+from fedjax_sim.client import ClientBatches, Task, gradient, local_steps, replace, split_params
+from fedjax_sim.core.arrays import Key, Scalar
 from fedjax_sim.core.errors import check, check_count, check_positive
+from fedjax_sim.core.metrics import Mean
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -29,10 +31,10 @@ class ScaffoldState(NamedTuple):
 
 def scaffold(
     task: Task,
-    client_lr: Any,
+    client_lr: Scalar,
     num_clients: int | None = None,
     option: Literal[1, 2] = 2,
-    server_lr: Any = 1.0,
+    server_lr: Scalar = 1.0,
     aggregator: Aggregator | Reducer | None = None,
 ) -> Algorithm:
     r"""SCAFFOLD.
@@ -96,11 +98,13 @@ def scaffold(
         payload = {"delta": delta, "control": jax.tree.map(jnp.subtract, c_new, c_k)}
         return ClientUpdate(payload, weight=1.0, state=c_new, metrics=metrics)
 
-    def _gradient_at(params: Params, batches: Any, key: Any) -> Params:
+    def _gradient_at(params: Params, batches: ClientBatches, key: Key) -> Params:
         def step(carry, batch, key):
             total, weight = carry
             grads, metrics, _ = gradient_fn(params, batch, key)
-            each = metrics["loss"].weight if task.reduction == "mean" else jnp.ones(())
+            loss = metrics["loss"]
+            assert isinstance(loss, Mean)
+            each = loss.weight if task.reduction == "mean" else jnp.ones(())
             grads, _ = split_params(task, grads)
             total = jax.tree.map(lambda t, g: t + each * g, total, grads)
             return (total, weight + each), {}
@@ -113,7 +117,9 @@ def scaffold(
         move = jax.tree.map(lambda d: server_lr * d, aggregate.value["delta"])
         moved, _ = split_params(task, move)
         _, held = split_params(task, aggregate.value["delta"])
-        scale = aggregate.count / (aggregate.population if num_clients is None else num_clients)
+        population = aggregate.population if num_clients is None else num_clients
+        assert population is not None  # a simulation tells it
+        scale = aggregate.count / population
         return ScaffoldState(
             jax.tree.map(jnp.add, server.params, replace(moved, held)),
             jax.tree.map(lambda c, d: c + scale * d, server.control, aggregate.value["control"]),

@@ -3,17 +3,17 @@
 import argparse
 import contextlib
 import dataclasses
-import os
-import re
-import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+from fedjax_sim.cli.start import join, processes
+from fedjax_sim.cli.terminal import bar, complain, draw, reader, say, told
+from fedjax_sim.cli.words import configured, parsed, quoted, whole_number
 from fedjax_sim.core.errors import ArgumentError, FedSimError, RunInterrupted, check_count
 
 USAGE = """usage: fedjax-sim COMMAND
@@ -57,28 +57,28 @@ def main(arguments: list[str] | None = None) -> int:
     words = ["version", *words[1:]] if words[:1] == ["--version"] else words
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *rest, **more: _complain(f"fedjax-sim: {message}")
+            warnings.showwarning = lambda message, *rest, **more: complain(f"fedjax-sim: {message}")
             return _command(words)
     except KeyboardInterrupt as stop:
         notes = getattr(stop, "__notes__", [])
-        _complain("\n".join([f"\nfedjax-sim: {str(stop) or 'stopped by Ctrl-C.'}", *notes]))
+        complain("\n".join([f"\nfedjax-sim: {str(stop) or 'stopped by Ctrl-C.'}", *notes]))
         return 143 if isinstance(stop, RunInterrupted) and "SIGTERM" in str(stop) else 130
     except FedSimError as error:
-        _complain("\n".join([f"fedjax-sim: {error}", *getattr(error, "__notes__", [])]))
-        _processes().leave(error, 2)
+        complain("\n".join([f"fedjax-sim: {error}", *getattr(error, "__notes__", [])]))
+        processes().leave(error, 2)
         return 2
     finally:
-        with _reader():
+        with reader():
             sys.stdout.flush()
 
 
 def _command(words: list[str]) -> int:
     if words[:1] in (["-h"], ["--help"]):
-        _say(USAGE.rstrip())
+        say(USAGE.rstrip())
     elif words and words[0] in COMMANDS:
         COMMANDS[words[0]](words[1:])
     else:
-        _complain("".join(f"fedjax-sim: {word!r} is no command\n" for word in words[:1]) + USAGE.rstrip())
+        complain("".join(f"fedjax-sim: {word!r} is no command\n" for word in words[:1]) + USAGE.rstrip())
         return 2
     return 0
 
@@ -87,11 +87,11 @@ def run(words: list[str]) -> None:
     """Train an experiment from its first round on."""
     from fedjax_sim.runs.options import RunOptions
 
-    _join(words)
-    experiment, preset, config, options = _configured("run", words, RunOptions())
+    join(words)
+    experiment, preset, config, options = configured("run", words, RunOptions())
     folder = options.run_dir or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if _processes().first() and (folder / "config.json").exists():
-        raise ArgumentError(f"run_dir={str(folder)!r} holds a run already: fedjax-sim resume {_quoted(folder)}")
+    if processes().first() and (folder / "config.json").exists():
+        raise ArgumentError(f"run_dir={str(folder)!r} holds a run already: fedjax-sim resume {quoted(folder)}")
     _train(experiment, preset, config, folder, fresh=True, profile=options.profile)
 
 
@@ -99,7 +99,7 @@ def sweep(words: list[str]) -> None:
     """Train a grid of settings, and seeds, in one program."""
     from fedjax_sim.runs.options import SweepOptions
 
-    experiment, preset, config, options = _configured("sweep", words, SweepOptions())
+    experiment, preset, config, options = configured("sweep", words, SweepOptions())
     from fedjax_sim.runs.sweep_words import grid_of_words, score_table, write_config
 
     grid, static = grid_of_words(config, options.grid, options.static)
@@ -107,10 +107,10 @@ def sweep(words: list[str]) -> None:
     if (folder / "config.json").exists():
         raise ArgumentError(f"run_dir={str(folder)!r} holds a run or a sweep already: name another folder.")
     check_count("rounds", config.rounds)
-    _say(f"{experiment.name}: {experiment.about}")
+    say(f"{experiment.name}: {experiment.about}")
     import fedjax_sim as fs
 
-    with _bar(f"sweep of {experiment.name}") as tell, _told("static=(", "On the command line: --static NAME"):
+    with bar(f"sweep of {experiment.name}") as tell, told("static=(", "On the command line: --static NAME"):
         result = fs.sweep(
             lambda **setting: experiment.build(dataclasses.replace(config, **setting)),
             grid,
@@ -126,58 +126,17 @@ def sweep(words: list[str]) -> None:
     folder_facts = {"grid": grid, "static": list(static), "seeds": result.seeds, "share_cohorts": options.share_cohorts}
     write_config(folder, experiment.source(preset), _experiments().to_plain(config), folder_facts)
     files = result.save(folder, metric, options.last)
-    _draw(score_table(list(grid), metric, scores))
+    draw(score_table(list(grid), metric, scores))
     for setting, seed, round in result.diverged:
-        _complain(f"fedjax-sim: {setting} of seed {seed} diverged in round {round}.")
+        complain(f"fedjax-sim: {setting} of seed {seed} diverged in round {round}.")
     if any(score.mean == score.mean for score in scores):
-        _say(f"best: {result.best(metric, options.mode, options.last)}")
+        say(f"best: {result.best(metric, options.mode, options.last)}")
     for path in files:
-        _say(str(path))
-    _say(
+        say(str(path))
+    say(
         f"{len(result.settings)} settings x {len(result.seeds)} seeds, {config.rounds} rounds: {result.seconds:.1f} s, "
         f"{result.compilations} compilation{'s' if result.compilations > 1 else ''}"
     )
-
-
-def _configured(command: str, words: list[str], defaults: Any) -> tuple[Any, str, Any, Any]:
-    """The experiment that the words name, the preset, its config with the words' values, and the command's options."""
-    import tyro
-
-    import fedjax_sim as fs
-
-    fs.use_cpu_cores()  # before the experiment's own code can start JAX
-    _keep_programs()
-    named = bool(words) and not words[0].startswith("-")
-    name, words = (words[0], words[1:]) if named else ("quickstart", words)
-    experiment = _experiments().load_experiment(name)
-    preset = _preset(words)
-    if preset not in experiment.presets:
-        raise ArgumentError(f"preset={preset!r}: {experiment.name} has {', '.join(experiment.presets)}.")
-    own = {field.name for field in dataclasses.fields(defaults)} & {
-        f.name for f in dataclasses.fields(experiment.config)
-    }
-    if own:
-        raise ArgumentError(
-            f"{experiment.path}: Config's fields {sorted(own)} are options of `{command}`: rename them."
-        )
-
-    def parsed(config: Any, options: Any) -> tuple[Any, Any]:
-        return config, options
-
-    flat = tyro.conf.arg(name="")
-    parsed.__annotations__ = {
-        "config": Annotated[experiment.config, flat],
-        "options": Annotated[type(defaults), flat, tyro.conf.UseAppendAction],
-    }
-    parsed.__defaults__ = (experiment.presets[preset], defaults)
-    prog = f"fedjax-sim {command} {name}"
-    (config, options), unknown = tyro.cli(
-        parsed, prog=prog, description=experiment.about, args=words, use_underscores=False, return_unknown_args=True
-    )
-    if unknown:
-        known = ", ".join([*_flags(config), *_flags(options)])
-        raise ArgumentError(f"{shlex.join(unknown)}: {experiment.name} has {known}. See {prog} --help")
-    return experiment, preset, config, options
 
 
 def resume(words: list[str]) -> None:
@@ -186,7 +145,7 @@ def resume(words: list[str]) -> None:
 
     changed = "run its config.py though it is another than when the run was begun"
     options = (("--rounds", "N rounds in all, to extend the run"), ("--changed", changed))
-    given = _parsed("resume", _join(words), ("DIR", None), *options)
+    given = parsed("resume", resume.__doc__, join(words), ("DIR", None), *options)
     folder = Path(given.DIR)
     kept = fs.runs.read(folder).config
     source = kept.get("experiment") or {}
@@ -196,24 +155,24 @@ def resume(words: list[str]) -> None:
             f"{folder} was not begun by `fedjax-sim run`: build the same fs.Simulation in Python, and go on from "
             f"state = sim.restore({str(folder)!r})."
         )
-    total = kept["rounds"] if given.rounds is None else _whole_number("rounds", given.rounds)
+    total = kept["rounds"] if given.rounds is None else whole_number("rounds", given.rounds)
     done = 0
-    if _processes().first():
+    if processes().first():
         with fs.runs.RunFolder(folder).held():  # of a run that goes on, checkpoints come and go
             done = _rounds_saved(folder)
-    done = _processes().told(done)
+    done = processes().told(done)
     if total < done:
         raise ArgumentError(f"rounds={total}: {folder} has {done} rounds already; N counts all of a run's rounds.")
     if total == done:
-        _say(f"{folder} has all its {done} rounds. For N rounds in all: fedjax-sim resume {_quoted(folder)} --rounds N")
+        say(f"{folder} has all its {done} rounds. For N rounds in all: fedjax-sim resume {quoted(folder)} --rounds N")
         return
     library = _experiments()
     path = library.find(source["path"] if Path(source["path"]).exists() else source["name"])
     if library.digest(path) != source["sha256"]:  # before it is run
         told = f"{path} is not what it was when {folder} was begun"
         if not given.changed:
-            raise ArgumentError(f"{told}, and was not run. To run it: fedjax-sim resume {_quoted(folder)} --changed")
-        _complain(f"fedjax-sim: {told}.")
+            raise ArgumentError(f"{told}, and was not run. To run it: fedjax-sim resume {quoted(folder)} --changed")
+        complain(f"fedjax-sim: {told}.")
     experiment = library.load_experiment(str(path))
     config = library.from_plain(experiment.config, kept["config"])
     _train(experiment, source["preset"], dataclasses.replace(config, rounds=total), folder, fresh=False)
@@ -223,15 +182,15 @@ def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool,
     """Train to the config's rounds; from the folder's newest checkpoint on, unless the run is fresh."""
     begin = time.perf_counter()
     check_count("rounds", config.rounds)
-    _say(f"{experiment.name}: {experiment.about}")  # before what takes seconds
+    say(f"{experiment.name}: {experiment.about}")  # before what takes seconds
     import fedjax_sim as fs
 
     run_dir = fs.runs.RunFolder(folder, experiment.source(preset), _experiments().to_plain(config))
     sim = experiment.build(config)
     if not isinstance(sim, fs.Simulation):
         raise ArgumentError(f"{experiment.path}: build(config) gave {sim!r}: it must give an fs.Simulation.")
-    _say(f"{sim!r}\nin {folder}")
-    state = sim.init() if fresh or not _processes().told(_rounds_saved(folder)) else sim.restore(folder)
+    say(f"{sim!r}\nin {folder}")
+    state = sim.init() if fresh or not processes().told(_rounds_saved(folder)) else sim.restore(folder)
     rounds = config.rounds - state.round
     sim.run(
         state,
@@ -241,10 +200,10 @@ def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool,
         run_dir=run_dir,
         profile=profile,
     )
-    if not _processes().first():
+    if not processes().first():
         return
     _print_run(fs.runs.read(folder))
-    _say(f"{rounds} rounds, {time.perf_counter() - begin:.1f} s. A page of it: fedjax-sim report {_quoted(folder)}")
+    say(f"{rounds} rounds, {time.perf_counter() - begin:.1f} s. A page of it: fedjax-sim report {quoted(folder)}")
 
 
 def _rounds_saved(folder: Path) -> int:
@@ -261,7 +220,7 @@ def show_list(words: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    _parsed("list", words)
+    parsed("list", show_list.__doc__, words)
     library = _experiments()
     table = Table("experiment", "presets", "what it is", box=None, pad_edge=False)
     for name in library.experiments():
@@ -270,19 +229,19 @@ def show_list(words: list[str]) -> None:
             table.add_row(name, ", ".join(experiment.presets), Text(experiment.about))
         except ArgumentError as error:  # one that cannot be loaded hides no other
             table.add_row(name, "", Text(str(error), overflow="fold"))
-    _draw(table)
+    draw(table)
 
 
 def show(words: list[str]) -> None:
     """What a run reached."""
     from fedjax_sim.runs import plots, read, sweep_words
 
-    found = read(_parsed("show", words, ("DIR", None)).DIR)
+    found = read(parsed("show", show.__doc__, words, ("DIR", None)).DIR)
     if found.config.get("sweep"):
-        return _draw(sweep_words.saved_table(found))
+        return draw(sweep_words.saved_table(found))
     _print_run(found)
     for path in plots.save_all(found):
-        _say(str(path))
+        say(str(path))
 
 
 def report(words: list[str]) -> None:
@@ -290,10 +249,10 @@ def report(words: list[str]) -> None:
     from fedjax_sim.runs import read
     from fedjax_sim.runs.report import write
 
-    given = _parsed("report", words, ("DIR", "+"), ("--output", "the page to write"))
+    given = parsed("report", report.__doc__, words, ("DIR", "+"), ("--output", "the page to write"))
     runs = [read(folder) for folder in given.DIR]
     path = given.output or (runs[0].path / "report.html" if len(runs) == 1 else Path("report.html"))
-    _say(str(write(runs, Path(path))))
+    say(str(write(runs, Path(path))))
 
 
 def data(words: list[str]) -> None:
@@ -317,7 +276,7 @@ def data(words: list[str]) -> None:
         table = Table("name", "what it is", "clients", "partition", box=None, pad_edge=False)
         for name, entry in sets.items():
             table.add_row(name, *(Text(text) for text in (entry.title, entry.client, entry.partition)))
-        return _draw(table)
+        return draw(table)
     if given.NAME not in sets:
         raise ArgumentError(f"NAME={given.NAME!r}: unknown data set; there are {', '.join(sets)}.")
     entry = sets[given.NAME]
@@ -329,158 +288,34 @@ def data(words: list[str]) -> None:
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, text in rows.items():
             table.add_row(name, Text(text))
-        return _draw(table)
+        return draw(table)
     if entry.files:
-        return _say(str(entry.fetch(given.NAME, given.cache_dir)))
+        return say(str(entry.fetch(given.NAME, given.cache_dir)))
     load(given.NAME, cache_dir=given.cache_dir)
-    _say(f"{given.NAME} needs no files that are not here.")
+    say(f"{given.NAME} needs no files that are not here.")
 
 
 def show_version(words: list[str]) -> None:
     """The version."""
     from importlib.metadata import version
 
-    _parsed("version", words)
-    _say(version("fedjax-sim"))
+    parsed("version", show_version.__doc__, words)
+    say(version("fedjax-sim"))
 
 
 def _print_run(found: Any) -> None:
     from fedjax_sim.runs import tables
 
-    _say(str(found))
+    say(str(found))
     for table in (tables.metrics_table(found), tables.profile_table(found)):
         if table.row_count:
-            _draw(table)
+            draw(table)
 
 
 def _experiments() -> Any:
     from fedjax_sim.runs import experiment
 
     return experiment
-
-
-def _parsed(command: str, words: list[str], *arguments: tuple[str, str | None]) -> argparse.Namespace:
-    """The words of a command without fields: a folder or several, and options."""
-    parser = argparse.ArgumentParser(prog=f"fedjax-sim {command}", description=COMMANDS[command].__doc__)
-    for name, about in arguments:
-        if name == "--changed":
-            parser.add_argument(name, action="store_true", help=about)
-        elif name.startswith("--"):
-            parser.add_argument(name, metavar=name[2:].upper(), help=about)
-        else:
-            parser.add_argument(name, nargs=about, help="the folder of a run")
-    return parser.parse_args(words)
-
-
-def _join(words: list[str]) -> list[str]:
-    """Join the processes that the words name, or the cluster's, before an experiment's code can start JAX.
-
-    The first process speaks for all. Returns the other words.
-    """
-    import fedjax_sim as fs
-
-    parser = argparse.ArgumentParser(prog="fedjax-sim", add_help=False, allow_abbrev=False)
-    parser.add_argument("--coordinator")
-    parser.add_argument("--num-processes", type=int)
-    parser.add_argument("--process-id", type=int)
-    given, others = parser.parse_known_args(words)
-    fs.use_cpu_cores()
-    _keep_programs()
-    named = any(value is not None for value in vars(given).values())
-    if not named and _processes().started():  # by the program that calls `main`
-        return others
-    if fs.use_processes(given.coordinator, given.num_processes, given.process_id):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    return others
-
-
-def _keep_programs() -> None:
-    from fedjax_sim.data import cache_folder
-    from fedjax_sim.engine.device import programs
-
-    programs.keep_programs(cache_folder())
-
-
-def _processes() -> Any:
-    from fedjax_sim.engine.device import processes
-
-    return processes
-
-
-def _preset(words: list[str]) -> str:
-    """The preset must be known before the flags, whose defaults it gives."""
-    found = [word.removeprefix("--preset=") for word in words if word.startswith("--preset=")]
-    found += [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--preset"]
-    return found[-1] if found else "default"
-
-
-def _flags(config: Any, prefix: str = "--") -> Iterator[str]:
-    for field in dataclasses.fields(config):
-        flag, value = prefix + field.name.replace("_", "-"), getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _flags(value, f"{flag}.")
-        else:
-            yield flag
-
-
-def _whole_number(name: str, text: str) -> int:
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise ArgumentError(f"{name}={text!r}: must be a whole number, at least 1.")
-    return int(text)
-
-
-def _quoted(folder: Path) -> str:
-    return shlex.quote(str(folder))
-
-
-def _say(text: str) -> None:
-    with _reader():
-        print(text, flush=True)
-
-
-def _complain(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _told(part: str, note: str) -> Iterator[None]:
-    """A note on errors whose message has that part."""
-    try:
-        yield
-    except FedSimError as error:
-        if part in str(error):
-            error.add_note(note)
-        raise
-
-
-@contextlib.contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal, moved by (done, total)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _draw(table: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    with console.capture() as drawn:
-        console.print(table)
-    _say(drawn.get().rstrip("\n"))
-
-
-@contextlib.contextmanager
-def _reader() -> Iterator[None]:
-    """A reader that goes away, as in `| head`, ends no run: what is written from then on is dropped."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -6,17 +6,20 @@ nor the number of examples changes another's draw.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.client.task import Batch, Task
+from fedjax_sim.client.task import LossFunction, LossResult, Task
+from fedjax_sim.core.arrays import Array, Batch
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.types import Key, Params
 
-ExampleFunction = Callable[[dict[str, Any], Key], dict[str, Any]]
+Example = dict[str, jax.Array]
+"""A row of a batch: arrays without the batch's axis, and without the mask."""
+
+ExampleFunction = Callable[[Example, Key], Example]
 
 
 def augment(task: Task, *functions: ExampleFunction) -> Task:
@@ -59,13 +62,13 @@ def transform(task: Task, *functions: ExampleFunction) -> Task:
     return task._replace(loss=_on_examples(task.loss, functions), evaluate=evaluate, check=None)
 
 
-def _on_examples(loss: Callable[[Params, Batch, Key], Any], functions: Sequence[ExampleFunction]):
-    def changed(example: dict[str, Any], key: Key) -> dict[str, Any]:
+def _on_examples(loss: LossFunction, functions: Sequence[ExampleFunction]) -> LossFunction:
+    def changed(example: Example, key: Key) -> Example:
         for i, function in enumerate(functions):
             example = function(example, jax.random.fold_in(key, i))
         return example
 
-    def wrapped(params: Params, batch: Batch, key: Key) -> Any:
+    def wrapped(params: Params, batch: Batch, key: Key) -> LossResult:
         examples = {name: array for name, array in batch.items() if name != "mask"}
         own = jax.random.fold_in(key, 0x617567)  # apart from the module's own draws, dropout and the like
         keys = jax.vmap(lambda place: jax.random.fold_in(own, place))(jnp.arange(len(batch["mask"])))
@@ -74,7 +77,9 @@ def _on_examples(loss: Callable[[Params, Batch, Key], Any], functions: Sequence[
     return wrapped
 
 
-def random_crop(height: int | None = None, width: int | None = None, *, padding: int = 0, entry: str = "x"):
+def random_crop(
+    height: int | None = None, width: int | None = None, *, padding: int = 0, entry: str = "x"
+) -> ExampleFunction:
     """A window of a picture [H, W, ...] at a random place, after padding it with zeros on all four sides.
 
     Args:
@@ -90,7 +95,7 @@ def random_crop(height: int | None = None, width: int | None = None, *, padding:
     """
     check_count("padding", padding, minimum=0)
 
-    def crop(example: dict[str, Any], key: Key) -> dict[str, Any]:
+    def crop(example: Example, key: Key) -> Example:
         x = jnp.asarray(example[entry])
         size = _window(x, height, width, padding)
         x = jnp.pad(x, [(padding, padding)] * 2 + [(0, 0)] * (x.ndim - 2))
@@ -100,7 +105,7 @@ def random_crop(height: int | None = None, width: int | None = None, *, padding:
     return crop
 
 
-def centre_crop(height: int, width: int, *, entry: str = "x"):
+def centre_crop(height: int, width: int, *, entry: str = "x") -> ExampleFunction:
     """The window in the middle of a picture [H, W, ...]: what evaluation sees where training sees `random_crop`.
 
     Example:
@@ -110,7 +115,7 @@ def centre_crop(height: int, width: int, *, entry: str = "x"):
         [[5, 6], [9, 10]]
     """
 
-    def crop(example: dict[str, Any], key: Key) -> dict[str, Any]:
+    def crop(example: Example, key: Key) -> Example:
         x = example[entry]
         height_, width_ = _window(x, height, width, 0)
         top, left = (x.shape[0] - height_) // 2, (x.shape[1] - width_) // 2
@@ -119,7 +124,7 @@ def centre_crop(height: int, width: int, *, entry: str = "x"):
     return crop
 
 
-def _window(x: Any, height: int | None, width: int | None, padding: int) -> tuple[int, int]:
+def _window(x: Array, height: int | None, width: int | None, padding: int) -> tuple[int, int]:
     if x.ndim < 2:
         raise ArgumentError(f"an example's pictures are {x.shape}: must be [H, W, ...].")
     size = (x.shape[0] if height is None else height, x.shape[1] if width is None else width)
@@ -128,7 +133,7 @@ def _window(x: Any, height: int | None, width: int | None, padding: int) -> tupl
     return size
 
 
-def random_flip(*, entry: str = "x"):
+def random_flip(*, entry: str = "x") -> ExampleFunction:
     """A picture [H, W, ...], or with probability 1/2 its mirror image, left to right.
 
     Example:
@@ -139,14 +144,14 @@ def random_flip(*, entry: str = "x"):
         ['[[1, 2]]', '[[2, 1]]']
     """
 
-    def flip(example: dict[str, Any], key: Key) -> dict[str, Any]:
+    def flip(example: Example, key: Key) -> Example:
         x = jnp.asarray(example[entry])
         return {**example, entry: jnp.where(jax.random.bernoulli(key), x[:, ::-1], x)}
 
     return flip
 
 
-def noise(deviations: Any, *, seed: int = 0, entry: str = "x"):
+def noise(deviations: np.ndarray | Sequence[float], *, seed: int = 0, entry: str = "x") -> ExampleFunction:
     """Gaussian noise, of each client's own deviation, and the same for an example whenever it is seen.
 
     For `transform`, on data numbered by `fs.data.numbered`. The feature skew of NIID-Bench (Li et al. 2022, IV-B) has
@@ -167,7 +172,7 @@ def noise(deviations: Any, *, seed: int = 0, entry: str = "x"):
     spread = _per_client("deviations", deviations)
     check(bool(np.all(spread >= 0)), "deviations", deviations, "must not be negative.")
 
-    def add(example: dict[str, Any], key: Key) -> dict[str, Any]:
+    def add(example: Example, key: Key) -> Example:
         del key
         _check_numbered(example, "client", "example")
         x = jnp.asarray(example[entry])
@@ -178,7 +183,7 @@ def noise(deviations: Any, *, seed: int = 0, entry: str = "x"):
     return add
 
 
-def rotation(angles: Any, *, entry: str = "x"):
+def rotation(angles: np.ndarray | Sequence[float], *, entry: str = "x") -> ExampleFunction:
     """Each client's pictures turned counter-clockwise by its own angle; bilinear, zeros from outside.
 
     For `transform`, on data numbered by `fs.data.numbered`. `angles = [0, 90, 180, 270]` in turn over the clients is
@@ -197,7 +202,7 @@ def rotation(angles: Any, *, entry: str = "x"):
     """
     radians = np.deg2rad(_per_client("angles", angles))
 
-    def turn(example: dict[str, Any], key: Key) -> dict[str, Any]:
+    def turn(example: Example, key: Key) -> Example:
         del key
         _check_numbered(example, "client")
         x = jnp.asarray(example[entry])
@@ -216,14 +221,14 @@ def rotation(angles: Any, *, entry: str = "x"):
     return turn
 
 
-def _per_client(name: str, values: Any) -> np.ndarray:
+def _per_client(name: str, values: np.ndarray | Sequence[float]) -> np.ndarray:
     array = np.asarray(values, np.float64)
     check(array.ndim == 1 and len(array) > 0, name, values, "must be [K], one number a client.")
     check(bool(np.all(np.isfinite(array))), name, values, "must be finite.")
     return array
 
 
-def _check_numbered(example: dict[str, Any], *entries: str) -> None:
+def _check_numbered(example: Example, *entries: str) -> None:
     for entry in entries:
         if entry not in example:
             raise ArgumentError(

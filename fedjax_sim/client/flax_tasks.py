@@ -5,7 +5,7 @@ A module's parameters are its variables, as Flax itself names them: `{"params": 
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as linen
@@ -17,13 +17,15 @@ from flax import nnx
 from flax.errors import ScopeParamShapeError
 
 from fedjax_sim.client.labels import example_of, label_check, whole
-from fedjax_sim.client.task import Batch, Loss, Task
+from fedjax_sim.client.task import Columns, Loss, LossResult, Task, named_loss
+from fedjax_sim.core.arrays import Array, Batch, PyTree
 from fedjax_sim.core.convolution import Convolutions, check_convolutions
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.core.kinds import check_computable, is_computable
 from fedjax_sim.core.pytree import where
 from fedjax_sim.core.types import Key, Params
 
+Model = linen.Module | nnx.Module | Callable[[nnx.Rngs], nnx.Module]
 Preprocess = Callable[[Batch], Batch]
 BatchStats = Literal["average", "frozen"]
 
@@ -32,13 +34,13 @@ class _Module(NamedTuple):
     """A Flax module as pure functions: `apply(params, batch, key, train) -> (outputs, collections)`."""
 
     init: Callable[[Key], Params]
-    apply: Callable[[Params, Batch, Key, bool], tuple[Any, dict[str, Any]]]
+    apply: Callable[[Params, Batch, Key, bool], tuple[PyTree, Mapping[str, PyTree]]]
     collections: tuple[str, ...]
 
 
 def classification(
-    model: Any,
-    sample: dict[str, Any],
+    model: Model,
+    sample: Columns,
     *,
     inputs: str = "x",
     labels: str = "y",
@@ -76,7 +78,7 @@ def classification(
     check(labels in sample, "labels", labels, f"the sample has only the entries {list(sample)}.")
     check_computable({labels: np.asarray(sample[labels][:1])})
 
-    def loss(logits: Any, batch: Batch) -> Loss:
+    def loss(logits: jax.Array, batch: Batch) -> Loss:
         return label_loss(logits, jnp.asarray(batch[labels]))
 
     task = flax_task(
@@ -93,8 +95,8 @@ def classification(
 
 
 def num_classes(
-    model: Any,
-    example: dict[str, Any],
+    model: Model,
+    example: dict[str, jax.ShapeDtypeStruct],
     inputs: str,
     labels: str,
     preprocess: Preprocess | None,
@@ -114,15 +116,15 @@ def num_classes(
     task = flax_task(model, zeros, bare, inputs=inputs, preprocess=watched, batch_stats=batch_stats, convolutions="xla")
     evaluate = task.evaluate or task.loss
 
-    def trace(batch: Batch) -> Any:
+    def trace(batch: Batch) -> Array:
         key = jax.random.key(0)
-        return evaluate(task.init(key), batch, key).value
+        return named_loss(evaluate(task.init(key), batch, key)).value
 
     outputs = jax.eval_shape(trace, example)
     return None if changed else outputs.shape[-1]
 
 
-def label_loss(logits: Any, y: Any) -> Loss:
+def label_loss(logits: jax.Array, y: Any) -> Loss:
     """Cross-entropy and accuracy of logits [B, ..., C] for labels [B, ...].
 
     Negative ones do not count. Of one that is no class the loss is NaN.
@@ -145,9 +147,9 @@ def label_loss(logits: Any, y: Any) -> Loss:
 
 
 def flax_task(
-    model: Any,
-    sample: dict[str, Any],
-    loss: Callable[[Any, Batch], Any],
+    model: Model,
+    sample: Columns,
+    loss: Callable[[PyTree, Batch], LossResult],
     *,
     inputs: str = "x",
     preprocess: Preprocess | None = None,
@@ -172,25 +174,13 @@ def flax_task(
     first = {name: array for name, array in first.items() if is_computable(array)}
     prepare = preprocess or (lambda batch: batch)
 
-    def example() -> Any:
+    def example() -> jax.Array:
         batch = {name: jnp.asarray(array) for name, array in first.items()}
         return prepare({**batch, "mask": jnp.ones(1, jnp.float32)})[inputs]
 
-    if isinstance(model, linen.Module):
-        module = _linen(model, example, inputs)
-    elif isinstance(model, nnx.Module) or callable(model):
-        module = _nnx(model, inputs, batch_stats == "frozen")
-    else:
-        raise ArgumentError(f"model={model!r}: must be a Flax module, linen or nnx.")
-    if module.collections and batch_stats not in ("average", "frozen"):
-        raise ArgumentError(
-            f"batch_stats={batch_stats!r}: the module keeps {list(module.collections)} besides its parameters, and "
-            'clients must agree on them. Say batch_stats="average" (updated locally, averaged over clients) or '
-            '"frozen" (never updated).'
-        )
-    frozen = batch_stats == "frozen"
+    module = _module(model, example, inputs, batch_stats)
 
-    def run(params: Params, batch: Batch, key: Key, train: bool) -> Any:
+    def run(params: Params, batch: Batch, key: Key, train: bool) -> Loss:
         mask = batch["mask"]
         _check_input(inputs, batch, first)
         batch = {**prepare(batch), "mask": mask}
@@ -204,29 +194,35 @@ def flax_task(
                 f"example of the sample, {np.shape(first[inputs])}; a module reads [B, features] at least."
             ) from error
         variables = {name: where(some, value, params[name]) for name, value in variables.items()}
-        result = loss(outputs, batch)
-        if isinstance(result, tuple) and not isinstance(result, Loss):
-            result = Loss(result[0], metrics=result[1])
-        elif not isinstance(result, Loss):
-            result = Loss(result)
-        return Loss(result.value, result.weight, result.metrics, variables or None)
+        told = named_loss(loss(outputs, batch))
+        return Loss(told.value, told.weight, told.metrics, variables or None)
 
-    def train_loss(params: Params, batch: Batch, key: Key) -> Any:
-        return run(params, batch, key, not frozen)
+    def train_loss(params: Params, batch: Batch, key: Key) -> Loss:
+        return run(params, batch, key, batch_stats != "frozen")
 
-    def evaluate(params: Params, batch: Batch, key: Key) -> Any:
+    def evaluate(params: Params, batch: Batch, key: Key) -> Loss:
         return run(params, batch, key, False)
 
-    return Task(
-        module.init,
-        train_loss,
-        collections=module.collections,
-        evaluate=evaluate,
-        convolutions=convolutions,
-    )
+    return Task(module.init, train_loss, collections=module.collections, evaluate=evaluate, convolutions=convolutions)
 
 
-def _check_input(inputs: str, batch: Batch, sample: dict[str, Any]) -> None:
+def _module(model: Model, example: Callable[[], jax.Array], inputs: str, batch_stats: BatchStats | None) -> _Module:
+    if isinstance(model, linen.Module):
+        module = _linen(model, example, inputs)
+    elif isinstance(model, nnx.Module) or callable(model):
+        module = _nnx(model, inputs, batch_stats == "frozen")
+    else:
+        raise ArgumentError(f"model={model!r}: must be a Flax module, linen or nnx.")
+    if module.collections and batch_stats not in ("average", "frozen"):
+        raise ArgumentError(
+            f"batch_stats={batch_stats!r}: the module keeps {list(module.collections)} besides its parameters, and "
+            'clients must agree on them. Say batch_stats="average" (updated locally, averaged over clients) or '
+            '"frozen" (never updated).'
+        )
+    return module
+
+
+def _check_input(inputs: str, batch: Batch, sample: Columns) -> None:
     """A module is made for examples like the sample's: of as many axes, if the data hold that entry."""
     if inputs in batch and inputs in sample and jnp.ndim(batch[inputs]) != sample[inputs].ndim:
         raise ArgumentError(
@@ -235,7 +231,7 @@ def _check_input(inputs: str, batch: Batch, sample: dict[str, Any]) -> None:
         )
 
 
-def _linen(model: linen.Module, example: Callable[[], Any], inputs: str) -> _Module:
+def _linen(model: linen.Module, example: Callable[[], jax.Array], inputs: str) -> _Module:
     takes = _parameters(type(model).__call__)
 
     def init(key: Key) -> Params:
@@ -250,7 +246,7 @@ def _linen(model: linen.Module, example: Callable[[], Any], inputs: str) -> _Mod
     shapes = jax.eval_shape(init, jax.random.key(0))
     collections = tuple(sorted(name for name in shapes if name != "params"))
 
-    def apply(params: Params, batch: Batch, key: Key, train: bool) -> Any:
+    def apply(params: Params, batch: Batch, key: Key, train: bool) -> tuple[PyTree, Mapping[str, PyTree]]:
         kwargs = _mode(takes, train)
         if "mask" in takes:
             kwargs["mask"] = batch["mask"]
@@ -278,7 +274,7 @@ def _check_convolution(next_function: Callable[..., Any], args: Any, kwargs: Any
     return next_function(*args, **kwargs)
 
 
-def _mask_batch_norm(mask: Any) -> Callable[..., Any]:
+def _mask_batch_norm(mask: jax.Array) -> Callable[..., Any]:
     """Padding examples must not enter batch statistics: hand the mask to every linen BatchNorm."""
 
     def interceptor(next_function, args, kwargs, context):
@@ -291,7 +287,7 @@ def _mask_batch_norm(mask: Any) -> Callable[..., Any]:
     return interceptor
 
 
-def _nnx(model: Any, inputs: str, frozen: bool) -> _Module:
+def _nnx(model: Model, inputs: str, frozen: bool) -> _Module:
     make = None if isinstance(model, nnx.Module) else model
     template = model if make is None else make(nnx.Rngs(0))
     if not isinstance(template, nnx.Module):
@@ -317,7 +313,7 @@ def _nnx(model: Any, inputs: str, frozen: bool) -> _Module:
         copy = lambda state: jax.tree.map(jnp.array, nnx.to_pure_dict(state))
         return {"params": copy(params)} | ({"batch_stats": copy(batch_stats)} if stats else {})
 
-    def apply(params: Params, batch: Batch, key: Key, train: bool):
+    def apply(params: Params, batch: Batch, key: Key, train: bool) -> tuple[PyTree, Mapping[str, PyTree]]:
         graph, param_state, stat_state, rest = graphs[train]
         module = nnx.merge(
             graph,
@@ -336,13 +332,13 @@ def _nnx(model: Any, inputs: str, frozen: bool) -> _Module:
     return _Module(init, apply, ("batch_stats",) if stats else ())
 
 
-def _filled(state: Any, values: Any) -> Any:
+def _filled(state: Any, values: PyTree) -> Any:
     state = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(state, values)
     return state
 
 
-def _reseeded(state: Any, key: Key) -> Any:
+def _reseeded(state: nnx.State, key: Key) -> nnx.State:
     """The module's random streams, started anew from the step's key."""
     leaves, structure = jax.tree.flatten(state)
     for i, leaf in enumerate(leaves):
@@ -351,7 +347,7 @@ def _reseeded(state: Any, key: Key) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+def _parameters(function: Callable[..., object]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 

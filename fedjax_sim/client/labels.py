@@ -1,18 +1,19 @@
 """Class labels: whole numbers from 0 on, looked at on the host before anything is trained on them."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.client.task import Columns, ColumnsCheck
+from fedjax_sim.core.arrays import Array
 from fedjax_sim.core.errors import ArgumentError, is_traced
 from fedjax_sim.core.kinds import is_computable
 
 
-def check_labels(name: str, y: Any, classes: int, ignored: int | None = None) -> None:
+def check_labels(name: str, y: Array, classes: int, ignored: int | None = None) -> None:
     """Raise `ArgumentError` unless labels are 0, ..., classes - 1, as whole numbers of any type.
 
     Args:
@@ -47,9 +48,7 @@ def check_labels(name: str, y: Any, classes: int, ignored: int | None = None) ->
         )
 
 
-def label_check(
-    name: str, classes: Callable[[], int | None], ignored: int | None = None
-) -> Callable[[Mapping[str, Any]], None]:
+def label_check(name: str, classes: Callable[[], int | None], ignored: int | None = None) -> ColumnsCheck:
     """A task's `check` of its labels.
 
     Args:
@@ -59,7 +58,7 @@ def label_check(
     """
     classes = functools.cache(classes)
 
-    def check(columns: Mapping[str, Any]) -> None:
+    def check(columns: Columns) -> None:
         y = columns.get(name)
         if y is None or is_traced(y) or np.asarray(y).dtype.kind not in "biuf":
             return
@@ -70,7 +69,7 @@ def label_check(
     return check
 
 
-def whole(y: Any, num_classes: int) -> Any:
+def whole(y: jax.Array, num_classes: int) -> jax.Array:
     """Labels as int32 inside a program; what is no whole number gets a label past the last class, whose loss is NaN."""
     if jnp.issubdtype(y.dtype, jnp.floating):
         real = y == jnp.floor(y)
@@ -78,7 +77,7 @@ def whole(y: Any, num_classes: int) -> Any:
     return y.astype(jnp.int32) if y.dtype == jnp.bool_ else y
 
 
-def example_of(sample: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+def example_of(sample: Columns) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of one example and its mask: a batch to trace a model with."""
     like = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))
     numbers = {name: like(a) for name, a in sample.items() if is_computable(a)}

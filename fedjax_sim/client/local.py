@@ -1,16 +1,16 @@
 """What a client function sees, and the loop over its local steps."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core.arrays import Batch, PyTree, Shapes
 from fedjax_sim.core.errors import ArgumentError, check_count
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree, static, strong, where
-from fedjax_sim.core.types import Key
+from fedjax_sim.core.types import Key, Metrics
 
 
 @pytree
@@ -38,20 +38,20 @@ class ClientBatches:
         ...     return fs.ClientUpdate(mean - server, weight=batches.num_examples)
     """
 
-    num_steps: Any
-    num_examples: Any
-    client_id: Any
-    info: Any
-    bound: Any
-    arrays: Any
-    order: Any
-    start: Any
-    stride: Any
+    num_steps: jax.Array
+    num_examples: jax.Array
+    client_id: jax.Array
+    info: dict[str, jax.Array]
+    bound: jax.Array
+    arrays: PyTree
+    order: jax.Array
+    start: jax.Array
+    stride: jax.Array
     batch_size: int = static(default=1)
     longest: int = static(default=0)
     alone: bool = static(default=False)
 
-    def batch(self, step: Any) -> dict[str, Any]:
+    def batch(self, step: jax.Array | int) -> Batch:
         """The batch of a step: the arrays' rows, [B, ...] each, and `mask`, [B] float32.
 
         Padding examples repeat the client's first row, so that they hold nothing special.
@@ -70,13 +70,17 @@ class ClientBatches:
         return {**batch, "mask": real.astype(jnp.float32)}
 
 
+LocalStep = Callable[[PyTree, Batch, Key], tuple[PyTree, Metrics]]
+"""`(value, batch, key) -> (value, metrics)`."""
+
+
 def local_steps(
-    step: Callable[[Any, dict[str, Any], Key], tuple[Any, dict[str, Metric]]],
-    init: Any,
+    step: LocalStep,
+    init: PyTree,
     batches: ClientBatches,
     key: Key,
     static_steps: int | None = None,
-) -> tuple[Any, dict[str, Metric]]:
+) -> tuple[PyTree, dict[str, Metric]]:
     """Run a client's local steps: the loop whose bound is traced, so that one program serves all clients.
 
     Args:
@@ -130,13 +134,13 @@ def local_steps(
     return jax.lax.scan(lambda carry, s: (body(s, carry), None), (init, no_metrics), steps)[0]
 
 
-def _checked(result: Any) -> tuple[Any, dict[str, Metric]]:
+def _checked(result: object) -> tuple[PyTree, dict[str, Metric]]:
     if not isinstance(result, tuple) or len(result) != 2:
         raise ArgumentError(f"a local step returned {type(result).__name__}: must be (value, metrics).")
     return result[0], metrics_lib.as_metrics(result[1])
 
 
-def _check_same(what: str, before: Any, after: Any) -> None:
+def _check_same(what: str, before: PyTree, after: Shapes) -> None:
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise ArgumentError(
             f"the {what} turned {jax.tree.structure(before)} into {jax.tree.structure(after)}: "

@@ -1,17 +1,17 @@
 """Tasks that compute in short numbers, or keep less for the gradient: transforms of a task's loss, which compose."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from fedjax_sim.client.task import Batch, Loss, Task, as_loss
+from fedjax_sim.client.task import Loss, LossFunction, LossResult, Task, as_loss
+from fedjax_sim.core.arrays import Array, Batch, PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.types import Key, Params
 
 
-def compute_in(task: Task, dtype: Any = jnp.bfloat16) -> Task:
+def compute_in(task: Task, dtype: DTypeLike = jnp.bfloat16) -> Task:
     """The task with its loss computed in a short floating-point type: mixed precision.
 
     Parameters and a batch's floating-point arrays are cast at the start of each step, losses, metrics and collections
@@ -35,12 +35,12 @@ def compute_in(task: Task, dtype: Any = jnp.bfloat16) -> Task:
     """
     check(jnp.issubdtype(dtype, jnp.floating), "dtype", dtype, "must be a floating-point type.")
 
-    def cast(tree: Any) -> Any:
+    def cast(tree: PyTree) -> PyTree:
         short = lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
         return jax.tree.map(lambda leaf: short(jnp.asarray(leaf)), tree)
 
-    def wrapped(loss: Any) -> Any:
-        def computed(params: Params, batch: Batch, key: Key) -> Any:
+    def wrapped(loss: LossFunction) -> LossFunction:
+        def computed(params: Params, batch: Batch, key: Key) -> LossResult:
             mask = {"mask": batch["mask"]} if "mask" in batch else {}
             result = loss(cast(params), {**cast(batch), **mask}, key)
             if isinstance(result, Loss) and result.variables:
@@ -54,17 +54,17 @@ def compute_in(task: Task, dtype: Any = jnp.bfloat16) -> Task:
     return task._replace(loss=wrapped(task.loss), evaluate=task.evaluate and wrapped(task.evaluate))
 
 
-def _long(tree: Any) -> Any:
+def _long(tree: PyTree) -> PyTree:
     """Short floating-point numbers as float32."""
 
-    def leaf(value: Any) -> Any:
+    def leaf(value: Array) -> jax.Array:
         value = jnp.asarray(value)
         return value.astype(jnp.promote_types(value.dtype, jnp.float32)) if _is_float(value) else value
 
     return jax.tree.map(leaf, tree)
 
 
-def _is_float(value: Any) -> bool:
+def _is_float(value: jax.Array) -> bool:
     return jnp.issubdtype(value.dtype, jnp.floating)
 
 
@@ -110,7 +110,7 @@ def micro_batches(task: Task, count: int) -> Task:
         parts = jax.tree.map(lambda leaf: leaf.reshape(count, size // count, *leaf.shape[1:]), batch)
 
         @jax.checkpoint
-        def one(part: tuple[Batch, Any]) -> Loss:
+        def one(part: tuple[Batch, jax.Array]) -> Loss:
             batch, i = part
             found = as_loss(task, task.loss(params, batch, jax.random.fold_in(key, i)), batch)
             other = [name for name, value in (found.metrics or {}).items() if isinstance(value, Metric)]

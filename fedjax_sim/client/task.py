@@ -1,20 +1,21 @@
 """Tasks: what is learnt. A pair of functions on any pytree of parameters; masking and weighting are done here."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.arrays import Array, Batch, Key, PyTree
 from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.kinds import check_leaves
 from fedjax_sim.core.metrics import Mean, Metric
 from fedjax_sim.core.pytree import pytree
-from fedjax_sim.core.types import Key, Params
+from fedjax_sim.core.types import Params
 
-Batch = dict[str, Any]
-"""The user's arrays, [B, ...] each, and the reserved entry `mask`, [B] float32: 0 for padding examples."""
+Variables = dict[str, PyTree]
+"""A task's collections, by their names."""
 
 
 @pytree
@@ -37,10 +38,23 @@ class Loss:
         3.0
     """
 
-    value: Any
-    weight: Any = None
-    metrics: Any = None
-    variables: Any = None
+    value: Array
+    weight: Array | None = None
+    metrics: Mapping[str, Array | tuple[Array, Array | None] | Metric] | None = None
+    variables: Variables | None = None
+
+
+LossResult = Loss | Array | tuple[Array, Mapping[str, Array | tuple[Array, Array | None] | Metric]]
+"""What a loss function returns: losses [B]; or `(losses [B], metrics)`; or a `Loss`."""
+
+LossFunction = Callable[[Params, Batch, Key], LossResult]
+"""`(params, batch, key) -> LossResult`."""
+
+Columns = Mapping[str, Array]
+"""Name to examples [n, ...]."""
+
+ColumnsCheck = Callable[[Columns], None]
+"""`(columns) -> None`: raises an `ArgumentError` for examples that cannot be right."""
 
 
 class Task(NamedTuple):
@@ -71,11 +85,11 @@ class Task(NamedTuple):
     """
 
     init: Callable[[Key], Params]
-    loss: Callable[[Params, Batch, Key], Any]
+    loss: LossFunction
     reduction: Literal["mean", "sum"] = "mean"
     collections: tuple[str, ...] = ()
-    evaluate: Callable[[Params, Batch, Key], Any] | None = None
-    check: Callable[[Mapping[str, Any]], None] | None = None
+    evaluate: LossFunction | None = None
+    check: ColumnsCheck | None = None
     convolutions: Convolutions = "auto"
 
 
@@ -92,8 +106,8 @@ class Gradient(NamedTuple):
     """
 
     grads: Params
-    metrics: dict[str, Any]
-    variables: dict[str, Any]
+    metrics: dict[str, Metric]
+    variables: Variables
 
 
 def grad(task: Task) -> Callable[[Params, Batch, Key], tuple[Params, dict[str, Metric]]]:
@@ -153,6 +167,7 @@ def gradient(task: Task) -> Callable[[Params, Batch, Key], Gradient]:
             loss = as_loss(task, task.loss({**trained, **held} if held else trained, batch, key), batch)
             metrics = batch_metrics(loss, batch)
             mean = metrics["loss"]
+            assert isinstance(mean, Mean)
             if task.reduction == "sum":
                 return mean.total, (metrics, loss.variables)
             return mean.total / jnp.where(mean.weight == 0, 1.0, mean.weight), (
@@ -168,7 +183,7 @@ def gradient(task: Task) -> Callable[[Params, Batch, Key], Gradient]:
     return gradient_fn
 
 
-def replace(params: Params, variables: dict[str, Any]) -> Params:
+def replace(params: Params, variables: Variables) -> Params:
     """`params` with the collections' new values.
 
     Example:
@@ -179,7 +194,7 @@ def replace(params: Params, variables: dict[str, Any]) -> Params:
     return {**params, **variables} if variables else params
 
 
-def split_params(task: Task, params: Params) -> tuple[Params, dict[str, Any]]:
+def split_params(task: Task, params: Params) -> tuple[Params, Variables]:
     """`(trained, collections)`: the entries of `params` that gradients train, and those they do not.
 
     Example:
@@ -198,12 +213,16 @@ def split_params(task: Task, params: Params) -> tuple[Params, dict[str, Any]]:
     return trained, {name: params[name] for name in task.collections}
 
 
-def as_loss(task: Task, result: Any, batch: Batch) -> Loss:
+def named_loss(result: LossResult) -> Loss:
+    """What a loss function returned, in one form."""
+    if isinstance(result, Loss):
+        return result
+    return Loss(result[0], metrics=result[1]) if isinstance(result, tuple) and len(result) == 2 else Loss(result)
+
+
+def as_loss(task: Task, result: LossResult, batch: Batch) -> Loss:
     """Check what a task's loss function returned and bring it into one form."""
-    if isinstance(result, tuple) and not isinstance(result, Loss) and len(result) == 2:
-        result = Loss(result[0], metrics=result[1])
-    if not isinstance(result, Loss):
-        result = Loss(result)
+    result = named_loss(result)
     size = batch["mask"].shape
     _check_per_example("losses", result.value, size)
     if result.weight is not None:
@@ -216,7 +235,7 @@ def as_loss(task: Task, result: Any, batch: Batch) -> Loss:
     return result
 
 
-def batch_metrics(loss: Loss, batch: Batch) -> dict[str, Any]:
+def batch_metrics(loss: Loss, batch: Batch) -> dict[str, Metric]:
     """A batch's metrics: masked, weighted sums. "loss" is among them."""
     mask = batch["mask"]
     metrics: dict[str, Metric] = {"loss": _masked_mean(loss.value, loss.weight, mask)}
@@ -243,13 +262,13 @@ def evaluation(task: Task) -> Callable[[Params, Batch, Key], dict[str, Metric]]:
     return evaluate
 
 
-def _masked_mean(value: Any, weight: Any, mask: Any) -> Mean:
+def _masked_mean(value: Array, weight: Array | None, mask: jax.Array) -> Mean:
     value = jnp.where(mask > 0, jnp.asarray(value).astype(jnp.float32), 0.0)
     weight = mask if weight is None else jnp.where(mask > 0, mask * weight, 0.0)
     return Mean(jnp.dot(value, weight), jnp.sum(weight))
 
 
-def _check_per_example(what: str, value: Any, size: tuple[int, ...]) -> None:
+def _check_per_example(what: str, value: Array, size: tuple[int, ...]) -> None:
     shape = jnp.shape(value)
     if shape != size:
         kind = "a scalar" if shape == () else f"shape {shape}"
@@ -269,7 +288,7 @@ def _check_trained(trained: Params) -> None:
             )
 
 
-def _check_task(task: Any) -> None:
+def _check_task(task: object) -> None:
     if not isinstance(task, Task):
         raise ArgumentError(f"task={task!r}: must be a fs.Task.")
     if task.reduction not in ("mean", "sum"):

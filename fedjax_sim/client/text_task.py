@@ -2,19 +2,20 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from fedjax_sim.client.flax_tasks import Preprocess, flax_task, label_loss, num_classes
+from fedjax_sim.client.flax_tasks import Model, Preprocess, flax_task, label_loss, num_classes
 from fedjax_sim.client.labels import example_of, label_check
-from fedjax_sim.client.task import Batch, Loss, Task
+from fedjax_sim.client.task import Columns, Loss, Task
+from fedjax_sim.core.arrays import Batch
 from fedjax_sim.core.errors import check
 
 
 def next_token(
-    model: Any,
-    sample: dict[str, Any],
+    model: Model,
+    sample: Columns,
     *,
     inputs: str = "x",
     labels: str = "y",
@@ -50,14 +51,16 @@ def next_token(
     check(labels in sample, "labels", labels, f"the sample has only the entries {list(sample)}.")
     ignored = jnp.asarray([*special], jnp.int32)
 
-    def loss(logits: Any, batch: Batch) -> Loss:
+    def loss(logits: jax.Array, batch: Batch) -> Loss:
         y = jnp.asarray(batch[labels])
         y = jnp.where(y == pad, -1, y)
         made = label_loss(logits, y)
         if not special:
             return made
         plain = label_loss(logits, jnp.where(jnp.isin(y, ignored), -1, y))  # the compiler drops its unused loss
-        return Loss(made.value, made.weight, {**made.metrics, "accuracy_no_special": plain.metrics["accuracy"]})
+        return Loss(
+            made.value, made.weight, {**(made.metrics or {}), "accuracy_no_special": (plain.metrics or {})["accuracy"]}
+        )
 
     task = flax_task(model, sample, loss, inputs=inputs, preprocess=preprocess)
     classes = functools.partial(num_classes, model, example_of(sample), inputs, labels, preprocess, None)

@@ -7,22 +7,23 @@ import functools
 import hashlib
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from fedjax_sim.core.arrays import Array
 from fedjax_sim.core.errors import is_traced
 
 MOST = 64  # entries of a list or a dict that are told one by one
 _DEEPEST = 40
 _OURS = ("fedjax_sim", "jax", "jaxlib", "optax", "flax", "numpy")  # told by their versions
-_Node = Any  # a leaf's words, or a dict of name to node
+_Node: TypeAlias = "str | dict[str, _Node]"  # a leaf's words, or a dict of name to node
 
 
-def constants(value: Any, code: bool = False) -> dict[str, str]:
+def constants(value: object, code: bool = False) -> dict[str, str]:
     """The numbers, words and arrays that a value holds, by where they are: of functions, those that they close over.
 
     Args:
@@ -41,7 +42,7 @@ def constants(value: Any, code: bool = False) -> dict[str, str]:
     return found
 
 
-def digest(array: Any) -> str:
+def digest(array: Array) -> str:
     """Of an array's dtype, shape and bytes, without a pass over its dtype's spelling.
 
     Example:
@@ -61,10 +62,10 @@ class _Walk:
 
     def __init__(self, code: bool):
         self.code = code
-        self._made: dict[int, tuple[Any, _Node]] = {}  # with the value, so that no id is given twice
+        self._made: dict[int, tuple[object, _Node]] = {}  # with the value, so that no id is given twice
         self._within: set[int] = set()
 
-    def node(self, value: Any, depth: int = 0) -> _Node:
+    def node(self, value: object, depth: int = 0) -> _Node:
         word = _word(value)
         if word is not None:
             return word
@@ -80,7 +81,7 @@ class _Walk:
         self._made[id(value)] = value, node
         return node
 
-    def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
+    def _parts(self, value: object) -> Iterator[tuple[str, object]]:
         if isinstance(value, types.FunctionType):
             yield from self._of_function(value)
         elif isinstance(value, types.MethodType):
@@ -109,7 +110,7 @@ class _Walk:
             held = getattr(value, "__dict__", None)
             yield from sorted((f".{name}", each) for name, each in (held or {}).items() if not name.startswith("__"))
 
-    def _of_function(self, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    def _of_function(self, function: types.FunctionType) -> Iterator[tuple[str, object]]:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             try:
                 yield f".{name}", cell.cell_contents
@@ -132,7 +133,7 @@ class _Words(str):
     """A leaf that is words already."""
 
 
-def _word(value: Any) -> str | None:
+def _word(value: object) -> str | None:
     """A leaf's words; None for what has parts."""
     if isinstance(value, _Words):
         return str(value)
@@ -155,7 +156,7 @@ def _word(value: Any) -> str | None:
     return None
 
 
-def _array(value: Any) -> str:
+def _array(value: Array | np.generic) -> str:
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     array = np.asarray(value)
@@ -231,7 +232,7 @@ def _code(code: types.CodeType) -> str:
     return _hash("\n".join(parts))
 
 
-def program(closed: Any) -> str:
+def program(closed: core.ClosedJaxpr) -> str:
     """A digest of a `jax.make_jaxpr`'s result: its equations, and what it closes over.
 
     Example:
@@ -251,14 +252,14 @@ def program(closed: Any) -> str:
 _UNSAID = ("name", "debug_info", "ctx_mesh", "inline", "donated_invars", "keep_unused", "layout")
 
 
-def _lines(program: Any) -> Iterator[str]:
+def _lines(program: core.ClosedJaxpr | core.Jaxpr) -> Iterator[str]:
     closed = isinstance(program, core.ClosedJaxpr)
     jaxpr = program.jaxpr if closed else program
     if closed:
         yield from (f"const {_constant(const)}" for const in program.consts)
-    numbers: dict[Any, int] = {}
+    numbers: dict[core.Var, int] = {}
 
-    def said(variable: Any) -> str:
+    def said(variable: core.Var | core.Literal) -> str:
         if isinstance(variable, core.Literal):
             return f"{_type(variable.aval)}={_constant(variable.val)}"
         return f"v{numbers.setdefault(variable, len(numbers))}:{_type(variable.aval)}"
@@ -281,12 +282,12 @@ def _constant(value: Any) -> str:
     return said
 
 
-def _type(aval: Any) -> str:
+def _type(aval: object) -> str:
     shape, weak = getattr(aval, "shape", ()), getattr(aval, "weak_type", False)
     return f"{getattr(aval, 'dtype', type(aval).__name__)}{list(shape)}{'~' if weak else ''}"
 
 
-def _parameter(value: Any) -> Iterator[str]:
+def _parameter(value: object) -> Iterator[str]:
     if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
         yield from _lines(value)
     elif isinstance(value, dict):

@@ -34,17 +34,18 @@ where XLA's scatters. A step of the EMNIST CNN takes 0.69, 0.64 and 0.64 of the 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar, get_args
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
+from fedjax_sim.core.arrays import PyTree, Shapes
 from fedjax_sim.core.errors import check
 from fedjax_sim.core.maxima import maximum_of
 from fedjax_sim.core.products import product_of
 
-Fn = TypeVar("Fn", bound=Callable[..., Any])
+Fn = TypeVar("Fn", bound=Callable[..., PyTree])
 Convolutions = Literal["auto", "matmul", "xla"]
 """As products of matrices, as XLA's own, or as is faster on the platform."""
 
@@ -86,13 +87,13 @@ def rewritten(convolutions: Convolutions, platform: str) -> bool:
     return convolutions == "matmul" or (convolutions == "auto" and pays_on(platform))
 
 
-def check_convolutions(convolutions: Any) -> None:
+def check_convolutions(convolutions: object) -> None:
     """One of the three choices."""
     choices = get_args(Convolutions)
     check(convolutions in choices, "convolutions", convolutions, 'must be "auto", "matmul" or "xla".')
 
 
-def traced(fn: Callable[..., Any], args: tuple[Any, ...], rewrite: bool) -> tuple[Callable[..., Any], Any]:
+def traced(fn: Callable[..., PyTree], args: tuple[PyTree, ...], rewrite: bool) -> tuple[Callable[..., PyTree], Shapes]:
     """`fn` traced once, its convolutions rewritten if wanted: a function of arguments like `args`, and result shapes.
 
     What the engine calls: it computes derivatives too, which are rewritten as they are.
@@ -148,7 +149,7 @@ def matmul_convolutions(fn: Fn) -> Fn:
     """
 
     @functools.wraps(fn)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: PyTree, **kwargs: PyTree) -> PyTree:
         arrays, merge_inputs = _split((args, kwargs))
         merge_outputs: Any = None
 
@@ -167,16 +168,16 @@ def matmul_convolutions(fn: Fn) -> Fn:
     return wrapped  # type: ignore[return-value]
 
 
-def _split(tree: Any) -> tuple[list[jax.Array], Callable[[Any], Any]]:
+def _split(tree: PyTree) -> tuple[list[jax.Array], Callable[[Iterable[jax.Array]], PyTree]]:
     """The tree's arrays, and a function that puts others in their places."""
     leaves, treedef = jax.tree.flatten(tree)
     is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
     arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
     rest = [None if array else leaf for leaf, array in zip(leaves, is_array, strict=True)]
 
-    def merge(arrays: Any) -> Any:
-        arrays = iter(arrays)
-        merged = [next(arrays) if array else leaf for leaf, array in zip(rest, is_array, strict=True)]
+    def merge(arrays: Iterable[jax.Array]) -> PyTree:
+        left = iter(arrays)
+        merged = [next(left) if array else leaf for leaf, array in zip(rest, is_array, strict=True)]
         return jax.tree.unflatten(treedef, merged)
 
     return arrays, merge
@@ -196,7 +197,7 @@ def _rewrite(value: Any) -> Any:
     return value
 
 
-def _same(new: Any, old: Any) -> bool:
+def _same(new: Iterable[object], old: Iterable[object]) -> bool:
     return all(a is b for a, b in zip(new, old, strict=True))
 
 
@@ -213,7 +214,7 @@ def _rewrite_equation(eqn: JaxprEqn) -> JaxprEqn:
     return eqn
 
 
-def _replace(eqn: JaxprEqn, fn: Callable[..., Any]) -> JaxprEqn:
+def _replace(eqn: JaxprEqn, fn: Callable[..., PyTree]) -> JaxprEqn:
     """The equation with the same inputs, outputs and source location that calls the jitted `fn`."""
     (call,) = jax.make_jaxpr(fn)(*(v.aval for v in eqn.invars)).eqns
     return eqn.replace(primitive=call.primitive, params=call.params)

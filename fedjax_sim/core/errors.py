@@ -5,9 +5,12 @@ import contextvars
 import math
 import operator
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import jax
 from jax.core import Tracer
+
+from fedjax_sim.core.arrays import Scalar
 
 try:
     from jax.extend.core import get_opaque_trace_state
@@ -119,7 +122,7 @@ class RunInterrupted(KeyboardInterrupt):
     history: Any = None
 
 
-def is_traced(value: Any) -> bool:
+def is_traced(value: object) -> bool:
     """True when `value` is known only inside a JAX transformation, and so cannot be checked."""
     return isinstance(value, Tracer)
 
@@ -127,8 +130,8 @@ def is_traced(value: Any) -> bool:
 class Deferred(NamedTuple):
     """A check of a traced value, to be made where its value is known."""
 
-    ok: Any
-    value: Any
+    ok: jax.Array
+    value: object
     name: str
     advice: str
 
@@ -147,7 +150,7 @@ def deferring() -> Iterator[list[Deferred]]:
         _deferred.reset(token)
 
 
-def check(ok: Any, name: str, value: Any, advice: str) -> None:
+def check(ok: object, name: str, value: object, advice: str) -> None:
     """Raise `ArgumentError` naming an argument and its value unless `ok`; skip traced values, or defer their checks.
 
     Args:
@@ -159,13 +162,13 @@ def check(ok: Any, name: str, value: Any, advice: str) -> None:
     if is_traced(ok) or is_traced(value):
         found, level = _deferred.get() or (None, None)
         if found is not None and is_traced(ok) and get_opaque_trace_state(convention="flax") == level:
-            found.append(Deferred(ok, value, name, advice))
+            found.append(Deferred(cast(jax.Array, ok), value, name, advice))
         return
     if not ok:
         raise ArgumentError(f"{name}={value!r}: {advice}")
 
 
-def check_positive(name: str, value: Any, advice: str = "") -> None:
+def check_positive(name: str, value: Scalar, advice: str = "") -> None:
     """`value` must be a positive, finite number."""
     if is_traced(value):
         ok = (value > 0) & (value < math.inf)
@@ -174,7 +177,7 @@ def check_positive(name: str, value: Any, advice: str = "") -> None:
     check(ok, name, value, f"must be positive and finite. {advice}".rstrip())
 
 
-def check_not_negative(name: str, value: Any, advice: str = "") -> None:
+def check_not_negative(name: str, value: Scalar, advice: str = "") -> None:
     """`value` must be zero or a positive, finite number."""
     if is_traced(value):
         ok = (value >= 0) & (value < math.inf)
@@ -183,7 +186,7 @@ def check_not_negative(name: str, value: Any, advice: str = "") -> None:
     check(ok, name, value, f"must be zero or more, and finite. {advice}".rstrip())
 
 
-def check_fraction(name: str, value: Any, advice: str = "", closed: bool = False) -> None:
+def check_fraction(name: str, value: Scalar, advice: str = "", closed: bool = False) -> None:
     """`value` must lie in [0, 1), or in [0, 1] when `closed`."""
     if is_traced(value):
         ok = (value >= 0) & ((value <= 1) if closed else (value < 1))
@@ -193,14 +196,14 @@ def check_fraction(name: str, value: Any, advice: str = "", closed: bool = False
     check(ok, name, value, f"must lie in {interval}. {advice}".rstrip())
 
 
-def check_count(name: str, value: Any, minimum: int = 1, advice: str = "") -> None:
+def check_count(name: str, value: object, minimum: int = 1, advice: str = "") -> None:
     """`value` must be a whole number, at least `minimum`; counts shape programs and are never traced."""
     try:
-        ok = not isinstance(value, bool) and operator.index(value) >= minimum
+        ok = not isinstance(value, bool) and operator.index(value) >= minimum  # type: ignore[arg-type]
     except TypeError:
         ok = False
     check(ok, name, value, f"must be a whole number, at least {minimum}. {advice}".rstrip())
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (hasattr(value, "ndim") and value.ndim == 0)
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) or getattr(value, "ndim", None) == 0

@@ -5,7 +5,6 @@ There are no scripts in them, and no colours but the text's own: they are as rea
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ class Markup(str):
     """HTML that goes into a table as it is; everything else is escaped."""
 
 
-def facts(title: str, values: Mapping[str, Any]) -> str:
+def facts(title: str, values: Mapping[str, object]) -> str:
     """A table with a row a name.
 
     Example:
@@ -27,7 +26,7 @@ def facts(title: str, values: Mapping[str, Any]) -> str:
     return _table(title, "".join(_row(_head(name, "row"), [value]) for name, value in values.items()))
 
 
-def table(title: str, head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+def table(title: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A table with a row of names above the others; the first cell of each row is its name.
 
     Example:
@@ -40,7 +39,7 @@ def table(title: str, head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str
     return _table(title, f"<tr>{names}</tr>{body}")
 
 
-def sparkline(values: Any) -> Markup:
+def sparkline(values: np.ndarray | Sequence[float]) -> Markup:
     """A small curve through the finite ones of [n] values; nothing where there are fewer than two.
 
     Example:
@@ -68,13 +67,13 @@ def _table(title: str, rows: str) -> str:
     return f"<table><caption>{_inner(title)}</caption>{rows}</table>"
 
 
-def _row(head: str, cells: Sequence[Any]) -> str:
+def _row(head: str, cells: Sequence[object]) -> str:
     return f"<tr>{head}{''.join(f'<td>{_inner(cell)}</td>' for cell in cells)}</tr>"
 
 
-def _head(name: Any, scope: str) -> str:
+def _head(name: object, scope: str) -> str:
     return f'<th scope="{scope}">{_inner(name)}</th>'
 
 
-def _inner(cell: Any) -> str:
+def _inner(cell: object) -> str:
     return cell if isinstance(cell, Markup) else escape(str(cell))

@@ -1,20 +1,21 @@
 """What devices compute with: numbers, and no text; and what kind of numbers a state keeps."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fedjax_sim.core.arrays import Array, PyTree, Shapes
 from fedjax_sim.core.errors import ArgumentError
 
 
-def is_computable(array: Any) -> bool:
+def is_computable(array: Array | jax.ShapeDtypeStruct) -> bool:
     """Whether an array's entries are numbers, truth values or JAX keys."""
     return any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.extended))
 
 
-def check_computable(arrays: Any) -> None:
+def check_computable(arrays: PyTree) -> None:
     """Raise `ArgumentError` for a column with which no device computes, whether it is used or not."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         if is_computable(leaf):
@@ -28,7 +29,7 @@ def check_computable(arrays: Any) -> None:
         )
 
 
-def check_leaves(what: str, tree: Any) -> None:
+def check_leaves(what: str, tree: PyTree) -> None:
     """Raise `ArgumentError`, naming the leaf, for what is no number, such as a function or a text."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         number = isinstance(leaf, bool | int | float | complex)
@@ -39,10 +40,10 @@ def check_leaves(what: str, tree: Any) -> None:
             )
 
 
-def shapes_of(what: str, function: Callable[..., Any], *args: Any) -> Any:
+def shapes_of(what: str, function: Callable[..., PyTree], *args: PyTree) -> Shapes:
     """`jax.eval_shape`, with an error that names a leaf which is no number."""
 
-    def checked(*args: Any) -> Any:
+    def checked(*args: PyTree) -> PyTree:
         made = function(*args)
         check_leaves(what, made)
         return made
@@ -50,7 +51,7 @@ def shapes_of(what: str, function: Callable[..., Any], *args: Any) -> Any:
     return jax.eval_shape(checked, *args)
 
 
-def check_keeps(what: str, old: Any, new: Any) -> None:
+def check_keeps(what: str, old: PyTree, new: PyTree) -> None:
     """Raise `ArgumentError` where a leaf would be cut to the old one's kind, a fraction to a whole number."""
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
         kept, given = jnp.result_type(a), jnp.result_type(b)
@@ -61,7 +62,7 @@ def check_keeps(what: str, old: Any, new: Any) -> None:
             )
 
 
-def _rank(dtype: Any) -> int:
+def _rank(dtype: np.dtype) -> int:
     """Truth values, whole numbers, floats, complex numbers; each holds those before it."""
     for rank, kind in enumerate((jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)):
         if jnp.issubdtype(dtype, kind):

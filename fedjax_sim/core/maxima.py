@@ -7,7 +7,7 @@ convolution: with :math:`p` an element's place in its window, :math:`\dot y = \s
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -31,7 +31,7 @@ def maximum_of(eqn: JaxprEqn) -> Callable[..., jax.Array] | None:
     return functools.partial(_spread if name == "select_and_scatter_add" else _selected, window)
 
 
-def _tiles(params: dict[str, Any], x: ShapedArray) -> bool:
+def _tiles(params: Mapping[str, Any], x: ShapedArray) -> bool:
     """Whether the windows lie side by side, and begin at the first element."""
     dilations = (*params.get("base_dilation", ()), *params.get("window_dilation", ()))
     return (
@@ -49,7 +49,7 @@ def max_pool(window: Ints, x: jax.Array) -> jax.Array:
 
 
 @max_pool.defjvp
-def _max_pool_jvp(window: Ints, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _max_pool_jvp(window: Ints, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
     return max_pool(window, x), _selected(window, tangent, x)
 

@@ -4,12 +4,14 @@ A client's metrics are merged over its steps, a cohort's over its clients; what 
 by accident. A metric may carry a leading axis (one entry per client): `reduce` merges over it.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.arrays import Array, Scalar
 from fedjax_sim.core.errors import ArgumentError, is_traced
 from fedjax_sim.core.pytree import pytree, static
 
@@ -57,10 +59,10 @@ class Sum(Metric):
         5.0
     """
 
-    total: Any
+    total: Scalar
 
     def compute(self) -> np.ndarray:
-        return self.total if is_traced(self.total) else np.asarray(self.total)
+        return self.total if is_traced(self.total) else np.asarray(self.total)  # type: ignore[return-value]
 
 
 @pytree
@@ -73,8 +75,8 @@ class Mean(Metric):
         2.0
     """
 
-    total: Any
-    weight: Any
+    total: Scalar
+    weight: Scalar
 
     def compute(self) -> np.ndarray:
         total, weight = self.total, self.weight
@@ -94,7 +96,7 @@ class Max(Metric):
         3.0
     """
 
-    value: Any
+    value: Scalar
 
     def zero(self) -> "Max":
         return Max(jnp.full_like(jnp.asarray(self.value, jnp.float32), -jnp.inf))
@@ -122,11 +124,11 @@ class Histogram(Metric):
         [2. 1.]
     """
 
-    counts: Any
+    counts: Scalar
     edges: tuple[float, ...] = static(default=(0.0, 1.0))
 
     @classmethod
-    def of(cls, values: Any, edges: tuple[float, ...], weight: Any = None) -> "Histogram":
+    def of(cls, values: Array | Sequence[float], edges: tuple[float, ...], weight: Array | None = None) -> "Histogram":
         """The histogram of `values` (weighted by `weight`, of the same shape)."""
         values = jnp.ravel(jnp.asarray(values, jnp.float32))
         weight = jnp.ones_like(values) if weight is None else jnp.ravel(weight)
@@ -134,10 +136,10 @@ class Histogram(Metric):
         return cls(jnp.zeros(len(edges) - 1).at[bins].add(weight), tuple(edges))
 
     def compute(self) -> np.ndarray:
-        return self.counts if is_traced(self.counts) else np.asarray(self.counts)
+        return self.counts if is_traced(self.counts) else np.asarray(self.counts)  # type: ignore[return-value]
 
 
-def as_metrics(metrics: Any) -> dict[str, Metric]:
+def as_metrics(metrics: object) -> dict[str, Metric]:
     """Check a user's dict of metrics; a bare number becomes a `Mean` of weight one.
 
     Example:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import JaxprEqn
+from jax.typing import DTypeLike
 
 Ints = tuple[int, ...]
 
@@ -41,8 +42,8 @@ class Convolution(NamedTuple):
     dimension_numbers: jax.lax.ConvDimensionNumbers
     feature_group_count: int
     batch_group_count: int
-    precision: Any
-    preferred_element_type: Any
+    precision: jax.lax.PrecisionLike
+    preferred_element_type: DTypeLike | None
 
 
 def product_of(eqn: JaxprEqn) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
@@ -204,7 +205,7 @@ def _dot(a: jax.Array, b: jax.Array, axis: int, other: int, c: Convolution) -> j
     return jax.lax.dot_general(a, b, over, precision=c.precision, preferred_element_type=_sum_type(a, c))
 
 
-def _sum_type(x: jax.Array, c: Convolution) -> Any:
+def _sum_type(x: jax.Array, c: Convolution) -> DTypeLike:
     """What sums are held in: at least float32, as XLA's convolutions do; integers as they are."""
     dtype = c.preferred_element_type or x.dtype
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype

@@ -6,6 +6,9 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.arrays import Array, PyTree, Scalar, Shapes
 
 T = TypeVar("T")
 
@@ -37,17 +40,17 @@ def pytree(cls: type[T]) -> type[T]:
     return cls
 
 
-def where(condition: Any, yes: Any, no: Any) -> Any:
+def where(condition: Scalar, yes: PyTree, no: PyTree) -> PyTree:
     """Leaf by leaf `condition ? yes : no` for a scalar condition; `yes` may hold NaN where it loses."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def strong(tree: Any) -> Any:
+def strong(tree: PyTree) -> PyTree:
     """The leaves as arrays of their dtype for good: a Python number would take part in a program's type otherwise."""
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)
 
 
-def squared_norm(tree: Any) -> jax.Array:
+def squared_norm(tree: PyTree) -> jax.Array:
     """Sum of squares over every leaf, in float32: not finite whenever a leaf holds NaN or infinity.
 
     A dot product, as XLA's CPU reductions to a scalar are not vectorised.
@@ -59,18 +62,18 @@ def squared_norm(tree: Any) -> jax.Array:
     return total
 
 
-def size(tree: Any) -> int:
+def size(tree: Shapes) -> int:
     """Number of scalars in all leaves; shapes alone will do."""
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def bits(tree: Any) -> int:
+def bits(tree: Shapes) -> int:
     """Bits of all leaves as they are stored; shapes alone will do."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize * 8 for leaf in map(_shaped, jax.tree.leaves(tree)))
 
 
-def _shaped(leaf: Any) -> Any:
-    return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+def _shaped(leaf: Scalar | jax.ShapeDtypeStruct) -> Array | np.number | jax.ShapeDtypeStruct:
+    return jnp.asarray(leaf) if isinstance(leaf, bool | int | float | complex) else leaf
 
 
 @pytree
@@ -91,7 +94,7 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...] = static()
 
     @classmethod
-    def of(cls, tree: Any) -> "Layout":
+    def of(cls, tree: Shapes) -> "Layout":
         """The layout of a tree of arrays, or of their shapes."""
         leaves, structure = jax.tree.flatten(tree)
         return cls(structure, tuple(tuple(jnp.shape(leaf)) for leaf in leaves))
@@ -101,12 +104,12 @@ class Layout:
         """Numbers in all leaves."""
         return sum(math.prod(shape) for shape in self.shapes)
 
-    def ravel(self, tree: Any, padded: int = 0) -> jax.Array:
+    def ravel(self, tree: PyTree, padded: int = 0) -> jax.Array:
         """The leaves one after another, [size] float32, and zeros up to `padded` numbers."""
         parts = [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
         return jnp.concatenate([*parts, jnp.zeros(max(padded - self.size, 0), jnp.float32)])
 
-    def unravel(self, vector: jax.Array) -> Any:
+    def unravel(self, vector: jax.Array) -> PyTree:
         """The tree whose leaves lie in the vector; what is over at its end is dropped."""
         leaves, at = [], 0
         for shape in self.shapes:

@@ -7,11 +7,11 @@ four numbers into a JAX key; the host side hashes them, for all clients at once.
 
 import enum
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import numpy as np
 
+from fedjax_sim.core.arrays import Array, Key, Scalar
 from fedjax_sim.core.errors import check, check_count, is_traced
 
 
@@ -40,7 +40,7 @@ NOISES = (Purpose.NOISE, Purpose.CENTRAL_NOISE)
 """Purposes whose keys come from a run's noise seed."""
 
 
-def check_seed(seed: Any, name: str = "seed") -> None:
+def check_seed(seed: Scalar, name: str = "seed") -> None:
     """A seed is a whole number of 32 bits: JAX would silently cut a longer one."""
     if is_traced(seed):
         check(seed >= 0, name, seed, "must be a whole number, at least 0.")
@@ -49,7 +49,7 @@ def check_seed(seed: Any, name: str = "seed") -> None:
     check(int(seed) < 2**32, name, seed, "must be below 2**32, as JAX keys are made from 32 bits.")
 
 
-def round_keys(seeds: Any, purposes: Iterable[Purpose], round: Any, phase: int) -> dict[Purpose, jax.Array]:
+def round_keys(seeds: Array, purposes: Iterable[Purpose], round: Scalar, phase: int) -> dict[Purpose, Key]:
     """The keys of a phase of a round, by purpose; those that noise for privacy is drawn from have their own seed.
 
     Args:
@@ -62,7 +62,7 @@ def round_keys(seeds: Any, purposes: Iterable[Purpose], round: Any, phase: int) 
     return {purpose: jax.random.fold_in(key(of(purpose), purpose, round), phase) for purpose in purposes}
 
 
-def key(seed: Any, purpose: Purpose, round: Any = 0) -> jax.Array:
+def key(seed: Scalar, purpose: Purpose, round: Scalar = 0) -> Key:
     """The JAX key of a purpose in a round; fold a client's id into it for a client's own key.
 
     Args:
@@ -81,7 +81,7 @@ def generator(seed: int, purpose: Purpose, round: int = 0) -> np.random.Generato
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, purpose, round))))
 
 
-def hash32(seed: int, purpose: Purpose, round: int, client_id: Any, counter: Any) -> np.ndarray:
+def hash32(seed: int, purpose: Purpose, round: int, client_id: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
     """32 random bits for each (client, counter): a counter-based generator, vectorised over both.
 
     Two rounds of the SplitMix64 finaliser (Steele, Lea and Flood 2014) over the folded numbers.

@@ -1,18 +1,29 @@
 """The records that pass between the parts. Axes: C cohort, D devices, T chunks, L lanes, M example rows."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from fedjax_sim.core.arrays import UNSET, Dealt, Key, PyTree, Scalar
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree
 
-Params = Any
-"""Any pytree of arrays."""
+Params = PyTree
+"""A model's parameters, and its collections."""
 
-Key = Any
-"""A typed JAX key, scalar."""
+Metrics = Mapping[str, Metric | Scalar]
+"""Name to metric, as a transform or a local step returns them; a bare number becomes a `Mean` of weight one."""
+
+Server = PyTree
+"""An algorithm's server state."""
+
+Row = PyTree
+"""A client's private state between rounds, or None."""
+
+SamplerState = Any
+"""What a sampler hands from round to round, on the host."""
 
 
 @pytree
@@ -34,10 +45,10 @@ class ClientUpdate:
         ...     return fs.ClientUpdate(delta, batches.num_examples, state=visits + 1, metrics=metrics)
     """
 
-    payload: Any
-    weight: Any = 1.0
+    payload: PyTree
+    weight: Scalar = 1.0
     _: dataclasses.KW_ONLY
-    state: Any = None
+    state: Row = None
     metrics: dict[str, Metric] = dataclasses.field(default_factory=dict)
 
 
@@ -66,17 +77,17 @@ class Aggregate:
         [2.]
     """
 
-    value: Any
-    weight: Any
-    count: Any
+    value: PyTree
+    weight: Scalar
+    count: Scalar
     _: dataclasses.KW_ONLY
-    bound: Any = None
-    expected: Any = None
-    population: Any = None
-    sums: Any = None
-    round_key: Any = None
-    step: Any = None
-    shares: Any = None
+    bound: Scalar = UNSET
+    expected: Scalar = UNSET
+    population: Scalar | None = None
+    sums: PyTree = None
+    round_key: Key = UNSET
+    step: Scalar = UNSET
+    shares: Scalar | None = None
 
 
 @pytree
@@ -103,13 +114,13 @@ class Cohort:
         array([5, 1, 5])
     """
 
-    ids: Any
-    valid: Any
-    weight: Any
+    ids: np.ndarray
+    valid: np.ndarray
+    weight: np.ndarray
     _: dataclasses.KW_ONLY
-    max_steps: Any = None
-    arrives: Any = None
-    version: Any = None
+    max_steps: np.ndarray | None = None
+    arrives: np.ndarray | None = None
+    version: np.ndarray | None = None
 
 
 @pytree
@@ -130,17 +141,17 @@ class RoundPlan:
         round: [D] int32, the round's number.
     """
 
-    order: Any
-    start: Any
-    size: Any
-    steps: Any
-    client_id: Any
-    slot: Any
-    weight: Any
-    version: Any
-    neighbour: Any
-    chunks: Any
-    round: Any
+    order: Dealt
+    start: Dealt
+    size: Dealt
+    steps: Dealt
+    client_id: Dealt
+    slot: Dealt
+    weight: Dealt
+    version: Dealt
+    neighbour: Dealt
+    chunks: Dealt
+    round: Dealt
 
 
 @pytree
@@ -152,8 +163,8 @@ class ClientRows:
         aggregator: the transforms' rows (error feedback), one entry a phase, or None.
     """
 
-    client: Any = None
-    aggregator: Any = None
+    client: PyTree = None
+    aggregator: PyTree = None
 
 
 @pytree
@@ -183,10 +194,10 @@ class RoundState:
 
     round: int
     seed: int
-    server: Any
-    aggregator: Any
-    sampler: Any
-    rows: Any
+    server: Server
+    aggregator: PyTree
+    sampler: SamplerState
+    rows: PyTree
     ledger: Any = None
     noise_seed: int | None = None
 

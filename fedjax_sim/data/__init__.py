@@ -8,8 +8,6 @@ from fedjax_sim.data.federated import FederatedData as FederatedData
 from fedjax_sim.data.federated import Partition as Partition
 from fedjax_sim.data.federated import federate as federate
 from fedjax_sim.data.federated import from_clients as from_clients
-from fedjax_sim.data.federated import limit as limit
-from fedjax_sim.data.federated import split as split
 from fedjax_sim.data.fetch import archives as archives
 from fedjax_sim.data.fetch.catalogue import Entry as Entry
 from fedjax_sim.data.fetch.catalogue import catalogue as catalogue
@@ -27,6 +25,8 @@ from fedjax_sim.data.preprocess import fill as fill
 from fedjax_sim.data.preprocess import map_clients as map_clients
 from fedjax_sim.data.preprocess import normalise as normalise
 from fedjax_sim.data.preprocess import numbered as numbered
+from fedjax_sim.data.selection import limit as limit
+from fedjax_sim.data.selection import split as split
 from fedjax_sim.data.store.cache import cache_folder as cache_folder
 from fedjax_sim.data.store.cache import cached as cached
 from fedjax_sim.data.store.cache import file_fingerprint as file_fingerprint

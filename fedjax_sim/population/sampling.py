@@ -5,14 +5,15 @@ A `Sampler` is a bundle of functions. Draws depend on (seed, round) alone; nothi
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ArgumentError, check, check_count
+from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.core.types import Cohort
+from fedjax_sim.core.types import Cohort, SamplerState
 
 
 class SamplingEvent(NamedTuple):
@@ -57,6 +58,16 @@ class SeparationEvent(NamedTuple):
     separation: int
 
 
+class Sample(Protocol):
+    """`(state, round, seed) -> (cohort, state)`."""
+
+    def __call__(self, state: SamplerState, round: int, seed: int, /) -> tuple[Cohort, SamplerState]: ...
+
+
+Observe = Callable[[SamplerState, Cohort, dict[str, Metric]], SamplerState]
+"""`(state, cohort, per-client metrics [C, ...]) -> state`."""
+
+
 class Sampler(NamedTuple):
     """Functions that draw cohorts.
 
@@ -83,12 +94,12 @@ class Sampler(NamedTuple):
         [0, 1, 2, 0, 1]
     """
 
-    init: Callable[[int], Any]
-    sample: Callable[[Any, int, int], tuple[Cohort, Any]]
+    init: Callable[[int], SamplerState]
+    sample: Sample
     capacity: Callable[[int], int]
     expected: Callable[[int], float]
     event: Callable[[int], SamplingEvent | SeparationEvent] | None = None
-    observe: Callable[..., Any] | None = None
+    observe: Observe | None = None
     name: str = "sampler"
 
 

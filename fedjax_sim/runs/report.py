@@ -5,14 +5,12 @@ Whatever comes out of a run's folder is escaped, and the page's security policy 
 
 import base64
 import hashlib
-import json
 import os
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,10 +21,23 @@ from fedjax_sim.runs.writing import replace, writing
 
 if TYPE_CHECKING:
     from fedjax_sim.runs.reading import Run
+from fedjax_sim.runs.report_pictures import curve_names, curves_section, embedded, pictures_section
+from fedjax_sim.runs.report_words import (
+    NONE,
+    cohort,
+    commands,
+    commit,
+    count,
+    devices,
+    duration,
+    get,
+    number,
+    plain,
+    rounds_done,
+    started,
+)
 
-POINTS = 2000  # of a curve: longer ones are thinned evenly
 LOWER_IS_BETTER = ("loss", "error", "perplexity", "mse", "mae", "rmse")
-NONE = "–"
 
 
 def write(runs: Sequence["Run"], path: str | os.PathLike[str]) -> Path:
@@ -79,7 +90,7 @@ def page(runs: Sequence["Run"]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     policy += "; base-uri 'none'; form-action 'none'"
-    metrics = list(dict.fromkeys(name for run in runs for name in _curve_names(run)))
+    metrics = list(dict.fromkeys(name for run in runs for name in curve_names(run)))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -100,8 +111,8 @@ def page(runs: Sequence["Run"]) -> str:
 <h2>Summary</h2>
 {_summary_section(runs, names)}
 </section>
-{_curves_section(runs, names) if metrics else ""}
-{_pictures_section(runs, names)}
+{curves_section(runs, names) if metrics else ""}
+{pictures_section(runs, names)}
 {_profile_section(runs, names)}
 {_config_section(runs, names)}
 <section>
@@ -110,11 +121,11 @@ def page(runs: Sequence["Run"]) -> str:
 </section>
 <section>
 <h2>Run it again</h2>
-{"".join(_commands(run, name, len(runs) > 1) for run, name in zip(runs, names, strict=True))}
+{"".join(commands(run, name, len(runs) > 1) for run, name in zip(runs, names, strict=True))}
 </section>
 </main>
 <footer>Written by fedjax-sim. Rounds count from 0.</footer>
-<script type="application/json" id="data">{_embedded(runs, names, metrics)}</script>
+<script type="application/json" id="data">{embedded(runs, names, metrics)}</script>
 <script>{script}</script>
 </body>
 </html>
@@ -135,11 +146,11 @@ def _names(runs: Sequence["Run"]) -> list[str]:
 
 
 def _title(runs: Sequence["Run"], names: list[str]) -> tuple[str, str]:
-    experiments = list(dict.fromkeys(str(_get(run, "experiment", "name") or "") for run in runs))
+    experiments = list(dict.fromkeys(str(get(run, "experiment", "name") or "") for run in runs))
     experiment = experiments[0] if len(experiments) == 1 else ""
     if len(runs) == 1:
-        started = _when(runs[0])
-        return experiment or names[0], f"Federated run {names[0]}" + (f", started {started}" if started != NONE else "")
+        begun = started(runs[0])
+        return experiment or names[0], f"Federated run {names[0]}" + (f", started {begun}" if begun != NONE else "")
     return (f"{experiment}: " if experiment else "") + f"{len(runs)} runs", "Federated runs " + ", ".join(names)
 
 
@@ -184,23 +195,23 @@ def _score_rows(runs: Sequence["Run"]) -> list[Row]:
 
 def _facts(runs: Sequence["Run"]) -> list[Row]:
     facts: list[tuple[str, Callable[[Run], Cell]]] = [
-        ("experiment", lambda run: str(_get(run, "experiment", "name") or "from Python")),
-        ("preset", lambda run: _plain(_get(run, "experiment", "preset"))),
-        ("started", _when),
-        ("rounds", _rounds),
-        ("time", lambda run: _duration(run.seconds)),
-        ("seed", lambda run: _plain(_get(run, "simulation", "seed"))),
-        ("clients", lambda run: _count(_get(run, "simulation", "clients"))),
-        ("examples", lambda run: _count(_get(run, "simulation", "examples"))),
-        ("cohort", _cohort),
-        ("sampler", lambda run: _plain(_get(run, "simulation", "sampler"))),
-        ("parameters", lambda run: _count(_get(run, "simulation", "parameters"))),
-        ("devices", _devices),
+        ("experiment", lambda run: str(get(run, "experiment", "name") or "from Python")),
+        ("preset", lambda run: plain(get(run, "experiment", "preset"))),
+        ("started", started),
+        ("rounds", rounds_done),
+        ("time", lambda run: duration(run.seconds)),
+        ("seed", lambda run: plain(get(run, "simulation", "seed"))),
+        ("clients", lambda run: count(get(run, "simulation", "clients"))),
+        ("examples", lambda run: count(get(run, "simulation", "examples"))),
+        ("cohort", cohort),
+        ("sampler", lambda run: plain(get(run, "simulation", "sampler"))),
+        ("parameters", lambda run: count(get(run, "simulation", "parameters"))),
+        ("devices", devices),
     ]
     rows: list[Row] = [(what, [fact(run) for run in runs]) for what, fact in facts]
-    about = dict.fromkeys(key for run in runs for key in _get(run, "data") or {})
+    about = dict.fromkeys(key for run in runs for key in get(run, "data") or {})
     for key in about:
-        rows.append((f"data: {key}", [_plain(_get(run, "data", key)) for run in runs]))
+        rows.append((f"data: {key}", [plain(get(run, "data", key)) for run in runs]))
     return [row for row in rows if any(cell != NONE for cell in row[1])]
 
 
@@ -233,8 +244,8 @@ def _scores(runs: Sequence["Run"], name: str) -> list[Cell]:
             continue
         rounds, values = each
         best = int(pick(values))
-        note = f"round {rounds[-1]:.0f}; best {_number(values[best])} in round {rounds[best]:.0f}"
-        cells.append((_number(values[-1]), note, values[-1] == winner))
+        note = f"round {rounds[-1]:.0f}; best {number(values[best])} in round {rounds[best]:.0f}"
+        cells.append((number(values[-1]), note, values[-1] == winner))
     return cells
 
 
@@ -253,10 +264,10 @@ def _profile_section(runs: Sequence["Run"], names: list[str]) -> str:
 def _config_section(runs: Sequence["Run"], names: list[str]) -> str:
     rows: list[Row] = []
     for part in ("config", "simulation"):
-        fields = list(dict.fromkeys(field for run in runs for field in _get(run, part) or {}))
+        fields = list(dict.fromkeys(field for run in runs for field in get(run, part) or {}))
         for field in fields:
             what = field if part == "config" else f"simulation: {field}"
-            rows.append((what, [_plain(_get(run, part, field)) for run in runs]))
+            rows.append((what, [plain(get(run, part, field)) for run in runs]))
     if not rows:
         return ""
     choice = ""
@@ -270,207 +281,12 @@ def _config_section(runs: Sequence["Run"], names: list[str]) -> str:
 
 
 def _software(runs: Sequence["Run"]) -> list[Row]:
-    packages = list(dict.fromkeys(name for run in runs for name in _get(run, "versions") or {}))
-    rows: list[Row] = [(name, [_plain(_get(run, "versions", name)) for run in runs]) for name in packages]
-    return [("commit", [_commit(run) or NONE for run in runs]), *rows]
+    packages = list(dict.fromkeys(name for run in runs for name in get(run, "versions") or {}))
+    rows: list[Row] = [(name, [plain(get(run, "versions", name)) for run in runs]) for name in packages]
+    return [("commit", [commit(run) or NONE for run in runs]), *rows]
 
 
 # The pictures and the curves.
 
 
-def _curves_section(runs: Sequence["Run"], names: list[str]) -> str:
-    drawable = {
-        name.replace("$", r"\$"): run.metrics for name, run in zip(names, runs, strict=True) if _curve_names(run)
-    }
-    main = [name for name in plots.main_names(drawable.values()) if any(_finite(run, name) for run in runs)]
-    still = _image(plots.png(plots.curves(drawable, main)), "Curves of the main metrics over rounds.") if main else ""
-    long = any(len(values) > POINTS for run in runs for _, values in _columns(run).values())
-    note = f'<p class="note">Curves of more than {POINTS} points are thinned evenly.</p>' if long else ""
-    return f"""<section>
-<h2>Curves</h2>
-<div class="controls choice"><label>metric <select id="metric"></select></label>
-<label><input type="checkbox" id="log"> logarithmic</label></div>
-<div class="controls" id="legend"></div>
-<div id="panels"></div>
-<p class="unseen" aria-live="polite" id="said"></p>
-{note}<noscript>{still}</noscript>
-</section>"""
-
-
-def _pictures_section(runs: Sequence["Run"], names: list[str]) -> str:
-    """Clients' histograms and partitions; runs that share a picture share it."""
-    shared: dict[tuple[str, bytes], list[str]] = {}
-    for run, name in zip(runs, names, strict=True):
-        for kind, figure in plots.pictures(run).items():
-            if kind != "curves":
-                shared.setdefault((kind, plots.png(figure)), []).append(name)
-    if not shared:
-        return ""
-    said = {
-        "clients": "Each client's latest training metric",
-        "partition": "Who holds which examples",
-        "traffic": "What clients have sent and received, and what for",
-    }
-    figures = []
-    for (kind, data), owners in sorted(shared.items(), key=lambda item: item[0][0]):
-        whose = ", ".join(owners) if len(owners) < len(runs) else f"all {len(runs)} runs" if len(runs) > 1 else ""
-        caption = said[kind] + (f": {whose}" if whose else "")
-        alone = sum(each == kind for each, _ in shared) == 1
-        wide = ' class="wide"' if kind == "traffic" or (kind == "partition" and alone) else ""
-        figures.append(f"<figure{wide}><figcaption>{escape(caption)}</figcaption>{_image(data, caption)}</figure>\n")
-    return f'<section>\n<h2>Clients</h2>\n<div class="pictures">\n{"".join(figures)}</div>\n</section>'
-
-
-def _image(data: bytes, alt: str) -> str:
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-
-
-def _columns(run: "Run") -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each column of numbers: the rounds in which it has a value, and the values."""
-    columns = {}
-    for name, column in run.metrics.items():
-        if name != "round" and plots.is_scalar(column):
-            values = np.asarray(column, float)
-            has = ~np.isnan(values)
-            columns[name] = (np.asarray(run.metrics["round"])[has], values[has])
-    return columns
-
-
-def _curve_names(run: "Run") -> list[str]:
-    """The columns that have a value in some round, the main ones first."""
-    main = plots.main_names([run.metrics])
-    found = [name for name, (_, values) in _columns(run).items() if len(values)]
-    return sorted(found, key=lambda name: (name not in main, main.index(name) if name in main else 0))
-
-
-def _finite(run: "Run", name: str) -> bool:
-    return name in run.metrics and bool(np.isfinite(np.asarray(run.metrics[name], float)).any())
-
-
-def _embedded(runs: Sequence["Run"], names: list[str], metrics: list[str]) -> str:
-    """The curves as JSON that can stand in HTML: no `<`, infinities as words (NaN is left out with its round)."""
-
-    def curve(rounds: np.ndarray, values: np.ndarray) -> list[list[Any]]:
-        kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), POINTS)).round().astype(int))
-        short = [float(f"{value:.6g}") for value in values[kept].tolist()]
-        words = {np.inf: "Infinity", -np.inf: "-Infinity"}
-        return [rounds[kept].astype(int).tolist(), [words.get(value, value) for value in short]]
-
-    made = []
-    for run, name in zip(runs, names, strict=True):
-        made.append(
-            {"name": name, "curves": {key: curve(*column) for key, column in _columns(run).items() if len(column[0])}}
-        )
-    main = [name for name in plots.main_names([run.metrics for run in runs]) if any(_finite(run, name) for run in runs)]
-    panels = plots.families(main or metrics[:1])
-    data = {"runs": made, "metrics": metrics, "main": list(panels.items())}
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 # The facts of a run, in words.
-
-
-def _get(run: "Run", *keys: str) -> Any:
-    """A value of config.json; None where there is none."""
-    found: Any = run.config
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return NONE
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else _plain(value)
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if np.isfinite(value) else str(value)
-
-
-def _when(run: "Run") -> str:
-    return _plain(_get(run, "created"))[:16].replace("T", " ")
-
-
-def _rounds(run: "Run") -> str:
-    done, wanted = len(run.metrics.get("round", ())), _get(run, "rounds")
-    return str(done) if wanted in (None, done) else f"{done} of {wanted}"
-
-
-def _duration(seconds: np.ndarray | None) -> str:
-    """The time of all processes that ran rounds: each one's seconds start again."""
-    if seconds is None or not len(seconds):
-        return NONE
-    last = np.append(np.diff(seconds) < 0, True)
-    total = float(np.asarray(seconds)[last].sum())
-    if total < 100:
-        return f"{total:.1f} s"
-    hours, rest = divmod(round(total), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
-
-
-def _cohort(run: "Run") -> str:
-    sizes = np.asarray(run.metrics.get("cohort/clients", []), float)
-    sizes = sizes[~np.isnan(sizes)]
-    if not len(sizes):
-        return NONE
-    if sizes.min() == sizes.max():
-        return f"{sizes[0]:.0f}"
-    return f"{sizes.mean():.1f} on average, {sizes.min():.0f} to {sizes.max():.0f}"
-
-
-def _devices(run: "Run") -> str:
-    count, platform, kind = (_get(run, "devices", key) for key in ("count", "platform", "kind"))
-    if count is None:
-        return NONE
-    return f"{count} × {platform}" + (f" ({kind})" if kind and kind != platform else "")
-
-
-def _commit(run: "Run") -> str:
-    commit = _get(run, "git", "commit")
-    return f"{commit}{', with changes' if _get(run, 'git', 'dirty') else ''}" if commit else ""
-
-
-def _commands(run: "Run", name: str, several: bool) -> str:
-    experiment, folder, wanted = _get(run, "experiment", "name"), str(run.path), _get(run, "rounds")
-    heading = f"<h3>{escape(name)}</h3>\n" if several else ""
-    if not experiment:
-        code = f"state = sim.restore({folder!r})"
-        said = "Started from Python. With the same simulation, go on from its last checkpoint:"
-        return f"{heading}<p>{said}</p>\n<pre>{escape(code)}</pre>\n"
-    source = Path(str(_get(run, "experiment", "path") or ""))
-    by_name = not source.name or source.parent.parent.name == "experiments"  # where the command line looks for names
-    words = ["fedjax-sim", "run", str(experiment) if by_name else str(source)]
-    if _get(run, "experiment", "preset"):
-        words += ["--preset", str(_get(run, "experiment", "preset"))]
-    words += _flags(_get(run, "config") or {})
-    done = len(run.metrics.get("round", ()))
-    further = ["--rounds", str(2 * wanted)] if isinstance(wanted, int) and done >= wanted else []
-    at = f" at commit {_commit(run)}" if _commit(run) else ""
-    resume = "Go on, for more rounds in all:" if further else "Go on from the last checkpoint:"
-    return (
-        f"{heading}<p>Reproduce{escape(at)}:</p>\n<pre>{escape(shlex.join(words))}</pre>\n"
-        f"<p>{resume}</p>\n<pre>{escape(shlex.join(['fedjax-sim', 'resume', folder, *further]))}</pre>\n"
-    )
-
-
-def _flags(config: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Every field as a flag of the command line, so that no preset's default matters."""
-    words = []
-    for field, value in config.items():
-        name = f"{prefix}{field}".replace("_", "-")
-        if isinstance(value, Mapping):
-            words += _flags(value, f"{prefix}{field}.")
-        elif isinstance(value, bool):
-            base, _, leaf = name.rpartition(".")
-            words.append(f"--{name}" if value else f"--{base}{'.' if base else ''}no-{leaf}")
-        else:
-            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return words

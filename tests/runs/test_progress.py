@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.runs import progress as progress_module
+from fedjax_sim.runs import progress_displays
 from fedjax_sim.runs.progress import Progress
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +157,7 @@ def test_lines_thin_out(monkeypatch):
         def set(self): ...
 
     theirs = types.SimpleNamespace(Event=Event, Lock=threading.Lock, Thread=threading.Thread)
-    monkeypatch.setattr(progress_module, "threading", theirs)
+    monkeypatch.setattr(progress_displays, "threading", theirs)
     with Progress("", 0, 1, "lines", out, clock):
         assert over.wait(30)
     stamps = [float(s) for s in re.findall(r"\[ *([\d.]+) s\] starting", out.getvalue())]

@@ -1,7 +1,5 @@
 """Shorter floating-point numbers."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -37,7 +35,7 @@ def bfloat16() -> Transform:
     )
 
 
-def _rounded(x: jax.Array) -> Any:
+def _rounded(x: jax.Array) -> jax.Array:
     """To bfloat16 and back; `reduce_precision`, as a pair of casts may be optimised away."""
     x = x.astype(jnp.float32)
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

@@ -1,6 +1,7 @@
 """DRIVE and EDEN: a rotation of each client's own, then one or a few bits a number, and one scale."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,16 @@ from fedjax_sim.core.pytree import Layout
 class _Code(NamedTuple):
     """A rotated vector in b bits a number: levels, the scale, and the seed of the rotation."""
 
-    levels: Any
-    scale: Any
-    seed: Any
+    levels: jax.Array
+    scale: jax.Array
+    seed: jax.Array
+
+
+Coder = Callable[[jax.Array], jax.Array]
+"""Numbers to levels, or levels to numbers, entry by entry."""
+
+Growth = Callable[[int], float]
+"""`(dim) -> factor` by which the L2 norm may grow."""
 
 
 def drive(biased: bool = False) -> Transform:
@@ -102,7 +110,7 @@ def eden(bits: int = 2, biased: bool = False) -> Transform:
     return _rotated(name, bits, levels, values, biased, lambda dim: ratio * dim**0.5)
 
 
-def _rotated(name: str, bits: int, levels: Any, values: Any, biased: bool, growth: Any) -> Transform:
+def _rotated(name: str, bits: int, levels: Coder, values: Coder, biased: bool, growth: Growth) -> Transform:
     def init(payload_shapes):
         return Layout.of(payload_shapes), None
 

@@ -1,11 +1,10 @@
 """Error feedback: what a compressor left out is remembered on the client, and added to what it sends next."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregate.base import Facts, Transform
+from fedjax_sim.aggregate.base import Facts, Message, State, Transform
+from fedjax_sim.core.arrays import Key, PyTree
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.core.metrics import Mean
 from fedjax_sim.core.pytree import squared_norm
@@ -81,6 +80,6 @@ def error_feedback(transform: Transform) -> Transform:
     )
 
 
-def _decoded(transform: Transform, key: Any, state: Any, message: Any) -> Any:
+def _decoded(transform: Transform, key: Key, state: State, message: Message) -> PyTree:
     """What the server makes of one message."""
     return transform.receive(key, state, message)

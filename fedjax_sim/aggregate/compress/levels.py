@@ -1,23 +1,26 @@
 """Unbiased quantisers whose scale is each client's own, sent with the message: k-level, binary, QSGD, TernGrad."""
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Transform
+from fedjax_sim.aggregate.compress.drive import Growth
 from fedjax_sim.aggregate.compress.messages import decoded_singly, each_code, each_leaf
 from fedjax_sim.aggregate.numerics.elias import gamma_length, omega_length, run_lengths
 from fedjax_sim.aggregate.numerics.rounding import round_up_or_down
+from fedjax_sim.core.arrays import Key, Scalar
 from fedjax_sim.core.errors import check, check_count
 
 
 class _Levels(NamedTuple):
     """One leaf: whole numbers, and the affine map back, `low + step x levels`."""
 
-    levels: Any
-    low: Any
-    step: Any
+    levels: jax.Array
+    low: jax.Array
+    step: jax.Array
 
 
 def k_level(levels: int) -> Transform:
@@ -63,7 +66,7 @@ def binary() -> Transform:
 def _k_level(name: str, levels: int) -> Transform:
     each = (levels - 1).bit_length()
 
-    def encode(key: Any, x: jax.Array) -> _Levels:
+    def encode(key: Key, x: jax.Array) -> _Levels:
         x = x.astype(jnp.float32)
         low, high = (jnp.min(x), jnp.max(x)) if x.size else (jnp.zeros(()), jnp.zeros(()))
         step = (high - low) / (levels - 1)
@@ -108,7 +111,7 @@ def qsgd(levels: int, code: Literal["omega", "gamma"] = "omega") -> Transform:
     check(code in lengths, "code", code, 'must be "omega" or "gamma".')
     length = lengths[code]
 
-    def encode(key: Any, x: jax.Array) -> _Levels:
+    def encode(key: Key, x: jax.Array) -> _Levels:
         x = x.astype(jnp.float32)
         norm = jnp.sqrt(jnp.vdot(x, x))
         rounded = round_up_or_down(key, jnp.minimum(jnp.abs(x) * (levels * _inverse(norm)), levels))
@@ -143,7 +146,7 @@ def terngrad() -> Transform:
         1.6
     """
 
-    def encode(key: Any, x: jax.Array) -> _Levels:
+    def encode(key: Key, x: jax.Array) -> _Levels:
         x = x.astype(jnp.float32)
         peak = jnp.max(jnp.abs(x), initial=0.0)
         hit = round_up_or_down(key, jnp.minimum(jnp.abs(x) * _inverse(peak), 1.0))
@@ -153,7 +156,13 @@ def terngrad() -> Transform:
     return _of_leaves("terngrad()", encode, 1.6, count, growth=lambda dim: dim**0.5)
 
 
-def _of_leaves(name: str, encode: Any, nominal: float, count: Any, growth: Any) -> Transform:
+def _of_leaves(
+    name: str,
+    encode: Callable[[Key, jax.Array], _Levels],
+    nominal: float,
+    count: Callable[[_Levels], Scalar],
+    growth: Growth,
+) -> Transform:
     """A compressor of each leaf by itself: `count` its bits, `growth` of the L2 norm at most."""
 
     def receive(key, state, message):

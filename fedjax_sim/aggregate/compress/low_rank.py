@@ -1,7 +1,7 @@
 """PowerSGD: matrices as products of two thin ones, found by one power iteration a round."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from fedjax_sim.aggregate.base import Transform
 from fedjax_sim.aggregate.compress.feedback import error_feedback
 from fedjax_sim.aggregate.compress.messages import decoded_singly
+from fedjax_sim.core.arrays import Array, Key
 from fedjax_sim.core.errors import check_count
 from fedjax_sim.core.pytree import Layout
 
 
 class _Factors(NamedTuple):
-    left: Any
-    right: Any
+    left: jax.Array
+    right: jax.Array
 
 
 def power_sgd(rank: int, feedback: bool = True) -> Transform:
@@ -99,18 +100,18 @@ def orthonormalise(matrix: jax.Array) -> jax.Array:
     return jnp.linalg.qr(matrix)[0]
 
 
-def _iterate(key: Any, matrix: jax.Array, q: jax.Array) -> _Factors:
+def _iterate(key: Key, matrix: jax.Array, q: jax.Array) -> _Factors:
     dead = jnp.sum(jnp.square(q), axis=0, keepdims=True) == 0
     q = jnp.where(dead, jax.random.normal(key, q.shape), q)
     left = orthonormalise(matrix @ q)
     return _Factors(left, matrix.T @ left)
 
 
-def _matrix_shape(leaf: Any) -> tuple[int, int]:
+def _matrix_shape(leaf: Array | jax.ShapeDtypeStruct) -> tuple[int, int]:
     return math.prod(leaf.shape[:-1]), leaf.shape[-1]
 
 
-def _pays(leaf: Any, rank: int) -> bool:
+def _pays(leaf: Array | jax.ShapeDtypeStruct, rank: int) -> bool:
     if len(leaf.shape) < 2:
         return False
     n, m = _matrix_shape(leaf)

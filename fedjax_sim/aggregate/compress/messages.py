@@ -1,12 +1,15 @@
 """What compressors have in common: their place in a chain, and messages that are decoded leaf by leaf."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 
-from fedjax_sim.aggregate.base import Facts
+from fedjax_sim.aggregate.base import Facts, Message
+from fedjax_sim.core.arrays import Key, PyTree
 from fedjax_sim.core.errors import ArgumentError
+
+Code = TypeVar("Code")
 
 
 def check_floats(name: str, facts: Facts) -> None:
@@ -32,13 +35,13 @@ def decoded_singly(name: str, bits: float) -> Callable[[Facts], Facts]:
     return facts
 
 
-def each_leaf(encode: Callable[[Any, Any], Any], key: Any, payload: Any) -> Any:
+def each_leaf(encode: Callable[[Key, jax.Array], PyTree], key: Key, payload: PyTree) -> Message:
     """`encode(key, leaf)` of every leaf, each with a key of its own: shared, it would correlate their errors."""
     leaves, structure = jax.tree.flatten(payload)
     coded = [encode(jax.random.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, coded)
 
 
-def each_code(decode: Callable[[Any], Any], message: Any, kind: type) -> Any:
+def each_code(decode: Callable[[Code], jax.Array], message: Message, kind: type[Code]) -> PyTree:
     """`decode(code)` of every code of that type in a message: the inverse of `each_leaf`."""
     return jax.tree.map(decode, message, is_leaf=lambda part: isinstance(part, kind))

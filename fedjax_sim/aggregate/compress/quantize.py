@@ -1,7 +1,6 @@
 """Uniform quantisation on a public grid: whole numbers that can be summed, in the clear or under a mask."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from fedjax_sim.aggregate.base import Facts, Transform
 from fedjax_sim.aggregate.compress.messages import check_floats
 from fedjax_sim.aggregate.compress.rotate import Rotated, spread
 from fedjax_sim.aggregate.numerics.rounding import norm_bound, round_up_or_down, round_within
+from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.metrics import Mean
 from fedjax_sim.core.pytree import size
@@ -85,7 +85,7 @@ def quantize(bits: int = 8, conditional: bool = True) -> Transform:
             )
         return facts._replace(integers=True, bits=float(bits), largest=largest, bound=f"{facts.bound}, rounded")
 
-    def bound(part: Any, incoming: Any, dim: int) -> Any:
+    def bound(part: jax.Array, incoming: Scalar, dim: int) -> Scalar:
         step = incoming * part / largest
         steps = largest / part
         return step * (norm_bound(steps, dim) if conditional else steps + dim**0.5)

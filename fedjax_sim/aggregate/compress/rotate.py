@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 
 from fedjax_sim.aggregate.base import Facts, Transform
 from fedjax_sim.aggregate.compress.messages import check_floats
 from fedjax_sim.aggregate.numerics.hadamard import padded_size, rotate_back, rotate_randomly
+from fedjax_sim.core.arrays import Key
 from fedjax_sim.core.pytree import Layout, pytree
 
 
@@ -26,7 +26,7 @@ class Rotated:
         (8,)
     """
 
-    values: Any
+    values: jax.Array
 
 
 TAIL = 1e-6
@@ -91,5 +91,5 @@ def rotate() -> Transform:
     )
 
 
-def _signs(round_key: Any) -> Any:
+def _signs(round_key: Key) -> Key:
     return jax.random.fold_in(round_key, 0x5167)

@@ -1,17 +1,18 @@
 """One bit a number: the sign, under the scale that loses least. Biased, so best with error feedback."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Transform
 from fedjax_sim.aggregate.compress.messages import decoded_singly, each_code, each_leaf
+from fedjax_sim.core.arrays import Key
 
 
 class _Signs(NamedTuple):
-    positive: Any
-    scale: Any
+    positive: jax.Array
+    scale: jax.Array
 
 
 def sign() -> Transform:
@@ -26,7 +27,7 @@ def sign() -> Transform:
         >>> aggregator = fs.aggregate.chain(fs.aggregate.error_feedback(fs.aggregate.sign()))
     """
 
-    def encode(key: Any, x: jax.Array) -> _Signs:
+    def encode(key: Key, x: jax.Array) -> _Signs:
         return _Signs(x >= 0, jnp.sum(jnp.abs(x.astype(jnp.float32))) / max(x.size, 1))
 
     def receive(key, state, message):

@@ -17,8 +17,8 @@ from fedjax_sim.core.types import Key
 class _Sparse:
     """Some numbers, their places, and the bits that the places take."""
 
-    values: Any
-    index: Any
+    values: jax.Array
+    index: jax.Array
     places: float = static()
 
 
@@ -41,7 +41,7 @@ def top_k(fraction: float) -> Transform:
     """
     name = f"top_k({fraction})"
 
-    def choose(key: Any, x: jax.Array, k: int) -> jax.Array:
+    def choose(key: Key, x: jax.Array, k: int) -> jax.Array:
         return jax.lax.top_k(jnp.abs(x), k)[1]
 
     place = lambda k, dim: float(k * max(dim - 1, 0).bit_length())

@@ -1,11 +1,11 @@
 """Stochastic rounding to whole numbers: unbiased, from a few random bits a number, and under a bound on the norm."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.arrays import PyTree, Scalar
 from fedjax_sim.core.pytree import squared_norm
 from fedjax_sim.core.types import Key
 
@@ -29,7 +29,7 @@ def uniforms(key: Key, shape: tuple[int, ...]) -> jax.Array:
     return (own + shared) * 2.0**-BITS
 
 
-def round_up_or_down(key: Key, tree: Any) -> Any:
+def round_up_or_down(key: Key, tree: PyTree) -> PyTree:
     r"""Each number x to :math:`\lfloor x \rfloor + [u < x - \lfloor x \rfloor]`: x on average, and x itself if whole.
 
     Args:
@@ -55,7 +55,7 @@ def round_up_or_down(key: Key, tree: Any) -> Any:
     return jax.tree.unflatten(structure, rounded)
 
 
-def norm_bound(norm: Any, dim: int) -> Any:
+def norm_bound(norm: Scalar, dim: int) -> jax.Array:
     r"""A bound on the L2 norm after rounding that a draw meets with probability :math:`1 - \beta`, or always.
 
     .. math:: \min\left(c + \sqrt d,\ \sqrt{c^2 + d/4 + \sqrt{2 \ln(1/\beta)}\, (c + \sqrt d / 2)}\right),
@@ -78,7 +78,7 @@ def norm_bound(norm: Any, dim: int) -> Any:
     return jnp.minimum(norm + root, likely)
 
 
-def round_within(key: Key, tree: Any, bound: Any) -> tuple[Any, jax.Array]:
+def round_within(key: Key, tree: PyTree, bound: Scalar) -> tuple[PyTree, jax.Array]:
     """Round stochastically, again and again while the norm is over the bound; toward zero when no try is within.
 
     A try is within the `norm_bound` with probability 1 - β = 0.39 at least, so that the last resort, which keeps the

@@ -1,17 +1,16 @@
 """Clipping: bounds on one client's influence, over all leaves, leaf by leaf, or at a quantile that is followed."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregate.base import Context, Facts, Mechanism, Transform
+from fedjax_sim.aggregate.base import Context, Facts, FactsRule, Mechanism, Transform
+from fedjax_sim.core.arrays import PyTree, Scalar
 from fedjax_sim.core.errors import ArgumentError, check, check_not_negative, check_positive
 from fedjax_sim.core.metrics import Mean
 from fedjax_sim.core.pytree import squared_norm
 
 
-def clip_by_l2(clip_norm: Any) -> Transform:
+def clip_by_l2(clip_norm: Scalar) -> Transform:
     r"""Scale a payload down to an L2 norm of at most C, over all leaves together.
 
     .. math:: u \leftarrow u \cdot \min(1, C / \lVert u \rVert_2)
@@ -40,7 +39,7 @@ def clip_by_l2(clip_norm: Any) -> Transform:
     )
 
 
-def clip_by_layer(clip_norms: Any) -> Transform:
+def clip_by_layer(clip_norms: Scalar | PyTree) -> Transform:
     r"""Scale each leaf of a payload down to an L2 norm of its own (McMahan et al. 2018).
 
     .. math:: u_l \leftarrow u_l \cdot \min(1, C_l / \lVert u_l \rVert_2), \qquad C = \sqrt{\sum_l C_l^2}
@@ -70,7 +69,7 @@ def clip_by_layer(clip_norms: Any) -> Transform:
         total = jnp.sqrt(sum(jnp.square(jnp.asarray(norm, jnp.float32)) for norm in given))
         return jnp.minimum(incoming, total)
 
-    def limits(payload: Any) -> Any:
+    def limits(payload: PyTree) -> PyTree:
         if single:
             each = clip_norms / max(len(jax.tree.leaves(payload)), 1) ** 0.5
             return jax.tree.map(lambda leaf: each, payload)
@@ -175,18 +174,18 @@ def adaptive_clip(
     )
 
 
-def _scaled(tree: Any, norm: Any, clip_norm: Any) -> Any:
+def _scaled(tree: PyTree, norm: jax.Array, clip_norm: Scalar) -> PyTree:
     """In float32 at least: rounded to a shorter type, the norm could pass the bound that noise is scaled by."""
     scale = jnp.where(norm > clip_norm, clip_norm / jnp.where(norm > clip_norm, norm, 1.0), 1.0)
     return jax.tree.map(lambda p: p * scale, tree)
 
 
-def _seen(norm: Any, clipped: Any) -> dict[str, Mean]:
+def _seen(norm: jax.Array, clipped: jax.Array) -> dict[str, Mean]:
     one = jnp.ones((), jnp.float32)
     return {"clip_fraction": Mean(clipped.astype(jnp.float32), one), "update_norm": Mean(norm, one)}
 
 
-def _clipping(name: str, bound: str) -> Any:
+def _clipping(name: str, bound: str) -> FactsRule:
     """The facts of a clip."""
 
     def facts(facts: Facts) -> Facts:

@@ -8,16 +8,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.aggregate.base import Facts, Mechanism, Transform
+from fedjax_sim.aggregate.base import Facts, Mechanism, State, Transform
 from fedjax_sim.core import extras
+from fedjax_sim.core.arrays import Key, PyTree, Scalar, Shapes
 from fedjax_sim.core.errors import ArgumentError, check, check_count, check_positive
 from fedjax_sim.core.metrics import Mean
+from fedjax_sim.core.types import Aggregate, Metrics
 
 
 def tree_noise(multiplier: float, separation: int, efficient: bool = True) -> Transform:
@@ -55,7 +56,7 @@ def tree_noise(multiplier: float, separation: int, efficient: bool = True) -> Tr
     # The best mix of a node's own noise with the sum of its two children's estimates.
     own = jnp.asarray([1.0] + [2 * v / (1 + 2 * v) for v in variance[:-1]], jnp.float32)
 
-    def init(payload_shapes: Any):
+    def init(payload_shapes: Shapes):
         nodes = jax.tree.map(lambda leaf: jnp.zeros((levels, *leaf.shape), jnp.float32), payload_shapes)
         return {"rounds": jnp.zeros((), jnp.int32), "nodes": nodes}, None
 
@@ -150,7 +151,7 @@ def banded_noise(
     sensitivity = functools.partial(banded_sensitivity, column, separation)
     inverse = toeplitz.inverse_as_streaming_matrix(jnp.asarray(column, jnp.float32))
 
-    def init(payload_shapes: Any):
+    def init(payload_shapes: Shapes):
         if not jax.tree.leaves(payload_shapes):
             raise ArgumentError(f"{name}: the payload {payload_shapes!r} has no leaf that noise could be added to.")
         like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), payload_shapes)
@@ -172,7 +173,7 @@ def banded_noise(
     return Transform(name=name, init=init, server=server, facts=lambda facts: _facts(facts, name, mechanism))
 
 
-def banded_sensitivity(coefficients: Any, separation: int, rounds: int) -> float:
+def banded_sensitivity(coefficients: np.ndarray | Sequence[float], separation: int, rounds: int) -> float:
     """By how much the encoded rounds CX move, in L2, when one client's parts, of norm 1 at most, become zero.
 
     Args:
@@ -195,7 +196,7 @@ def _best_coefficients(rounds: int, bands: int) -> tuple[float, ...]:
         return tuple(np.asarray(toeplitz.optimize_banded_toeplitz(rounds, bands), np.float64).tolist())
 
 
-def _normal(key: Any, like: Any, stacked: bool = True) -> Any:
+def _normal(key: Key, like: PyTree, stacked: bool = True) -> PyTree:
     """Standard Gaussians as the leaves, or as each entry of stacked ones."""
     leaves, structure = jax.tree.flatten(like)
     drawn = [
@@ -205,7 +206,7 @@ def _normal(key: Any, like: Any, stacked: bool = True) -> Any:
     return structure.unflatten(drawn)
 
 
-def _noised(aggregate: Any, noise: Any, sigma: Any, state: Any):
+def _noised(aggregate: Aggregate, noise: PyTree, sigma: Scalar, state: State) -> tuple[Aggregate, State, Metrics]:
     """The sum in float32 with its noise, as a server side returns it."""
     value = jax.tree.map(lambda v, n: v.astype(jnp.float32) + n, aggregate.value, noise)
     metrics = {"noise_std": Mean(jnp.asarray(sigma, jnp.float32), jnp.ones((), jnp.float32))}

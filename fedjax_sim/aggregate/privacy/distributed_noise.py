@@ -1,6 +1,6 @@
 """Distributed differential privacy: integer noise, a share by each client, under a secure sum."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,15 @@ import numpy as np
 from fedjax_sim.aggregate.base import Facts, Mechanism, Transform
 from fedjax_sim.aggregate.privacy.noise import _ratio
 from fedjax_sim.core import pytree
+from fedjax_sim.core.arrays import Key, Scalar
 from fedjax_sim.core.errors import ArgumentError, check_positive
 from fedjax_sim.core.pytree import squared_norm
 
+Law = Callable[[Key, Scalar, tuple[int, ...]], jax.Array]
+"""`(key, sigma, shape) -> draws`, int32."""
 
-def discrete_gaussian_noise(multiplier: Any, survivors: float | None = None) -> Transform:
+
+def discrete_gaussian_noise(multiplier: Scalar, survivors: float | None = None) -> Transform:
     r"""Discrete Gaussian noise on integers, a share by each client (Kairouz, Liu and Steinke 2021).
 
     .. math:: u_k + \mathcal N_{\mathbb Z}(0, \sigma^2 / n), \qquad \sigma = z C / s
@@ -39,7 +43,7 @@ def discrete_gaussian_noise(multiplier: Any, survivors: float | None = None) -> 
     return _distributed("discrete_gaussian", discrete_gaussian, multiplier, survivors)
 
 
-def skellam_noise(multiplier: Any, survivors: float | None = None) -> Transform:
+def skellam_noise(multiplier: Scalar, survivors: float | None = None) -> Transform:
     r"""Skellam noise on integers, a share by each client (Agarwal, Kairouz and Liu 2021).
 
     .. math:: u_k + P - P', \qquad P, P' \sim \mathrm{Poisson}(\sigma^2 / 2 n)
@@ -59,13 +63,13 @@ def skellam_noise(multiplier: Any, survivors: float | None = None) -> Transform:
     return _distributed("skellam", skellam, multiplier, survivors)
 
 
-def _distributed(kind: str, law: Any, multiplier: Any, survivors: float | None) -> Transform:
+def _distributed(kind: str, law: Law, multiplier: Scalar, survivors: float | None) -> Transform:
     check_positive("multiplier", multiplier)
     if survivors is not None:
         check_positive("survivors", survivors)
     name = f"{kind}_noise({multiplier})"
 
-    def sharers(expected: Any) -> Any:
+    def sharers(expected: Scalar) -> Scalar:
         return expected if survivors is None else survivors
 
     def client(key, state, row, payload, context):
@@ -104,7 +108,7 @@ _SMALL = 6.0
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
 
 
-def discrete_gaussian(key: Any, sigma: Any, shape: tuple[int, ...]) -> Any:
+def discrete_gaussian(key: Key, sigma: Scalar, shape: tuple[int, ...]) -> jax.Array:
     r"""Draws of :math:`P(k) \propto e^{-k^2 / 2 \sigma^2}` over the integers, int32, to float32's precision.
 
     Below :math:`\sigma = 6` by inversion of the tail :math:`P(|K| \ge j)`, from a table; above by rejection: a Gaussian
@@ -115,12 +119,12 @@ def discrete_gaussian(key: Any, sigma: Any, shape: tuple[int, ...]) -> Any:
     return jax.lax.cond(sigma < _SMALL, _by_table, _by_rejection, key, sigma, jnp.zeros(shape, jnp.int32))
 
 
-def _by_table(key: Any, sigma: Any, like: Any) -> Any:
+def _by_table(key: Key, sigma: jax.Array, like: jax.Array) -> jax.Array:
     k = jnp.arange(_TABLE, dtype=jnp.float32)
     return _invert(key, jnp.exp(-0.5 * jnp.square(k / jnp.maximum(sigma, 1e-6))), like)
 
 
-def _invert(key: Any, mass: Any, like: Any) -> Any:
+def _invert(key: Key, mass: jax.Array, like: jax.Array) -> jax.Array:
     """Draws of a symmetric law from its mass at 0, 1, ..., up to a factor: one word gives the size and the sign."""
     mass = mass * jnp.where(jnp.arange(len(mass)) == 0, 1.0, 2.0)
     tail = jnp.cumsum(mass[::-1])[::-1] / jnp.sum(mass)  # P(|K| >= k); small ones are summed first
@@ -130,10 +134,10 @@ def _invert(key: Any, mass: Any, like: Any) -> Any:
     return jnp.where(words & 1, size, -size)
 
 
-def _by_rejection(key: Any, sigma: Any, like: Any) -> Any:
+def _by_rejection(key: Key, sigma: jax.Array, like: jax.Array) -> jax.Array:
     variance = jnp.square(sigma)
 
-    def propose(key: Any):
+    def propose(key: Key):
         for_number, for_test = jax.random.split(key)
         k = jnp.round(sigma * jax.random.normal(for_number, like.shape))
         nodes = [(0.25 * (1 + x), 0.5 * w) for x, w in zip(_NODES, _WEIGHTS, strict=True)]  # on [0, 1/2], of mean 1
@@ -153,7 +157,7 @@ def _by_rejection(key: Any, sigma: Any, like: Any) -> Any:
 _LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(3 * _TABLE), 1.0)))
 
 
-def skellam(key: Any, sigma: Any, shape: tuple[int, ...]) -> Any:
+def skellam(key: Key, sigma: Scalar, shape: tuple[int, ...]) -> jax.Array:
     r"""Draws of the difference of two :math:`\mathrm{Poisson}(\sigma^2 / 2)`, int32.
 
     Below :math:`\sigma = 6` by inversion, from a table of :math:`P(k) = \sum_j p_j p_{j + k}`; above as it is defined.
@@ -162,7 +166,7 @@ def skellam(key: Any, sigma: Any, shape: tuple[int, ...]) -> Any:
     return jax.lax.cond(sigma < _SMALL, _skellam_by_table, _by_poisson, key, sigma, jnp.zeros(shape, jnp.int32))
 
 
-def _skellam_by_table(key: Any, sigma: Any, like: Any) -> Any:
+def _skellam_by_table(key: Key, sigma: jax.Array, like: jax.Array) -> jax.Array:
     rate = jnp.maximum(jnp.square(sigma) / 2, 1e-12)
     j = jnp.arange(3 * _TABLE, dtype=jnp.float32)
     poisson = jnp.exp(j * jnp.log(rate) - rate - jnp.asarray(_LOG_FACTORIALS, jnp.float32))
@@ -170,7 +174,7 @@ def _skellam_by_table(key: Any, sigma: Any, like: Any) -> Any:
     return _invert(key, poisson[shifted] @ poisson[: 2 * _TABLE], like)
 
 
-def _by_poisson(key: Any, sigma: Any, like: Any) -> Any:
+def _by_poisson(key: Key, sigma: jax.Array, like: jax.Array) -> jax.Array:
     rate = jnp.square(sigma) / 2
     plus, minus = (jax.random.poisson(k, rate, like.shape, jnp.int32) for k in jax.random.split(key))
     return plus - minus

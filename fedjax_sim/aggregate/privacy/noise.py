@@ -4,19 +4,20 @@ It is drawn from a run's noise seed, its seed unless `fs.Simulation(noise_seed=)
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Facts, Mechanism, Transform
 from fedjax_sim.core import pytree
+from fedjax_sim.core.arrays import Key, PyTree, Scalar
 from fedjax_sim.core.errors import ArgumentError, check_positive
 from fedjax_sim.core.metrics import Mean
 from fedjax_sim.core.pytree import squared_norm
 
 
-def gaussian_noise(multiplier: Any) -> Transform:
+def gaussian_noise(multiplier: Scalar) -> Transform:
     r"""Gaussian noise of standard deviation z C on the sum, where C bounds one client's part (McMahan et al. 2018).
 
     .. math:: \Big(\sum_k u_k + \mathcal N(0, z^2 C^2 I)\Big) / m
@@ -61,7 +62,7 @@ def gaussian_noise(multiplier: Any) -> Transform:
     return Transform(name=name, server=server, facts=facts)
 
 
-def local_gaussian_noise(multiplier: Any) -> Transform:
+def local_gaussian_noise(multiplier: Scalar) -> Transform:
     r"""Gaussian noise of standard deviation z C by each client on its own payload: the server need not be trusted.
 
     C is the payload's L2 bound. Any two payloads are at most 2 C apart, so that a client's message is a Gaussian
@@ -103,7 +104,7 @@ def local_gaussian_noise(multiplier: Any) -> Transform:
     )
 
 
-def local_laplace_noise(clip_norm: Any, multiplier: Any) -> Transform:
+def local_laplace_noise(clip_norm: Scalar, multiplier: Scalar) -> Transform:
     r"""Clip to an L1 norm of at most C, then add Laplace noise of scale z C, on each client (Dwork et al. 2006).
 
     Any two payloads are at most 2 C apart in L1, so that a message is :math:`2 / z`-differentially private locally.
@@ -152,14 +153,14 @@ def _measured(key, state, aggregate):
     return aggregate, state, {"signal_to_noise": _ratio(signal, variance, aggregate.value)}
 
 
-def _ratio(signal: Any, variance: Any, value: Any) -> Mean:
+def _ratio(signal: jax.Array, variance: jax.Array, value: PyTree) -> Mean:
     """Norm of a signal over the norm of its noise; 0 without either."""
     noise = variance * pytree.size(value)
     ratio = jnp.sqrt(jnp.maximum(signal, 0) / jnp.where(noise > 0, noise, 1))
     return Mean(jnp.where(noise > 0, ratio, 0.0), jnp.ones(()))
 
 
-def _draw(law: Any, key: Any, like: Any) -> Any:
+def _draw(law: Callable[..., jax.Array], key: Key, like: PyTree) -> PyTree:
     """Independent float32 draws of a law in the shapes of a pytree."""
     leaves, structure = jax.tree.flatten(like)
     drawn = [law(jax.random.fold_in(key, i), jnp.shape(leaf), jnp.float32) for i, leaf in enumerate(leaves)]

@@ -1,7 +1,6 @@
 """Secure aggregation, simulated: a modular sum of integers behind masks that cancel."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,5 +82,5 @@ def secure_sum(modulus_bits: int = 32, max_weight: int = 1) -> Transform:
     )
 
 
-def _signed(words: Any) -> Any:
+def _signed(words: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(words, jnp.int32)

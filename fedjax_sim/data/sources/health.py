@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.federated import FederatedData, split
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.fetch.archives import File
 from fedjax_sim.data.fetch.pickles import unpickle
 from fedjax_sim.data.preprocess import fill
+from fedjax_sim.data.selection import split
 from fedjax_sim.data.sources.grouping import group
 from fedjax_sim.data.sources.tabular import one_hot
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from fedjax_sim.core.errors import check
 from fedjax_sim.core.rng import check_seed
-from fedjax_sim.data.federated import FederatedData, from_clients, split
+from fedjax_sim.data.federated import FederatedData, from_clients
+from fedjax_sim.data.selection import split
 
 CLIENTS, FEATURES, CLASSES = 30, 60, 10
 

@@ -62,7 +62,7 @@ class Pass(NamedTuple):
     client: ClientFunction
     server: ServerFunction
     aggregator: Aggregator
-    downlink: Callable[[Any], Any] | None = None
+    downlink: DownlinkBits | None = None
 
 
 class Algorithm(NamedTuple):

@@ -126,7 +126,7 @@ def _delta(delta: float | None, num_clients: int) -> float:
 
 
 def _mesh(execution: Execution, debug: bool) -> Mesh:
-    mesh = client_mesh(execution.devices, of_all=True)
+    mesh = client_mesh(execution.devices, of_all=True, depth=2)
     if mesh.is_multi_process:
         check(not debug, "debug", debug, "debug in one process: clients run one by one, outside the devices' map.")
     return mesh

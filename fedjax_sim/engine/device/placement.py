@@ -83,12 +83,15 @@ def default_devices(devices: Sequence[Device]) -> Iterator[None]:
         _default.reset(token)
 
 
-def client_mesh(devices: Sequence[Device] | None = None, of_all: bool = False) -> Mesh:
-    """A mesh of one axis, `clients`, over the given devices, by default this process's, or `of_all` processes."""
+def client_mesh(devices: Sequence[Device] | None = None, of_all: bool = False, depth: int = 0) -> Mesh:
+    """A mesh of one axis, `clients`, over the given devices, by default this process's, or `of_all` processes.
+
+    A warning names the line that is `depth` calls above the caller's own caller.
+    """
     devices = _default.get() if devices is None else devices
     if devices is None:
         devices = jax.devices() if of_all else jax.local_devices()
-        _warn_of_idle_cores(jax.local_devices())
+        _warn_of_idle_cores(jax.local_devices(), depth)
     check(len(devices) > 0, "devices", devices, "must hold at least one device.")
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -96,7 +99,7 @@ def client_mesh(devices: Sequence[Device] | None = None, of_all: bool = False) -
 _warned = False
 
 
-def _warn_of_idle_cores(devices: Sequence[Device]) -> None:
+def _warn_of_idle_cores(devices: Sequence[Device], depth: int) -> None:
     global _warned
     idle = devices[0].platform == "cpu" and len(devices) == 1 and cpu_cores() > 1
     if idle and not _warned:
@@ -104,7 +107,7 @@ def _warn_of_idle_cores(devices: Sequence[Device]) -> None:
         warnings.warn(
             f"training on one CPU device, with {cpu_cores()} cores at hand: call fs.use_cpu_cores() before "
             "JAX starts, for a device a core.",
-            stacklevel=4,
+            stacklevel=4 + depth,
         )
 
 

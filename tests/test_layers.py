@@ -24,7 +24,7 @@ FLOORS = {
 ROOMS = {"engine": {"device": 0, "plan": 1, "store": 1, "parts": 2, "round": 3}}
 """The floors of a folder's own folders and modules; one that is not named is above all."""
 EVERYWHERE = {*sys.stdlib_module_names, PACKAGE, "jax", "flax", "optax", "numpy"}
-LONGEST = 510
+LONGEST = 400
 LARGEST = 60
 
 

@@ -56,7 +56,7 @@ class Pass(NamedTuple):
         >>> import jax.numpy as jnp, optax, fedjax_sim as fs
         >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
         >>> [each.aggregator.name for each in fs.fedavg(task, optax.sgd(0.1)).passes()]
-        ['mean(examples)']
+        ['chain(mean(examples))']
     """
 
     client: ClientFunction

@@ -68,17 +68,7 @@ def compress_downlink(
         >>> algorithm = fs.compress_downlink(fs.fedavg(task, optax.sgd(0.05)), fs.aggregate.k_level(256))
     """
     check(isinstance(algorithm, Algorithm), "algorithm", algorithm, "must be an algorithm, such as fs.fedavg(...).")
-    chain = as_aggregator(compressor)
-    for wrong, what in (
-        (chain.facts.rows, "keeps a row a client"),
-        (chain.facts.noisy, "adds noise"),
-        (chain.facts.weighted, "masks weighted sums"),
-        (not chain.reducer.linear, "is no compressor"),
-    ):
-        if wrong:
-            raise ArgumentError(
-                f"compressor={chain.name}: {what}, and one message goes from the server to all clients."
-            )
+    chain = _checked(compressor)
     select = algorithm.params if broadcast is None else broadcast
 
     def pack(key: Key, exact: Server) -> Broadcast:
@@ -131,6 +121,22 @@ def compress_downlink(
         phases=tuple(wrapped(phase) for phase in algorithm.passes()),
         num_clients=algorithm.num_clients,
     )
+
+
+def _checked(compressor: Transform | Aggregator) -> Aggregator:
+    """The compressor's chain, of which one message can go to all clients."""
+    chain = as_aggregator(compressor)
+    for wrong, what in (
+        (chain.facts.rows, "keeps a row a client"),
+        (chain.facts.noisy, "adds noise"),
+        (chain.facts.weighted, "masks weighted sums"),
+        (not chain.reducer.linear, "is no compressor"),
+    ):
+        if wrong:
+            raise ArgumentError(
+                f"compressor={chain.name}: {what}, and one message goes from the server to all clients."
+            )
+    return chain
 
 
 class _NotSent:

@@ -90,28 +90,13 @@ def scaffold(
         params, metrics = local_steps(step, server.params, batches, key)
         delta = jax.tree.map(jnp.subtract, params, server.params)
         if option == 1:
-            c_new = _gradient_at(server.params, batches, key)
+            c_new = _gradient_at(task, server.params, batches, key)
         else:
             scale = 1 / (client_lr * jnp.maximum(batches.num_steps, 1))
             trained, _ = split_params(task, delta)
             c_new = jax.tree.map(lambda d, moved: -d - scale * moved, drift, trained)
         payload = {"delta": delta, "control": jax.tree.map(jnp.subtract, c_new, c_k)}
         return ClientUpdate(payload, weight=1.0, state=c_new, metrics=metrics)
-
-    def _gradient_at(params: Params, batches: ClientBatches, key: Key) -> Params:
-        def step(carry, batch, key):
-            total, weight = carry
-            grads, metrics, _ = gradient_fn(params, batch, key)
-            loss = metrics["loss"]
-            assert isinstance(loss, Mean)
-            each = loss.weight if task.reduction == "mean" else jnp.ones(())
-            grads, _ = split_params(task, grads)
-            total = jax.tree.map(lambda t, g: t + each * g, total, grads)
-            return (total, weight + each), {}
-
-        zeros = jax.tree.map(jnp.zeros_like, split_params(task, params)[0])
-        (total, weight), _ = local_steps(step, (zeros, jnp.zeros(())), batches, key)
-        return jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1.0), total)
 
     def server(key, server, aggregate):
         move = jax.tree.map(lambda d: server_lr * d, aggregate.value["delta"])
@@ -134,3 +119,22 @@ def scaffold(
         params=lambda server: server.params,
         num_clients=num_clients,
     )
+
+
+def _gradient_at(task: Task, params: Params, batches: ClientBatches, key: Key) -> Params:
+    """The gradient of what is trained over a client's batches, at the parameters."""
+    gradient_fn = gradient(task)
+
+    def step(carry, batch, key):
+        total, weight = carry
+        grads, metrics, _ = gradient_fn(params, batch, key)
+        loss = metrics["loss"]
+        assert isinstance(loss, Mean)
+        each = loss.weight if task.reduction == "mean" else jnp.ones(())
+        grads, _ = split_params(task, grads)
+        total = jax.tree.map(lambda t, g: t + each * g, total, grads)
+        return (total, weight + each), {}
+
+    zeros = jax.tree.map(jnp.zeros_like, split_params(task, params)[0])
+    (total, weight), _ = local_steps(step, (zeros, jnp.zeros(())), batches, key)
+    return jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1.0), total)

@@ -23,4 +23,4 @@ def test_a_run_of_the_version_before_goes_on_as_it_would_have(tmp_path):
     state, history = sim.run(state, 2, run_dir=tmp_path)
     np.testing.assert_allclose(sim.params(state)["w"], WEIGHTS, rtol=1e-5)
     np.testing.assert_allclose(history["client/loss"], LOSSES, rtol=1e-5)
-    assert len(fs.runs.read(tmp_path)["client/loss"]) == 6
+    assert len(fs.runs.read(tmp_path).metrics["client/loss"]) == 6

@@ -1,6 +1,7 @@
-"""Shared settings: eight CPU devices, no silent rank promotion, and programs that compile fast rather than run fast."""
+"""Shared settings: eight CPU devices, no silent rank promotion, programs that compile fast and are kept, no plots."""
 
 import os
+import tempfile
 from importlib.metadata import version
 
 FUSION_EMITTERS = tuple(int(part) for part in version("jaxlib").split(".")[:2]) < (0, 11)
@@ -13,9 +14,52 @@ COMPILE_FAST = (
 )
 """XLA's flags for tests, most of whose time was compiling. Processes that tests start inherit them."""
 
-os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *COMPILE_FAST)).strip()
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join((given, *(flag for flag in COMPILE_FAST if flag not in given))).strip()
+
+FOLDER = "JAX_COMPILATION_CACHE_DIR"
+"""Where all that is compiled is kept while the tests run; processes that tests start inherit it too."""
+
+programs = None
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # of its own, for JAX does not lock these files
+    os.environ[FOLDER] = os.path.join(os.environ[FOLDER], worker)
+elif FOLDER not in os.environ:
+    programs = tempfile.TemporaryDirectory(prefix="programs-of-tests-", ignore_cleanup_errors=True)
+    os.environ[FOLDER] = programs.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests go to one process, which makes the file's fixtures and programs once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def undrawn():
+    """Runs in this process end without plots, which take longer than a toy's rounds, unless a test asks for `drawn`."""
+    from fedjax_sim.runs import plots
+
+    save_all = plots.save_all
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save_all", lambda run: [])
+        yield save_all
+
+
+@pytest.fixture(scope="module")
+def drawn(undrawn):
+    """Runs of the module end with their plots."""
+    from fedjax_sim.runs import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save_all", undrawn)
+        yield

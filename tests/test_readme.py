@@ -1,12 +1,11 @@
 """The README's Python blocks run as they are written."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
@@ -17,15 +16,18 @@ def test_the_readme_shows_a_simulation():
     assert any("rounds=100" in block for block in BLOCKS)
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_readme(number):
-    block = BLOCKS[number]
-    before = "" if "import fedjax_sim" in block else BLOCKS[0]  # a block goes on from the first one
-    code = (before + block).replace("rounds=100", "rounds=2")  # for time, and nothing else
-    run = [sys.executable, "-c", code]
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    out = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr
-    assert "Traceback" not in out.stderr
-    if "print(" in block:
-        assert "accuracy" in out.stdout
+def whole_programs():
+    """A block goes on from those before it, back to the one that imports the package."""
+    found = []
+    for block in BLOCKS:
+        found = [*found, block] if "import fedjax_sim" in block else [*found[:-1], found[-1] + block]
+    return found
+
+
+@pytest.mark.parametrize("program", whole_programs())
+def test_readme(program):
+    done = programs.python(re.sub(r"rounds=\d+", "rounds=2", program))  # for time, and nothing else
+    assert done.status == 0, done.err
+    assert "Traceback" not in done.err
+    if "print(" in program:
+        assert "accuracy" in done.out

@@ -301,8 +301,8 @@ def test_the_contracts_private_chain_trains_and_is_accounted():
         private = fs.fedavg(task, optax.sgd(0.5), aggregator=chain)
         return fs.Simulation(private, clients, fs.sampler.poisson(0.3), fs.Batching(20), seed=0)
 
-    secure = sim(A.gaussian_noise(multiplier=0.05), A.rotate(), A.quantize(bits=8), A.secure_sum())
-    plain = sim(A.gaussian_noise(multiplier=0.05))
+    secure = sim(A.gaussian_noise(multiplier=0.2), A.rotate(), A.quantize(bits=8), A.secure_sum())
+    plain = sim(A.gaussian_noise(multiplier=0.2))
     ends = {}
     for name, each in (("secure", secure), ("plain", plain)):
         state, history = each.run(each.init(), rounds=6)

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import fedjax_sim as fs
+from tests import programs
 from tests.test_public_api import public_names
 
 ROOT = Path(__file__).parents[2]
@@ -92,10 +92,8 @@ def test_docstrings_render_without_left_over_markup(site):
 def test_our_programs_run(page, tmp_path):
     """A page's blocks, in order, are one program."""
     code = shortened("\n".join(OURS.findall(page.read_text())))
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = programs.python(code, cwd=tmp_path)
+    assert done.status == 0, done.err
 
 
 @pytest.mark.parametrize("page", COMING_FROM, ids=name_of)

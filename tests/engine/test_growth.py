@@ -12,6 +12,8 @@ import fedjax_sim as fs
 from fedjax_sim.simulation.evaluation import PROGRAMS
 from tests.engine import toys
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def simulation(**kwargs):
     given = {"devices": jax.devices()[:1], "lanes": 2, **kwargs}

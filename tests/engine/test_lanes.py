@@ -130,6 +130,10 @@ def test_where_memory_really_ends(rows):
 @pytest.fixture
 def nothing_known(monkeypatch):
     monkeypatch.setattr(tuning, "_tuned", {})
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)  # where measurements are kept too
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.parametrize("sampler", ["script", "slow"])
@@ -162,26 +166,22 @@ def test_lanes_by_measurement(nothing_known, monkeypatch, tmp_path, sampler):
 
 
 def test_what_was_measured_is_kept_on_the_disk(nothing_known, monkeypatch, tmp_path):
-    before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    try:
-        sim = simulation(lanes="auto", autotune=True)
-        sim.step(sim.init())
-        assert set(sim.tuning) == {1, 2, 4, 6}
-        assert all(0 < seconds < 60 for seconds in sim.tuning.values())
-        (path,) = tmp_path.glob("lanes-*.json")
-        tuning._tuned.clear()
-        path.write_text('{"6": 2.0, "3": 1.0}')
-        sim = simulation(lanes="auto", autotune=True)
-        sim.step(sim.init())
-        assert (sim.lanes, sim.tuning) == (3, {6: 2.0, 3: 1.0})
-        tuning._tuned.clear()
-        path.write_text("{")
-        sim = simulation(lanes="auto", autotune=True)
-        sim.step(sim.init())
-        assert sim.tuning != {6: 2.0, 3: 1.0}
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    sim = simulation(lanes="auto", autotune=True)
+    sim.step(sim.init())
+    assert set(sim.tuning) == {1, 2, 4, 6}
+    assert all(0 < seconds < 60 for seconds in sim.tuning.values())
+    (path,) = tmp_path.glob("lanes-*.json")
+    tuning._tuned.clear()
+    path.write_text('{"6": 2.0, "3": 1.0}')
+    sim = simulation(lanes="auto", autotune=True)
+    sim.step(sim.init())
+    assert (sim.lanes, sim.tuning) == (3, {6: 2.0, 3: 1.0})
+    tuning._tuned.clear()
+    path.write_text("{")
+    sim = simulation(lanes="auto", autotune=True)
+    sim.step(sim.init())
+    assert sim.tuning != {6: 2.0, 3: 1.0}
 
 
 def test_measuring_draws_nothing_and_changes_no_state(nothing_known):

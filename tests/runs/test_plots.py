@@ -15,6 +15,8 @@ from tests.runs import samples
 
 NAN, INF = float("nan"), float("inf")
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def lines(axes):
     return [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.get_lines()]

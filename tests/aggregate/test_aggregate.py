@@ -7,6 +7,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.aggregate import Context, Facts, Mechanism, Transform, chain, clip_by_l2, mean, median
+from tests.engine import toys
 
 VECTORS = np.array([[3, 4, 0], [0, 0, 0], [1, -2, 2], [-8, 1, 4], [0.5, 0, 1], [6, 6, -7], [9, 9, 9]], np.float32)
 SIZES = np.array([2, 1, 4, 3, 1, 2, 0])  # client 6 has no examples, so that its vector is never sent
@@ -62,7 +63,7 @@ def simulation(aggregator, sampler, vectors=VECTORS, **options):
         sampler = fs.sampler.fixed(sampler)
     algorithm = emit(aggregator)
     options = {"lanes": 2, "devices": jax.devices()[:2], **options}
-    return fs.Simulation(algorithm, data(vectors), sampler, fs.Batching(4), **options)
+    return fs.Simulation(algorithm, data(vectors), sampler, fs.Batching(4), **toys.executed(**options))
 
 
 def rounds(sim, count):
@@ -374,7 +375,7 @@ def test_scaffolds_controls_stay_the_mean_of_rows_under_an_expected_denominator(
     algorithm = fs.scaffold(task, 0.1, num_clients=6, aggregator=aggregator)
     cohorts = fs.sampler.fixed([[0, 1, 2, 3, 4], [5]])  # rows under noise need a law without amplification
     sampler = cohorts._replace(event=fs.sampler.min_separation(3, separation=2).event, expected=lambda k: 3.0)
-    sim = fs.Simulation(algorithm, data, sampler, fs.Batching(1), devices=jax.devices()[:1])
+    sim = fs.Simulation(algorithm, data, sampler, fs.Batching(1), execution=fs.Execution(devices=jax.devices()[:1]))
     state = sim.init()
     for _ in range(2):
         state, _ = sim.step(state)

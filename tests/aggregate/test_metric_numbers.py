@@ -15,6 +15,8 @@ def test_a_transform_may_report_a_bare_number():
     )
     algorithm = fs.fedavg(task, optax.sgd(0.5), aggregator=fs.aggregate.chain(halve))
     data = fs.FederatedData({"x": jnp.array([1.0, 3.0])}, [0, 1, 2])
-    sim = fs.Simulation(algorithm, data, fs.sampler.uniform(2), fs.Batching(1), devices=jax.devices()[:1])
+    sim = fs.Simulation(
+        algorithm, data, fs.sampler.uniform(2), fs.Batching(1), execution=fs.Execution(devices=jax.devices()[:1])
+    )
     _, metrics = sim.step(sim.init())
     assert metrics["aggregate/size"] == 2.0  # one step of rate 1/2 on (w - x)^2 from 0 moves by x: 1 and 3

@@ -8,6 +8,7 @@ from scipy import stats
 
 import fedjax_sim as fs
 from fedjax_sim.aggregate import chain, mean, secure_sum
+from tests.engine import toys
 
 K = 12
 SIZES = np.array([2, 1, 4, 3, 1, 2, 0, 5, 1, 1, 3, 2])  # client 6 has nothing
@@ -103,7 +104,7 @@ def simulation(values, aggregator, cohorts, sampler=None, **options):
     offsets = np.concatenate([[0], np.cumsum(SIZES)])
     data = fs.FederatedData({"u": np.repeat(values, SIZES, axis=0).astype(np.float32)}, offsets)
     sampler = fs.sampler.fixed(cohorts) if sampler is None else sampler
-    return fs.Simulation(algorithm, data, sampler, fs.Batching(4), on_nonfinite="drop", **options)
+    return fs.Simulation(algorithm, data, sampler, fs.Batching(4), on_nonfinite="drop", **toys.executed(**options))
 
 
 COHORTS = [[0, 2, 6, 5, 9, 11, 3], [7, 3, 4], [6], [8], [10, 7, 6, 1, 0, 2, 3, 4]]

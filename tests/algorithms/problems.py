@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fedjax_sim as fs
+from tests.engine import toys
 
 SIZES = (5, 1, 8, 0, 3, 2)
 COHORTS = ((0, 2, 4), (1, 2, 3), (5, 0), (4, 1, 5, 2), (2, 0, 3), (4,))
@@ -70,9 +71,7 @@ def simulate(algorithm, data, cohorts, batching=BATCHING, params=None, lanes=2, 
         data,
         fs.sampler.fixed(cohorts),
         batching,
-        lanes=lanes,
-        devices=jax.devices()[:devices],
-        **options,
+        **toys.executed(lanes=lanes, devices=jax.devices()[:devices], **options),
     )
     state, states = sim.init(params), []
     for _ in cohorts:

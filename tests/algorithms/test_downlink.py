@@ -19,7 +19,9 @@ TASK = fs.Task(lambda key: START, lambda w, batch, key: jnp.sum((w[None] - batch
 
 def simulation(algorithm, seed=0):
     sampler = fs.sampler.fixed([[0, 1, 2]] * 4)
-    return fs.Simulation(algorithm, DATA, sampler, fs.Batching(4), seed=seed, devices=jax.devices()[:1])
+    return fs.Simulation(
+        algorithm, DATA, sampler, fs.Batching(4), seed=seed, execution=fs.Execution(devices=jax.devices()[:1])
+    )
 
 
 def bf16(x):

@@ -21,7 +21,13 @@ LR = 0.04
 
 
 def final(algorithm, data, batching, rounds=160):
-    sim = fs.Simulation(algorithm, data, fs.sampler.fixed([[0, 1]] * rounds), batching, devices=jax.devices()[:1])
+    sim = fs.Simulation(
+        algorithm,
+        data,
+        fs.sampler.fixed([[0, 1]] * rounds),
+        batching,
+        execution=fs.Execution(devices=jax.devices()[:1]),
+    )
     state, _ = sim.run(sim.init(), rounds)
     return float(sim.params(state))
 

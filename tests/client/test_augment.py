@@ -135,7 +135,14 @@ def test_a_round_with_augmentation_and_skew_does_not_see_its_padding():
 
     def trained(lanes):
         algorithm = fs.fedavg(task, optax.sgd(0.1))
-        sim = fs.Simulation(algorithm, data, fs.sampler.uniform(3), fs.Batching(4, epochs=2), seed=1, lanes=lanes)
+        sim = fs.Simulation(
+            algorithm,
+            data,
+            fs.sampler.uniform(3),
+            fs.Batching(4, epochs=2),
+            seed=1,
+            execution=fs.Execution(lanes=lanes),
+        )
         state, _ = sim.run(sim.init(), 2)
         return state.server.params
 

@@ -107,8 +107,7 @@ def simulation(task, cohorts=EVERYBODY, data=DATA, server_optimizer=None, shuffl
         data,
         fs.sampler.fixed(cohorts),
         fs.Batching(3, shuffle=shuffle),
-        lanes=2,
-        devices=jax.devices()[:1],
+        execution=fs.Execution(lanes=2, devices=jax.devices()[:1]),
     )
 
 
@@ -390,7 +389,7 @@ def test_dropout_takes_the_engines_keys(kind):
 
     algorithm = fs.Algorithm(task, lambda p: (p, None), train, lambda key, server, aggregate: server)
     sampler, batching = fs.sampler.fixed([[0, 1]] * 2), fs.Batching(3, steps=4)
-    sim = fs.Simulation(algorithm, data, sampler, batching, devices=jax.devices()[:1])
+    sim = fs.Simulation(algorithm, data, sampler, batching, execution=fs.Execution(devices=jax.devices()[:1]))
     start = sim.init(params)
     states = (start, dataclasses.replace(start, round=1), dataclasses.replace(start, seed=1))
     losses = [sim.step(state)[1].clients("client/losses") for state in (*states, start)]

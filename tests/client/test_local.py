@@ -147,7 +147,7 @@ def test_static_steps_inside_a_simulation():
     for lanes in (1, 3):
         devices = jax.devices()[:1]
         sampler = fs.sampler.fixed([[0, 1, 2, 3]])
-        sim = fs.Simulation(algorithm, DATA, sampler, BATCHING, lanes=lanes, devices=devices)
+        sim = fs.Simulation(algorithm, DATA, sampler, BATCHING, execution=fs.Execution(lanes=lanes, devices=devices))
         _, metrics = sim.step(sim.init())
         found.append(metrics.clients("client/meta"))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)

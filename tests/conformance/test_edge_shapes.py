@@ -9,6 +9,7 @@ import pytest
 
 import fedjax_sim as fs
 from tests.conformance.listing import CASES, NO_TRANSFORMS, REDUCERS
+from tests.engine import toys
 
 A = fs.aggregate
 PAYLOADS = {
@@ -101,7 +102,7 @@ def reduced(reducer, shapes, **options):
     task = fs.Task(like, lambda params, batch, key: batch["x"])
     algorithm = fs.Algorithm(task, lambda params: (params, None), client, server, aggregator=reducer)
     data = fs.FederatedData({"x": np.repeat(SCALES, SIZES)}, np.concatenate([[0], np.cumsum(SIZES)]))
-    sim = fs.Simulation(algorithm, data, fs.sampler.uniform(5), fs.Batching(3), **options)
+    sim = fs.Simulation(algorithm, data, fs.sampler.uniform(5), fs.Batching(3), **toys.executed(**options))
     return sim.step(sim.init())[0].server
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import fedjax_sim as fs
 from tests.conformance.listing import CASES, NO_TRANSFORMS
+from tests.engine import toys
 
 K = 11
 SIZES = np.array([2, 1, 3, 0, 1, 2, 1, 4, 1, 2, 1])
@@ -122,7 +123,7 @@ def simulation(name, cohorts, lanes, devices, poison=(), empty=(), traces=None):
     data = fs.FederatedData({"u": np.repeat(sizes, held)}, np.concatenate([[0], np.cumsum(held)]))
     sampler = fs.sampler.fixed(cohorts)._replace(event=CASES[name].event, expected=lambda n: 4.0)
     options = {"lanes": lanes, "devices": jax.devices()[:devices], "on_nonfinite": "drop"}
-    return fs.Simulation(algorithm, data, sampler, fs.Batching(4), **options)
+    return fs.Simulation(algorithm, data, sampler, fs.Batching(4), **toys.executed(**options))
 
 
 def states_of(sim):

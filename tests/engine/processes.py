@@ -45,8 +45,7 @@ def run(case, plan):
         fs.sampler.uniform(6),
         fs.Batching(3, epochs=2),
         seed=3,
-        lanes=1,
-        residency=case.get("residency", "device"),
+        execution=fs.Execution(lanes=1, residency=case.get("residency", "device")),
         evaluate=evaluate,
     )
     folder = case.get("folder")

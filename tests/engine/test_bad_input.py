@@ -23,7 +23,7 @@ def simulation(algorithm=None, data=DATA, sampler=None, batching=None, **kwargs)
         data,
         fs.sampler.fixed([[0, 2, 4], [6, 2, 8]]) if sampler is None else sampler,
         fs.Batching(3) if batching is None else batching,
-        **kwargs,
+        **toys.executed(**kwargs),
     )
 
 

@@ -14,7 +14,11 @@ PARAMETERS = 8  # of the toys' model, float32
 
 def first_round(algorithm, cohort=(0, 2, 6)):
     sim = fs.Simulation(
-        algorithm, toys.federation(), fs.sampler.fixed([list(cohort)]), fs.Batching(4), devices=jax.devices()[:1]
+        algorithm,
+        toys.federation(),
+        fs.sampler.fixed([list(cohort)]),
+        fs.Batching(4),
+        execution=fs.Execution(devices=jax.devices()[:1]),
     )
     return sim.step(sim.init())[1]
 

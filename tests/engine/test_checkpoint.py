@@ -61,9 +61,13 @@ ALGORITHMS = {
 
 def build(algorithm="fedavg", sampler=None, batching=None, sizes=toys.SIZES, **kwargs) -> fs.Simulation:
     algorithm = ALGORITHMS[algorithm]() if isinstance(algorithm, str) else algorithm
-    kwargs = toys.executed(**{"devices": jax.devices()[:2], **kwargs})
+    kwargs = {"devices": jax.devices()[:2], **kwargs}
     return fs.Simulation(
-        algorithm, toys.federation(sizes), sampler or fs.sampler.uniform(5), batching or fs.Batching(3), **kwargs
+        algorithm,
+        toys.federation(sizes),
+        sampler or fs.sampler.uniform(5),
+        batching or fs.Batching(3),
+        **toys.executed(**kwargs),
     )
 
 

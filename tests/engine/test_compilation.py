@@ -17,7 +17,7 @@ def counted(sampler, algorithm=toys.fedavg, **kwargs):
     traces = []
     task = toys.task(on_trace=lambda: traces.append(1))
     kwargs = {"lanes": 2, "devices": jax.devices()[:2], **kwargs}
-    sim = fs.Simulation(algorithm(task), toys.federation(), sampler, fs.Batching(3), **kwargs)
+    sim = fs.Simulation(algorithm(task), toys.federation(), sampler, fs.Batching(3), **toys.executed(**kwargs))
     return sim, traces
 
 

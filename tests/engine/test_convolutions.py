@@ -73,7 +73,11 @@ def fedavg(task):
 def trained(algorithm, lanes):
     def run(task):
         sim = fs.Simulation(
-            algorithm(task), DATA, fs.sampler.uniform(3), fs.Batching(2), lanes=lanes, devices=jax.devices()[:1]
+            algorithm(task),
+            DATA,
+            fs.sampler.uniform(3),
+            fs.Batching(2),
+            execution=fs.Execution(lanes=lanes, devices=jax.devices()[:1]),
         )
         return sim.params(sim.run(sim.init(), 1)[0])
 

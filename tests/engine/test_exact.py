@@ -33,7 +33,9 @@ def exact(name, lanes, devices, cohorts=COHORTS, **kwargs):
     sampler = toys.script(cohorts)._replace(event=fs.sampler.uniform(6).event)
     where = {"lanes": lanes, "devices": jax.devices()[:devices]}
     batching = fs.Batching(3, epochs=2)
-    return fs.Simulation(algorithm(name), toys.federation(), sampler, batching, seed=3, exact=True, **where, **kwargs)
+    return fs.Simulation(
+        algorithm(name), toys.federation(), sampler, batching, seed=3, exact=True, **toys.executed(**where, **kwargs)
+    )
 
 
 def everything(sim, rounds=3):
@@ -129,7 +131,7 @@ def scalar_sim(value, **kwargs):
         params=lambda server: server,
     )
     data = fs.data.FederatedData({"x": jnp.zeros(6)}, [0, 2, 4, 6])
-    return fs.Simulation(algorithm, data, fs.sampler.uniform(3), fs.Batching(2), exact=True, **kwargs)
+    return fs.Simulation(algorithm, data, fs.sampler.uniform(3), fs.Batching(2), exact=True, **toys.executed(**kwargs))
 
 
 def test_what_is_beyond_the_range_is_an_error_or_left_out():

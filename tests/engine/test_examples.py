@@ -20,7 +20,9 @@ ZEROS = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(TASK.ini
 
 def simulation(data, task=TASK, cohorts=((0, 7), (7, 9), (0, 9)), **kwargs):
     algorithm = fs.fedavg(task, optax.sgd(0.1))
-    return fs.Simulation(algorithm, data, fs.sampler.fixed(cohorts), fs.Batching(10), devices=DEVICES, **kwargs)
+    return fs.Simulation(
+        algorithm, data, fs.sampler.fixed(cohorts), fs.Batching(10), **toys.executed(devices=DEVICES, **kwargs)
+    )
 
 
 def federation(y, **more):
@@ -177,7 +179,9 @@ ALGORITHMS = {
 def test_a_loss_of_nan_is_raised_for_every_algorithm(name):
     algorithm = ALGORITHMS[name](TASK._replace(check=None))
     sampler = fs.sampler.fixed([[0, 9], [0, 7]])
-    sim = fs.Simulation(algorithm, federation(one_bad()), sampler, fs.Batching(10), devices=DEVICES)
+    sim = fs.Simulation(
+        algorithm, federation(one_bad()), sampler, fs.Batching(10), execution=fs.Execution(devices=DEVICES)
+    )
     with pytest.raises(fs.NonFiniteUpdateError, match="round 1: the update of client 7 is not finite") as caught:
         sim.run(sim.init(), 2)
     assert (caught.value.round, caught.value.client_ids) == (1, [7])

@@ -11,6 +11,7 @@ from jax import export
 
 import fedjax_sim as fs
 from fedjax_sim.engine.round.phase import DeviceState
+from tests.engine import toys
 
 a = fs.aggregate
 PLATFORMS = ("cuda", "tpu")
@@ -47,7 +48,7 @@ def simulation(name, lanes):
     }
     options = {"exact": {"exact": True}, "streamed": {"residency": "stream", "rounds_per_dispatch": 8}}
     where = {"lanes": lanes, "devices": jax.devices()[:4], **options.get(name, {})}
-    return fs.Simulation(algorithms[name](), data, fs.sampler.uniform(6), fs.Batching(4), **where)
+    return fs.Simulation(algorithms[name](), data, fs.sampler.uniform(6), fs.Batching(4), **toys.executed(**where))
 
 
 def exported(sim):

@@ -85,7 +85,7 @@ def fedavg(lr=0.1, server=None, task=None, **kwargs) -> fs.Algorithm:
 def build(algorithm=None, data=None, sampler=None, batching=None, **kwargs) -> fs.Simulation:
     kwargs = {"devices": jax.devices()[:1], **kwargs}
     parts = (algorithm or fedavg(), data or toys.federation(), sampler or fs.sampler.uniform(5))
-    return fs.Simulation(*parts, batching or fs.Batching(3), **kwargs)
+    return fs.Simulation(*parts, batching or fs.Batching(3), **toys.executed(**kwargs))
 
 
 SIMULATIONS = {

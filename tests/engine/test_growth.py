@@ -17,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("drawn")
 
 def simulation(**kwargs):
     given = {"devices": jax.devices()[:1], "lanes": 2, **kwargs}
-    return fs.Simulation(toys.fedavg(toys.task()), toys.federation(), fs.sampler.uniform(4), fs.Batching(3), **given)
+    return fs.Simulation(
+        toys.fedavg(toys.task()), toys.federation(), fs.sampler.uniform(4), fs.Batching(3), **toys.executed(**given)
+    )
 
 
 def left(sim, start, rounds, **options):

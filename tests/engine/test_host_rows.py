@@ -55,7 +55,9 @@ def simulation(name="scaffold", rows="host", **kwargs):
     given = {"lanes": 2, "devices": jax.devices()[:2], "seed": 3, "exact": True, **kwargs}
     sampler = given.pop("sampler", None) or toys.script(COHORTS)
     algorithm = ALGORITHMS[name](toys.task(noisy=True))
-    return fs.Simulation(algorithm, toys.federation(), sampler, fs.Batching(3, epochs=2), rows=rows, **given)
+    return fs.Simulation(
+        algorithm, toys.federation(), sampler, fs.Batching(3, epochs=2), **toys.executed(rows=rows, **given)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +137,9 @@ def test_a_failed_round_gives_back_the_state_before_it():
     data = fs.data.FederatedData({"x": x, "y": data.arrays["y"]}, data.offsets)
     algorithm = fs.scaffold(toys.task(), toys.LR, toys.NUM_CLIENTS)
     sampler = toys.script([[0, 2], [4, 6], [8, 0], [2, 4]])
-    build = lambda on: fs.Simulation(algorithm, data, sampler, fs.Batching(3), rows="host", on_nonfinite=on)
+    build = lambda on: fs.Simulation(
+        algorithm, data, sampler, fs.Batching(3), execution=fs.Execution(rows="host"), on_nonfinite=on
+    )
     sim = build("raise")
     with pytest.raises(fs.NonFiniteUpdateError) as caught:
         sim.run(sim.init(), 4)
@@ -232,7 +236,7 @@ def test_where_rows_live(monkeypatch):
             toys.federation(),
             fs.sampler.uniform(3),
             fs.Batching(3),
-            rows="host",
+            execution=fs.Execution(rows="host"),
         )
 
     with pytest.raises(ArgumentError, match="this simulation's are on the host"):

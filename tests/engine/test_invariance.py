@@ -21,9 +21,7 @@ def simulation(algorithm, lanes=1, devices=1, sampler=None, **kwargs):
         sampler or toys.script(COHORTS),
         BATCHING,
         seed=3,
-        lanes=lanes,
-        devices=jax.devices()[:devices],
-        **kwargs,
+        **toys.executed(lanes=lanes, devices=jax.devices()[:devices], **kwargs),
     )
 
 
@@ -189,7 +187,9 @@ def test_a_state_that_holds_an_array_twice():
     )
     sampler = fs.sampler.fixed([[0, 2, 4]] * 3)
     devices = jax.devices()[:2]
-    sim = fs.Simulation(algorithm, toys.federation(), sampler, BATCHING, on_nonfinite="drop", devices=devices)
+    sim = fs.Simulation(
+        algorithm, toys.federation(), sampler, BATCHING, on_nonfinite="drop", execution=fs.Execution(devices=devices)
+    )
     start = sim.init()
     state, _ = sim.run(start, 3)
     for name in ("x", "y"):

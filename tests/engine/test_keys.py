@@ -77,7 +77,9 @@ def sim():
     algorithm = fs.Algorithm(task, start, params=lambda server: server, phases=(phase(0), phase(1)))
     data = fs.FederatedData({"x": np.ones(K, np.float32)}, np.arange(K + 1))
     sampler = fs.sampler.fixed([CLIENTS])._replace(event=fs.sampler.poisson(0.5).event)
-    return fs.Simulation(algorithm, data, sampler, fs.Batching(1), lanes=1, devices=jax.devices()[:1])
+    return fs.Simulation(
+        algorithm, data, sampler, fs.Batching(1), execution=fs.Execution(lanes=1, devices=jax.devices()[:1])
+    )
 
 
 def keys(sim, **seeds):

@@ -30,7 +30,9 @@ FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 1600000000 bytes."
 def simulation(lanes=4, **kwargs):
     algorithm = kwargs.pop("algorithm", None) or toys.fedavg(toys.task(noisy=True))
     given = {"devices": jax.devices()[:1], "seed": 3, "exact": True, **kwargs}
-    return fs.Simulation(algorithm, toys.federation(), toys.script(COHORTS), fs.Batching(3), lanes=lanes, **given)
+    return fs.Simulation(
+        algorithm, toys.federation(), toys.script(COHORTS), fs.Batching(3), **toys.executed(lanes=lanes, **given)
+    )
 
 
 def failing(sim, error, most, when=lambda: True):
@@ -257,7 +259,9 @@ def of_sizes(sizes, num_params, batch_size, sampler, devices=1, **kwargs):
     data = fs.FederatedData({"x": np.zeros(int(sum(sizes)), np.float32)}, np.concatenate([[0], np.cumsum(sizes)]))
     task = fs.Task(lambda key: jnp.zeros(num_params), lambda w, batch, key: w[0] * batch["x"])
     algorithm = fs.fedavg(task, optax.sgd(0.1))
-    return fs.Simulation(algorithm, data, sampler, fs.Batching(batch_size), devices=jax.devices()[:devices], **kwargs)
+    return fs.Simulation(
+        algorithm, data, sampler, fs.Batching(batch_size), **toys.executed(devices=jax.devices()[:devices], **kwargs)
+    )
 
 
 @pytest.mark.parametrize(("work", "cohort", "devices", "chunks"), list(measured()))

@@ -19,9 +19,7 @@ def simulation(algorithm, lanes=2, devices=2, sampler=None, **kwargs):
         DATA,
         sampler or toys.script(COHORTS),
         BATCHING,
-        lanes=lanes,
-        devices=jax.devices()[:devices],
-        **kwargs,
+        **toys.executed(lanes=lanes, devices=jax.devices()[:devices], **kwargs),
     )
 
 

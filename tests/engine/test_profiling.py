@@ -14,6 +14,7 @@ import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.runs import report, tables
 from fedjax_sim.runs.profile import PARTS, split
+from tests.engine import toys
 
 WAIT = 0.02
 
@@ -53,10 +54,8 @@ def simulation(slow="", **options):
         fs.data.procedural(4, 2, generate),
         slow_sampler(WAIT if slow == "planning" else 0),
         fs.Batching(2),
-        devices=jax.devices()[:1],
-        lanes=1,
         evaluate=evaluate,
-        **options,
+        **toys.executed(devices=jax.devices()[:1], lanes=1, **options),
     )
 
 

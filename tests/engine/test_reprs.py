@@ -115,7 +115,9 @@ def test_a_simulation_is_one_line(sim):
 
 
 def test_a_simulation_shows_what_of_its_batching_is_not_the_default(sim):
-    other = fs.Simulation(sim.algorithm, sim.data, sim.sampler, fs.Batching(2, steps=3, shuffle=False), lanes=1)
+    other = fs.Simulation(
+        sim.algorithm, sim.data, sim.sampler, fs.Batching(2, steps=3, shuffle=False), execution=fs.Execution(lanes=1)
+    )
     table = Reader(other._repr_html_())
     assert table.caption == "Simulation"
     assert table.rows[3:7] == [["sampler", "uniform(2)"], ["batch_size", "2"], ["steps", "3"], ["shuffle", "False"]]

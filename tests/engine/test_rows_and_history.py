@@ -18,8 +18,7 @@ def sim():
         DATA,
         toys.script(COHORTS),
         fs.Batching(4),
-        lanes=2,
-        devices=jax.devices()[:2],
+        execution=fs.Execution(lanes=2, devices=jax.devices()[:2]),
     )
 
 
@@ -109,8 +108,7 @@ def test_callbacks_are_called_once_a_round_in_order(block, eval_every):
         DATA,
         fs.sampler.uniform(3),
         fs.Batching(4),
-        devices=jax.devices()[:1],
-        rounds_per_dispatch=block,
+        execution=fs.Execution(devices=jax.devices()[:1], rounds_per_dispatch=block),
     )
     events = []
     evaluate = lambda params: events.append("evaluate") or {}
@@ -163,8 +161,7 @@ def test_a_sampler_chooses_by_what_it_has_observed():
         DATA,
         greedy(4, seen),
         fs.Batching(4),
-        devices=jax.devices()[:1],
-        rounds_per_dispatch=4,
+        execution=fs.Execution(devices=jax.devices()[:1], rounds_per_dispatch=4),
     )
     assert sim.rounds_per_dispatch == 1
     state, history = sim.run(sim.init(), 5)

@@ -28,8 +28,7 @@ def simulate(residency, algorithm="scaffold", data=None, **kwargs):
         toys.script(COHORTS),
         batching,
         seed=3,
-        residency=residency,
-        **kwargs,
+        **toys.executed(residency=residency, **kwargs),
     )
 
 
@@ -86,7 +85,9 @@ def test_a_cut_client_that_holds_more_than_it_trains_on():
     states = []
     for residency in ("device", "stream"):
         sampler = full._replace(sample=sample)
-        sim = fs.Simulation(toys.fedavg(toys.task()), data, sampler, fs.Batching(3), residency=residency)
+        sim = fs.Simulation(
+            toys.fedavg(toys.task()), data, sampler, fs.Batching(3), execution=fs.Execution(residency=residency)
+        )
         states.append(toys.on_device(sim.run(sim.init(), 2)[0]))
     np.testing.assert_array_equal(states[0]["server"], states[1]["server"])
 

@@ -23,7 +23,9 @@ TEST = {"x": np.linspace(-1, 1, 21, dtype=np.float32).reshape(7, 3), "y": np.one
 def simulation(algorithm, lanes=2, devices=1, batching=BATCHING, sampler=None, **kwargs):
     sampler = sampler or fs.sampler.uniform(5)
     where = jax.devices()[:devices]
-    return fs.Simulation(algorithm, toys.federation(), sampler, batching, lanes=lanes, devices=where, **kwargs)
+    return fs.Simulation(
+        algorithm, toys.federation(), sampler, batching, **toys.executed(lanes=lanes, devices=where, **kwargs)
+    )
 
 
 def fedavg(client_lr=0.1, server_lr=1.0, clip=1.0, **kwargs):

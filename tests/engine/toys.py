@@ -154,7 +154,7 @@ def executed(**options) -> dict:
     fields = {field.name for field in dataclasses.fields(fs.Execution)}
     own = {name: value for name, value in options.items() if name in fields}
     rest = {name: value for name, value in options.items() if name not in fields}
-    return {**rest, "execution": fs.Execution(**own)}
+    return {**rest, "execution": fs.Execution(**own)} if own else rest
 
 
 def with_cohorts(state: fs.RoundState, cohorts) -> fs.RoundState:

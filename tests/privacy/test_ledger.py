@@ -10,6 +10,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.simulation import ledger as ledger_lib
+from tests.engine import toys
 
 dp = pytest.importorskip("dp_accounting")
 pld = pytest.importorskip("dp_accounting.pld")
@@ -22,7 +23,9 @@ CLIP = fs.aggregate.clip_by_l2(0.5)
 def simulation(*noise, sampler=None, **options):
     aggregator = fs.aggregate.chain(CLIP, *noise, reduce=fs.aggregate.mean("uniform"))
     algorithm = fs.fedavg(TASK, optax.sgd(0.1), aggregator=aggregator)
-    return fs.Simulation(algorithm, DATA, sampler or fs.sampler.poisson(0.2), fs.Batching(1), **options)
+    return fs.Simulation(
+        algorithm, DATA, sampler or fs.sampler.poisson(0.2), fs.Batching(1), **toys.executed(**options)
+    )
 
 
 def gaussian(z, sampler=None, **options):

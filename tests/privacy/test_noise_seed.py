@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
+from tests.engine import toys
 
 A, DIM, K = fs.aggregate, 1500, 4
 DATA = fs.FederatedData({"x": np.ones((K, 1), np.float32)}, np.arange(K + 1))
@@ -39,7 +40,9 @@ def simulation(name, rate=0.0, **options):
     task = fs.Task(lambda key: jnp.zeros(DIM), lambda w, batch, key: jnp.mean((w[None] - batch["x"]) ** 2, axis=-1))
     algorithm = fs.fedavg(task, optax.sgd(rate), aggregator=chain(name))
     sampler = CHAINS[name][1] or fs.sampler.uniform(K)
-    return fs.Simulation(algorithm, DATA, sampler, fs.Batching(1), lanes=1, devices=jax.devices()[:1], **options)
+    return fs.Simulation(
+        algorithm, DATA, sampler, fs.Batching(1), **toys.executed(lanes=1, devices=jax.devices()[:1], **options)
+    )
 
 
 @functools.cache

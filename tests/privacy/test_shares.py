@@ -10,6 +10,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.engine.round.block import pack
+from tests.engine import toys
 from tests.privacy.rounding import rounded
 
 K, DIM, Z, STEP = 12, 4000, 2.0, 1 / 64
@@ -51,7 +52,7 @@ def simulation(kind, cohorts, arrives=None, dim=DIM, **options):
         return dataclasses.replace(cohort, arrives=there), state
 
     sampler = uniform._replace(sample=sample)
-    return fs.Simulation(algorithm, data, sampler, fs.Batching(2), on_nonfinite="drop", **options)
+    return fs.Simulation(algorithm, data, sampler, fs.Batching(2), on_nonfinite="drop", **toys.executed(**options))
 
 
 COHORTS = [

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 import fedjax_sim as fs
+from tests.engine import toys
 from tests.privacy.rounding import rounded
 
 pytest.importorskip("dp_accounting")
@@ -31,7 +32,7 @@ DISTRIBUTED = (
 
 def simulation(*transforms, sampler=None, data=DATA, **more):
     algorithm = fs.fedavg(TASK, optax.sgd(0.1), aggregator=fs.aggregate.chain(*transforms, reduce=UNIFORM))
-    return fs.Simulation(algorithm, data, sampler or fs.sampler.poisson(0.2), fs.Batching(1), **more)
+    return fs.Simulation(algorithm, data, sampler or fs.sampler.poisson(0.2), fs.Batching(1), **toys.executed(**more))
 
 
 @pytest.fixture(scope="module")

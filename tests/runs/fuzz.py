@@ -43,7 +43,7 @@ def make(folder: Path) -> Path:
     block = {"first": 0, "rounds": 3, "compiled": False, "traced": False}
     block |= dict.fromkeys(("planning", "transfer", "compute", "evaluation", "rest"), 0.25)
     (folder / "profile.json").write_text(json.dumps({"blocks": [block]}))
-    host = fs.Simulation(scaffold(), *parts, rows="host")
+    host = fs.Simulation(scaffold(), *parts, execution=fs.Execution(rows="host"))
     host.save(folder / "host", host.step(host.init())[0])
     for name in ("plots", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -57,7 +57,7 @@ def algorithm() -> fs.Algorithm:
 def simulation(devices=None) -> fs.Simulation:
     evaluate = lambda params: {"test/square": jnp.sum(params["small"]["w"] ** 2)}
     parts = algorithm(), toys.federation(), fs.sampler.uniform(5), fs.Batching(3)
-    return fs.Simulation(*parts, seed=7, devices=devices, evaluate=evaluate)
+    return fs.Simulation(*parts, seed=7, execution=fs.Execution(devices=devices), evaluate=evaluate)
 
 
 def main(folder: str, rounds: int) -> None:

@@ -24,7 +24,9 @@ ODD = ("a[*]", "back\\slash", "n\0l", "half \ud800", "x/y", "..", "", "a['b']", 
 
 def build(task=None, **kwargs) -> fs.Simulation:
     parts = (toys.federation(), fs.sampler.uniform(3), fs.Batching(4))
-    return fs.Simulation(fs.fedavg(task or toys.task(), optax.sgd(0.1)), *parts, devices=jax.devices()[:1], **kwargs)
+    return fs.Simulation(
+        fs.fedavg(task or toys.task(), optax.sgd(0.1)), *parts, **toys.executed(devices=jax.devices()[:1], **kwargs)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +180,9 @@ def test_a_folder_that_is_replaced_in_mid_run_is_told_of_with_the_truth(tmp_path
 
 def test_a_folder_for_temporary_files_that_cannot_be_written_is_told_of(tmp_path, monkeypatch):
     task = toys.ALGORITHMS["scaffold"](toys.task())
-    sim = fs.Simulation(task, toys.federation(), fs.sampler.uniform(3), fs.Batching(4), rows="host")
+    sim = fs.Simulation(
+        task, toys.federation(), fs.sampler.uniform(3), fs.Batching(4), execution=fs.Execution(rows="host")
+    )
     sim.save(tmp_path, sim.init())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     for use in (sim.init, lambda: sim.restore(tmp_path)):

@@ -29,7 +29,12 @@ def simulation(algorithm=None, seed=0, data=None, **kwargs) -> fs.Simulation:
     algorithm = algorithm or toys.fedavg(toys.task())
     kwargs = {"devices": jax.devices()[:2], "lanes": 3, **kwargs}
     return fs.Simulation(
-        algorithm, data or toys.federation(), fs.sampler.uniform(5), fs.Batching(3), seed=seed, **kwargs
+        algorithm,
+        data or toys.federation(),
+        fs.sampler.uniform(5),
+        fs.Batching(3),
+        seed=seed,
+        **toys.executed(**kwargs),
     )
 
 
@@ -349,7 +354,9 @@ def test_an_update_that_is_not_finite_leaves_the_rounds_before_it_saved(tmp_path
 
     def build(cohorts):
         parts = fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.fixed(cohorts), fs.Batching(1)
-        return fs.Simulation(*parts, rounds_per_dispatch=rounds_per_dispatch, devices=jax.devices()[:1])
+        return fs.Simulation(
+            *parts, execution=fs.Execution(rounds_per_dispatch=rounds_per_dispatch, devices=jax.devices()[:1])
+        )
 
     sim = build([[0], [1], [0], [1], [0], [2], [0]])
     with pytest.raises(fs.NonFiniteUpdateError) as ended:

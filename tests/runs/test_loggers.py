@@ -52,7 +52,9 @@ def log(logger, folder: Path, *rounds, first: int = 0) -> None:
 
 def simulation(sampler=None, **kwargs) -> fs.Simulation:
     data = kwargs.pop("data", toys.federation())
-    return fs.Simulation(toys.fedavg(toys.task()), data, sampler or fs.sampler.uniform(4), fs.Batching(3), **kwargs)
+    return fs.Simulation(
+        toys.fedavg(toys.task()), data, sampler or fs.sampler.uniform(4), fs.Batching(3), **toys.executed(**kwargs)
+    )
 
 
 # metrics.jsonl

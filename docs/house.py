@@ -1,7 +1,6 @@
 """Draws docs/house.svg: the package's rooms on their floors, and who imports whom. `python docs/house.py` writes it."""
 
 import ast
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "fedjax_sim"
@@ -28,17 +27,15 @@ def room_of(module: str) -> str | None:
     return room if any(room in floor for floor in FLOORS) else None
 
 
-def imports() -> Counter[tuple[str, str]]:
-    """How many modules of a room import from another."""
-    found: Counter[tuple[str, str]] = Counter()
+def imports() -> list[tuple[str, str]]:
+    """Pairs of rooms of which the first imports from the second."""
+    found = set()
     for path in sorted(ROOT.rglob("*.py")):
         here = room_of(".".join(["fedjax_sim", *path.relative_to(ROOT).with_suffix("").parts]))
-        targets = set()
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fedjax_sim"):
-                targets |= {room_of(f"{node.module}.{alias.name}") for alias in node.names}
-        found.update((here, there) for there in targets - {here, None} if here)
-    return found
+            if here and isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fedjax_sim"):
+                found |= {(here, there) for a in node.names if (there := room_of(f"{node.module}.{a.name}"))}
+    return sorted((here, there) for here, there in found if here != there)
 
 
 def places() -> dict[str, tuple[float, float]]:
@@ -53,12 +50,12 @@ def places() -> dict[str, tuple[float, float]]:
 def svg() -> str:
     """The picture."""
     at, lines = places(), []
-    for (here, there), count in sorted(imports().items()):
+    for here, there in imports():
         (x, y), (u, v) = at[here], at[there]
         lines.append(
             f'<path d="M{x:.0f} {y + HEIGHT / 2:.0f} C{x:.0f} {(y + v) / 2:.0f} {u:.0f} {(y + v) / 2:.0f} '
-            f'{u:.0f} {v - HEIGHT / 2:.0f}" fill="none" stroke="#4477aa" stroke-opacity="0.35" '
-            f'stroke-width="{min(1 + count / 4, 6):.1f}"><title>{here} imports {there}: {count}</title></path>'
+            f'{u:.0f} {v - HEIGHT / 2:.0f}" fill="none" stroke="#4477aa" stroke-opacity="0.35">'
+            f"<title>{here} imports {there}</title></path>"
         )
     for room, (x, y) in at.items():
         lines.append(

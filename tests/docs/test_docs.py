@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -136,3 +137,10 @@ def test_the_install_page_has_every_extra_and_no_other():
     assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} == set(extras)
     commands = re.findall(r"'\.\[([\w,-]+)\]'", "".join(page.read_text() for page in [*PAGES, ROOT / "README.md"]))
     assert {name for names in commands for name in names.split(",")} <= set(extras)
+
+
+def test_the_picture_of_the_house_is_drawn_from_the_imports():
+    house = runpy.run_path(str(DOCS / "house.py"))
+    assert (DOCS / "house.svg").read_text() == house["svg"](), "python docs/house.py draws it anew"
+    height = {room: y for room, (_, y) in house["places"]().items()}
+    assert [pair for pair in house["imports"]() if height[pair[0]] >= height[pair[1]]] == []

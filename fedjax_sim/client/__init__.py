@@ -17,6 +17,7 @@ from fedjax_sim.client.memory import remat as remat
 from fedjax_sim.client.task import Gradient as Gradient
 from fedjax_sim.client.task import Loss as Loss
 from fedjax_sim.client.task import Task as Task
+from fedjax_sim.client.task import evaluation as evaluation
 from fedjax_sim.client.task import grad as grad
 from fedjax_sim.client.task import gradient as gradient
 from fedjax_sim.client.task import replace as replace

@@ -250,7 +250,18 @@ def batch_metrics(loss: Loss, batch: Batch) -> dict[str, Metric]:
 
 
 def evaluation(task: Task) -> Callable[[Params, Batch, Key], dict[str, Metric]]:
-    """`(params, batch, key) -> metrics` of one batch, without training behaviour (dropout and the like)."""
+    """`(params, batch, key) -> metrics` of one batch, without training behaviour (dropout and the like).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: 0.0, lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.array([1.0, 2.0, 6.0])}, offsets=[0, 1, 3])
+        >>> def personal(key, server, row, batches):
+        ...     measure = fs.client.evaluation(task)
+        ...     return fs.local_steps(lambda _, batch, key: ((), measure(row, batch, key)), (), batches, key)[1]
+        >>> fs.map_clients(personal, None, data, 2, rows=jnp.array([0.0, 4.0]))["loss"].compute()
+        array([1., 4.])
+    """
     _check_task(task)
 
     def evaluate(params: Params, batch: Batch, key: Key):

@@ -1,38 +1,31 @@
-"""Evaluation: pooled over one data set, or client by client, through the engine's own map."""
+"""Evaluation: pooled over one data set, or client by client, as a map over clients."""
 
-import contextlib
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.client import ClientBatches, Task, local_steps
-from fedjax_sim.client.task import evaluation
+from fedjax_sim.client import ClientBatches, Task, evaluation, local_steps
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
-from fedjax_sim.core.errors import check_count, is_traced
-from fedjax_sim.core.kinds import check_computable
+from fedjax_sim.core.errors import is_traced
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.core.types import Params, RoundPlan
+from fedjax_sim.core.types import Params
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.store.procedural import ProceduralData
 from fedjax_sim.engine.device import placement
-from fedjax_sim.engine.plan.planner import Planner
-from fedjax_sim.engine.round.cohort_map import ClientResult, CohortMap, Lane
-from fedjax_sim.engine.store import data_checks, residency
-from fedjax_sim.population import sampling
-from fedjax_sim.simulation.lanes import auto_lanes, for_steps
+from fedjax_sim.engine.store import residency
+from fedjax_sim.simulation.client_map import over_clients
 
 
 class ClientMetrics:
     """The metrics of every client of a federation.
 
     Attributes:
-        metrics: dict of name to [K] values; NaN for a client without data_checks.
+        metrics: dict of name to [K] values; NaN for a client without data.
         sizes: [K] examples of each client.
     """
 
@@ -83,14 +76,15 @@ def evaluate(
     """
     if not isinstance(arrays, FederatedData):
         arrays = FederatedData(arrays, [0, len(jax.tree.leaves(arrays)[0])])
-    mesh = placement.client_mesh(devices)
+    batching, mesh = Batching(batch_size, shuffle=False), placement.client_mesh(devices)
     shares = 8 * mesh.size
     if residency.streams("auto", arrays, mesh.devices.flat[0]):
         shares = max(shares, -(-arrays.num_examples // (16 * batch_size)))
     offsets = np.linspace(0, arrays.num_examples, shares + 1).astype(np.int64)
     made = isinstance(arrays, ProceduralData)  # whose examples have no place of their own
     pooled = arrays if made else FederatedData(arrays.arrays, offsets, arrays.index)
-    metrics = metrics_lib.reduce(_evaluate_all(task, params, pooled, batch_size, devices, 1))
+    metrics = over_clients(_Measure(task), params, pooled, batching, mesh, lanes=1, task=task)
+    metrics = metrics_lib.reduce(metrics)
     if _traced(params):
         return {name: metric.compute() for name, metric in metrics.items()}
     return {name: float(metric.compute()) for name, metric in jax.device_get(metrics).items()}
@@ -112,101 +106,21 @@ def evaluate_clients(
         >>> fs.evaluate_clients(task, jnp.zeros(()), data)["loss"]
         array([1. , 6.5])
     """
-    mesh = placement.client_mesh(devices)
-    platform = mesh.devices.flat[0].platform
-    size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
-    lanes = auto_lanes(size, platform, data.num_clients)
-    if platform == "cpu":
-        sizes, clients = data.kinds()
-        lanes = for_steps(lanes, -(-sizes // batch_size), clients, data.num_clients, mesh.size, size * batch_size)
-    metrics = _evaluate_all(task, params, data, batch_size, devices, lanes)
-    return ClientMetrics(metrics if _traced(params) else jax.device_get(metrics), data.sizes)
+    batching, mesh = Batching(batch_size, shuffle=False), placement.client_mesh(devices)
+    metrics = over_clients(_Measure(task), params, data, batching, mesh, task=task)
+    return ClientMetrics(metrics, data.sizes)
 
 
-def _evaluate_all(
-    task: Task, params: Params, data: FederatedData, batch_size: int, devices: Any, lanes: int
-) -> dict[str, Metric]:
-    """Metrics of all clients, [K] each."""
-    check_count("batch_size", batch_size)
-    mesh = placement.client_mesh(devices)
-    batching = Batching(batch_size, shuffle=False)
-    traced = _traced(params)
-    eager = jax.ensure_compile_time_eval if traced else contextlib.nullcontext
-    program = (_make_program if traced else _program)(task, mesh, batch_size)  # a traced task must not be kept
-    params = params if traced else placement.replicate(mesh, placement.local(params))
-    check_computable(data.arrays)
-    streamed = residency.streams("auto", data, mesh.devices.flat[0])
-    if not streamed:
-        data_checks.check_all(task, data, streamed)
-    planner = Planner(data, batching, mesh.size, streamed=streamed)
-    size = min(data.num_clients, _GROUP * mesh.size * lanes) if streamed else data.num_clients
-    shape = planner.shape(size, lanes)
-    arrays: Any = None
-    if streamed:
-        reader = residency.Reader(data, mesh, task.check)
-        ask = lambda plan: reader.ask([plan], 1, planner.examples(shape))
-    else:
-        with eager():
-            arrays = residency.resident_arrays(mesh, data)
-        ask = lambda plan: None
+class _Measure(NamedTuple):
+    """A client's metrics under the server's model; equal for equal tasks, so that programs are kept."""
 
-    def begin(first: int) -> tuple[RoundPlan, Any]:
-        ids = np.arange(first, min(first + size, data.num_clients))
-        plan, _ = planner.plan(sampling.cohort(ids, size), shape, seed=0, round=0)
-        return plan, ask(plan)
+    task: Task
 
-    out: dict[str, Metric] = {}
-    group = begin(0)
-    for first in range(0, data.num_clients, size):
-        plan, read = group
-        given = read.result() if streamed else arrays
-        with eager():
-            placed = placement.shard(mesh, plan)
-        kept = program(params, placed, given)
-        if first + size < data.num_clients:
-            group = begin(first + size)  # read while this one is computed
-        slots = plan.slot.reshape(-1)
-        real = slots < size
-        for name, metric in kept.items():
-            host = (lambda leaf: leaf) if traced else np.asarray
-            flat = jax.tree.map(lambda leaf, host=host: host(leaf).reshape(len(slots), *leaf.shape[3:]), metric)
-            if name not in out:
-                empty = jax.tree.map(lambda leaf: np.zeros((data.num_clients, *leaf.shape[1:])), flat)
-                out[name] = empty.zero() if traced else jax.tree.map(np.array, empty.zero())
-            at = first + slots[real]
-            out[name] = jax.tree.map(lambda all, leaf, at=at, real=real: _put(all, at, leaf[real]), out[name], flat)
-    return out
-
-
-_GROUP = 16
-"""Clients a lane and device in one go, where the data are streamed."""
-
-
-def _put(out: Any, at: np.ndarray, values: Any) -> Any:
-    """`out` with `values` at `at`; in place, where `out` is the host's."""
-    if is_traced(values) or isinstance(out, jax.Array):
-        return jnp.asarray(out, values.dtype).at[at].set(values)
-    out[at] = values
-    return out
+    def __call__(self, key: Any, server: Params, row: Any, batches: ClientBatches) -> dict[str, Metric]:
+        measure = evaluation(self.task)
+        key = rng.key(0, Purpose.EVALUATE)  # one for all: clients of pooled data are none
+        return local_steps(lambda nothing, batch, key: (nothing, measure(server, batch, key)), (), batches, key)[1]
 
 
 def _traced(params: Params) -> bool:
     return any(is_traced(leaf) for leaf in jax.tree.leaves(params))
-
-
-def _make_program(task: Task, mesh: jax.sharding.Mesh, batch_size: int):
-    measure = evaluation(task)
-
-    def one_client(params: Params, row: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
-        key = rng.key(0, Purpose.EVALUATE)
-        _, metrics = local_steps(lambda nothing, batch, key: (nothing, measure(params, batch, key)), (), batches, key)
-        return ClientResult((), jnp.ones(()), lane.steps > 0, metrics, row)
-
-    run = CohortMap(one_client, mesh, Batching(batch_size, shuffle=False), 0, convolutions=task.convolutions)
-    return jax.jit(lambda params, plan, arrays: run(params, None, plan, arrays).metrics)
-
-
-PROGRAMS = 8
-"""Programs that are kept, each with its task: a small one takes 6 MB."""
-
-_program = functools.lru_cache(maxsize=PROGRAMS)(_make_program)

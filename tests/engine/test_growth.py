@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.simulation.evaluation import PROGRAMS
+from fedjax_sim.simulation.client_map import PROGRAMS
 from tests.engine import toys
 
 pytestmark = pytest.mark.usefixtures("drawn")

@@ -66,7 +66,7 @@ class ClientResult(NamedTuple):
         weight: [] float32; 0 for a client that contributes nothing.
         contributes: [] bool.
         metrics: dict of metrics, kept for each client.
-        row: its new private row.
+        row: its new private row; None where rows are only read.
         sums: pytree of float32, summed as it is.
         factor: what the message is multiplied by in the sum; None for the weight.
     """
@@ -263,11 +263,9 @@ class CohortMap:
             sums = self._plainly.add(sums, result.sums, jnp.ones_like(result.weight))
             new = (() if self.linear else result.message, result.weight, result.contributes, result.metrics)
             kept = jax.tree.map(lambda buffer, leaf: buffer.at[chunk].set(leaf), kept, new)
-            rows = jax.tree.map(
-                lambda table, row: table.at[places].set(row.astype(table.dtype), mode="drop"),
-                rows,
-                result.row,
-            )
+            if result.row is not None:
+                write = lambda table, row: table.at[places].set(row.astype(table.dtype), mode="drop")
+                rows = jax.tree.map(write, rows, result.row)
             return total, sums, kept, rows
 
         end = self._longest_member(plan.chunks) if end is None else end

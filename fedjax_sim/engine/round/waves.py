@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_sim.core.types import ClientRows, RoundPlan, RoundState
 from fedjax_sim.engine.device import placement
@@ -61,14 +62,12 @@ class Waves:
     def _train(self, programs: Programs, given: Any, rows: HostRows, plans: Plans, arrays: Any) -> Any:
         """A phase's sums, and the rows after it."""
         plan: RoundPlan = plans.rounds[0]
-        chunks, lanes = self._chunks(plans.shape), plans.shape.lanes
+        chunks, lanes = chunks_of(plans.shape, self.parts.row_bytes, self.parts.mesh), plans.shape.lanes
         new: dict[int, Row] = {}
         writes, sums = [], None
         for first in range(0, int(max(plan.chunks.max(), 1)), chunks):
-            part = (slice(None), slice(first, first + chunks))
-            steps, ids = (leaf[part].reshape(len(leaf), -1) for leaf in (plan.steps, plan.client_id))
-            clients = [ids[d, steps[d] > 0].tolist() for d in range(len(ids))]  # the first lanes of each device
-            block = self._read(rows, clients, chunks * lanes)
+            clients = clients_of(plan, first, chunks)
+            block = read_rows(self.parts.mesh, rows, clients, chunks * lanes)
             if sums is None:
                 sums = programs.begin(*given, block, arrays)
             if len(self._unwritten) > 1:
@@ -82,21 +81,6 @@ class Waves:
                 for client, row in zip(its, rows_made, strict=True):
                     row.written, new[client] = write, row
         return sums, rows.updated(new, writes)
-
-    def _read(self, rows: HostRows, clients: list[list[int]], count: int) -> ClientRows:
-        """The rows of a wave's clients, those of each device on it."""
-        blocks = []
-        for its in clients:
-            leaves = [placement.aligned_empty((count, *shape), dtype) for shape, dtype in rows.file.leaves]
-            rows.read(its, leaves)
-            blocks.append(jax.tree.unflatten(rows.file.structure, leaves))
-        return placement.deal_blocks(self.parts.mesh, blocks).arrays
-
-    def _chunks(self, shape: PlanShape) -> int:
-        """Chunks of a wave."""
-        lanes_bytes = max(1, self.parts.row_bytes * shape.lanes)
-        budget = WAVE.get(self.parts.devices[0].platform, _WAVE)
-        return int(max(1, min(budget // lanes_bytes, -(-shape.chunks // shape.devices))))
 
     def programs(self, shape: PlanShape) -> list[Programs]:
         """A phase each."""
@@ -132,6 +116,29 @@ class Waves:
         """Programs of waves that were compiled: one a phase."""
         phases = [each for programs in self._programs.values() for each in programs]
         return sum(each.wave._cache_size() for each in phases)  # type: ignore[attr-defined]
+
+
+def chunks_of(shape: PlanShape, row_bytes: int, mesh: Mesh) -> int:
+    """Chunks of a wave."""
+    budget = WAVE.get(mesh.devices.flat[0].platform, _WAVE)
+    return int(max(1, min(budget // max(1, row_bytes * shape.lanes), -(-shape.chunks // shape.devices))))
+
+
+def clients_of(plan: RoundPlan, first: int, chunks: int) -> list[list[int]]:
+    """Of each device, the clients of so many chunks from the first on: those of its first lanes there."""
+    part = (slice(None), slice(first, first + chunks))
+    steps, ids = (leaf[part].reshape(len(leaf), -1) for leaf in (plan.steps, plan.client_id))
+    return [ids[d, steps[d] > 0].tolist() for d in range(len(ids))]
+
+
+def read_rows(mesh: Mesh, rows: HostRows, clients: list[list[int]], count: int) -> ClientRows:
+    """The rows of a wave's clients, those of each device on it, with room for `count`."""
+    blocks = []
+    for its in clients:
+        leaves = [placement.aligned_empty((count, *shape), dtype) for shape, dtype in rows.file.leaves]
+        rows.read(its, leaves)
+        blocks.append(jax.tree.unflatten(rows.file.structure, leaves))
+    return placement.deal_blocks(mesh, blocks).arrays
 
 
 def _write(after: ClientRows, rows: list[list[Row]]) -> None:

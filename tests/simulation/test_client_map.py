@@ -145,7 +145,9 @@ def test_rows_of_a_simulation():
     np.testing.assert_allclose(*found, rtol=1e-5)
     plain = fs.Simulation(toys.fedavg(toys.task()), DATA, fs.sampler.uniform(4), fs.Batching(3))
     nothing = lambda key, server, row, batches: jnp.ones(()) * (row is None)
-    assert fs.map_clients(nothing, None, DATA, 4, rows=plain.init().rows).sum() == sum(n > 0 for n in toys.SIZES)
+    feedback = HostRows(ClientRows(client=None, aggregator=(np.zeros(2, np.float32),)), K)
+    for rows in (plain.init().rows, feedback):
+        assert fs.map_clients(nothing, None, DATA, 4, rows=rows).sum() == sum(n > 0 for n in toys.SIZES)
 
 
 def drawn(key, server, row, batches):
@@ -168,7 +170,8 @@ def test_randomness_is_of_seed_round_and_client():
         assert (other_firsts != firsts).any()
 
 
-def test_loops_of_a_fixed_length_know_the_longest_client():
+@pytest.mark.parametrize("rows", [lambda: None, host_rows], ids=["none", "host"])
+def test_loops_of_a_fixed_length_know_the_longest_client(rows):
     def slope(key, w, row, batches):
         def total(w):
             step = lambda value, batch, key: (value + jnp.sum(batch["mask"] * (w - batch["x"][:, 0]) ** 2), {})
@@ -176,7 +179,7 @@ def test_loops_of_a_fixed_length_know_the_longest_client():
 
         return jax.grad(total)(w)
 
-    found = fs.map_clients(slope, np.float32(0.5), DATA, 4, devices=jax.devices()[:1])
+    found = fs.map_clients(slope, np.float32(0.5), DATA, 4, rows=rows(), devices=jax.devices()[:1])
     expected = [2 * (0.5 - DATA.arrays["x"][DATA.rows(k), 0]).sum() for k in range(K)]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 

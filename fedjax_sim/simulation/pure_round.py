@@ -1,18 +1,22 @@
 """A round as a pure function of arrays, for JAX's transformations: its state, its plans, and the function itself."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.pytree import pytree
 from fedjax_sim.core.types import RoundPlan, RoundState
+from fedjax_sim.engine.device import placement
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.words import unpack_plan
 from fedjax_sim.engine.round.phase import DeviceState, RoundOutput, make_round
+from fedjax_sim.simulation import first_state
 from fedjax_sim.simulation.executor import Executor
 
 
@@ -52,10 +56,11 @@ RoundFunction = Callable[[PureState, RoundPlan, Any], tuple[PureState, dict[str,
 """`(round_state, plan, arrays) -> (round_state, metrics)`."""
 
 
-def pure_state(state: RoundState) -> PureState:
+def pure_state(parts: Parts, state: RoundState) -> PureState:
     """`sim.pure_state`."""
+    numbers = state.seeds, np.int32(state.round)
     return PureState(
-        state.server, state.aggregator, state.rows, jnp.asarray(state.seeds), jnp.asarray(state.round, jnp.int32)
+        state.server, state.aggregator, state.rows, *placement.put(numbers, placement.everywhere(parts.mesh))
     )
 
 
@@ -83,15 +88,17 @@ def round_function(parts: Parts, static: bool) -> RoundFunction:
             "static=True: sums in fixed point have derivative zero, and this simulation is exact=True. Leave out one."
         )
 
-    @jax.jit
+    everywhere, placed = placement.everywhere(parts.mesh), first_state.shardings(parts)
+    # Rounds leave a state where `pure_state` has it, so that the next one is the same program.
+    out = PureState(placed.server, placed.aggregator, placed.rows, everywhere, everywhere)
+
+    @functools.partial(jax.jit, out_shardings=(out, None))
     def one(state: PureState, plan: RoundPlan, arrays: Any) -> tuple[PureState, dict[str, Any]]:
         _, chunks, lanes = plan.start.shape
         made = DeviceState(state.server, state.aggregator, state.rows)
         plan = replace(plan, round=jnp.broadcast_to(state.round, plan.round.shape))
         made, output = make_round(parts, chunks * lanes, static=static)(state.seeds, made, plan, arrays)
-        after = replace(
-            state, server=made.server, aggregator=made.aggregator, rows=made.rows, round=state.round + 1
-        )
+        after = replace(state, server=made.server, aggregator=made.aggregator, rows=made.rows, round=state.round + 1)
         return after, _numbers(output)
 
     return one

@@ -323,7 +323,7 @@ class Simulation:
 
     def pure_state(self, state: RoundState) -> PureState:
         """What a round function takes of a state: its arrays, seeds and round."""
-        return pure_round.pure_state(state)
+        return pure_round.pure_state(self.parts, state)
 
     def round_plan(self, state: RoundState, rounds: int | None = None) -> tuple[RoundPlan, Any]:
         """`(plan, arrays)` of the state's next round: its cohort's work, and the examples.

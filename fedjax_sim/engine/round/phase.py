@@ -72,9 +72,7 @@ def make_round(
     return one_round
 
 
-def phase_rounds(
-    parts: Parts, capacity: int, members: str | None = None, static: bool = False
-) -> list["PhaseRound"]:
+def phase_rounds(parts: Parts, capacity: int, members: str | None = None, static: bool = False) -> list["PhaseRound"]:
     """Each phase of a round; arguments as of `make_round`."""
     return [PhaseRound(parts, index, capacity, members, static) for index in range(len(parts.phases))]
 

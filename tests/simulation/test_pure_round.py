@@ -138,10 +138,10 @@ def trained(sim, plans, arrays, params, rate, name):
 def by_hand(sim, params, rate, name):
     """The same rounds as Python loops over clients and steps, from the plans' batches."""
     data, task, state = toys.federation(), toys.task(), sim.init()
-    gradient = jax.grad(lambda p, b: jnp.mean(task.loss(p, b, None)[0]))
+    gradient = jax.jit(jax.grad(lambda p, b: jnp.mean(task.loss(p, b, None)[0])))
     zeros = jax.tree.map(jnp.zeros_like, params)
     control, rows = zeros, {}
-    add = lambda a, b, scale: jax.tree.map(lambda x, y: x + scale * y, a, b)
+    add = jax.jit(lambda a, b, scale: jax.tree.map(lambda x, y: x + scale * y, a, b))
     for plan in sim.executor.pack(state, ROUNDS, ROUNDS).rounds:
         sent = []
         for lane in np.argwhere(plan.steps > 0):
@@ -166,7 +166,7 @@ def by_hand(sim, params, rate, name):
     return params
 
 
-@pytest.mark.parametrize("name, devices, lanes", [("fedavg", 1, 1), ("scaffold", 1, 2), ("scaffold", 2, 2)])
+@pytest.mark.parametrize("name, devices, lanes", [("fedavg", 1, 1), ("scaffold", 2, 2)])
 def test_derivatives_of_two_rounds(name, devices, lanes):
     made = toys.task()
     algorithm = fs.fedavg(made, optax.sgd(0.1)) if name == "fedavg" else fs.scaffold(made, 0.1)
@@ -175,7 +175,7 @@ def test_derivatives_of_two_rounds(name, devices, lanes):
     params, rate = sim.params(sim.init()), jnp.float32(0.1)
 
     loss = jax.jit(lambda p, r: evaluated(trained(sim, plans, arrays, p, r, name)))
-    value, grads = jax.value_and_grad(loss, (0, 1))(params, rate)
+    value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, rate)
     value_by_hand, by_hand_grads = jax.value_and_grad(lambda p, r: evaluated(by_hand(sim, p, r, name)), (0, 1))(
         params, rate
     )

@@ -13,6 +13,8 @@ import fedjax_sim as fs
 from tests.engine import toys
 
 ROUNDS = 2
+LOSSES: Any = toys.task().loss
+KEY = jax.random.key(0)  # of which nothing is drawn
 CLIPPED = fs.aggregate.chain(
     fs.aggregate.adaptive_clip(0.5), fs.aggregate.gaussian_noise(0.1), reduce=fs.aggregate.mean("uniform")
 )
@@ -118,9 +120,9 @@ def test_seeds_under_vmap_are_a_loop(static):
 
 
 def evaluated(params):
-    data, task = toys.federation(), toys.task()
+    data = toys.federation()
     batch = {**jax.tree.map(jnp.asarray, data.arrays), "mask": jnp.ones(data.num_examples)}
-    return jnp.mean(task.loss(params, batch, None)[0])
+    return jnp.mean(LOSSES(params, batch, KEY)[0])
 
 
 def trained(sim, plans, arrays, params, rate, name):
@@ -137,8 +139,8 @@ def trained(sim, plans, arrays, params, rate, name):
 
 def by_hand(sim, params, rate, name):
     """The same rounds as Python loops over clients and steps, from the plans' batches."""
-    data, task, state = toys.federation(), toys.task(), sim.init()
-    gradient = jax.jit(jax.grad(lambda p, b: jnp.mean(task.loss(p, b, None)[0])))
+    data, state = toys.federation(), sim.init()
+    gradient = jax.jit(jax.grad(lambda p, b: jnp.mean(LOSSES(p, b, KEY)[0])))
     zeros = jax.tree.map(jnp.zeros_like, params)
     control, rows = zeros, {}
     add = jax.jit(lambda a, b, scale: jax.tree.map(lambda x, y: x + scale * y, a, b))

@@ -43,6 +43,7 @@ from fedjax_sim.population import sampler as sampler
 from fedjax_sim.runs import plots as plots
 from fedjax_sim.simulation import Execution as Execution
 from fedjax_sim.simulation import History as History
+from fedjax_sim.simulation import PureState as PureState
 from fedjax_sim.simulation import RoundMetrics as RoundMetrics
 from fedjax_sim.simulation import Simulation as Simulation
 from fedjax_sim.simulation import evaluate as evaluate

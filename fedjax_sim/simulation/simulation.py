@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count
-from fedjax_sim.core.types import Params, RoundState
+from fedjax_sim.core.types import Params, RoundPlan, RoundState
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.device.placement import Device
@@ -16,12 +16,13 @@ from fedjax_sim.engine.store.row_table import Rows
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.privacy.accounting import Epsilon
 from fedjax_sim.runs.folder import RunFolder
-from fedjax_sim.simulation import describe, epsilon, first_state, recorder, tuning
+from fedjax_sim.simulation import describe, epsilon, first_state, pure_round, recorder, tuning
 from fedjax_sim.simulation.assemble import assemble
 from fedjax_sim.simulation.execution import Execution, with_former
 from fedjax_sim.simulation.executor import Executor
 from fedjax_sim.simulation.history import History, RoundMetrics, check_finite
 from fedjax_sim.simulation.loop import Evaluate, Schedule, run_rounds
+from fedjax_sim.simulation.pure_round import PureState, RoundFunction
 from fedjax_sim.simulation.recorder import Callback, Recording
 
 
@@ -287,9 +288,51 @@ class Simulation:
         with Recording(self.executor, callbacks, run_dir, profile).of(state, rounds) as record:
             return run_rounds(self.executor, state, schedule, evaluate or self.evaluate, record)
 
-    def params(self, state: RoundState) -> Params:
+    def params(self, state: RoundState | PureState) -> Params:
         """The model in a state: `algorithm.params(state.server)`."""
         return self.parts.algorithm.params(state.server)
+
+    def round_function(self, static: bool = False) -> RoundFunction:
+        """A round as a pure function, `(round_state, plan, arrays) -> (round_state, metrics)`.
+
+        To be jitted, vmapped and differentiated; `pure_state` and `round_plan` make its arguments. `metrics` is a dict
+        of numbers. Of updates that are not finite, `cohort/nonfinite` tells; they are left out.
+
+        Args:
+            static: loops have bounds that do not depend on the plan, so that `jax.grad` goes through. They run over all
+                places of a cohort and the steps of the population's longest client, and a derivative keeps what each of
+                these steps computed.
+
+        Raises:
+            ArgumentError: examples that are streamed, or rows on the host; static sums in fixed point, whose derivative
+                is zero.
+
+        Example:
+            >>> import dataclasses, jax, jax.numpy as jnp, optax, fedjax_sim as fs
+            >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+            >>> data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+            >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
+            >>> state, (plan, arrays) = sim.pure_state(sim.init()), sim.round_plan(sim.init())
+            >>> def model(w):  # after a round from w: w + 0.1 * 2 * (1.5 - w)
+            ...     start = dataclasses.replace(state, server=state.server._replace(params=w))
+            ...     return sim.params(sim.round_function(static=True)(start, plan, arrays)[0])
+            >>> print(jax.grad(model)(0.0))
+            0.8
+        """
+        return pure_round.round_function(self.parts, static)
+
+    def pure_state(self, state: RoundState) -> PureState:
+        """What a round function takes of a state: its arrays, seeds and round."""
+        return pure_round.pure_state(self.parts, state)
+
+    def round_plan(self, state: RoundState, rounds: int | None = None) -> tuple[RoundPlan, Any]:
+        """`(plan, arrays)` of the state's next round: its cohort's work, and the examples.
+
+        Args:
+            state: from `init`, `step`, `run` or `restore`.
+            rounds: None for one; else so many plans, stacked along a first axis, as `jax.lax.scan` takes them.
+        """
+        return pure_round.round_plan(self.executor, state, rounds)
 
     def epsilon(
         self,

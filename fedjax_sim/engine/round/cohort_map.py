@@ -121,6 +121,8 @@ class CohortMap:
             bounds that differ would turn every step into a choice between old and new.
         exact: the most clients of a cohort, to sum exactly; None to sum in floating point.
         convolutions: as in `fs.Task`.
+        static: loops run to bounds that are known before any plan, the room for chunks and the longest client's steps,
+            so that JAX can differentiate them in reverse; what is beyond a plan's work is masked.
     """
 
     def __init__(
@@ -134,9 +136,10 @@ class CohortMap:
         members: str | None = None,
         exact: int | None = None,
         convolutions: Convolutions = "auto",
+        static: bool = False,
     ):
         self.one_client, self.mesh, self.batching, self.longest = one_client, mesh, batching, longest
-        self.linear, self.members, self.exact = linear, members, exact
+        self.linear, self.members, self.exact, self.static = linear, members, exact, static
         self.rewrite = rewritten(convolutions, mesh.devices.flat[0].platform)
         self._plainly = sums_lib.floating() if exact is None else sums_lib.exact(exact)
         self._for_messages = sums_lib.floating(own_type=True) if modular else self._plainly
@@ -200,6 +203,7 @@ class CohortMap:
         alone = self._alone(plan)
 
         def client(broadcast: Any, order: Any, arrays: Any, lane: Lane, row: Any, bound: Any) -> ClientResult:
+            bound = self.longest if self.static else bound
             batches = client_batches(lane, order, arrays, self.batching, bound=bound, longest=self.longest, alone=alone)
             return self.one_client(broadcast, row, lane, batches)
 
@@ -211,7 +215,7 @@ class CohortMap:
 
     def _alone(self, plan: RoundPlan) -> bool:
         """A chunk is one client, whose own steps bound its loop."""
-        return plan.start.shape[1] == 1 and self.members is None
+        return plan.start.shape[1] == 1 and self.members is None and not self.static
 
     def _run(self, client: "_Client", rows: Any, plan: RoundPlan, chunk: Any, place: Any):
         """A chunk's clients: their results, [L, ...], and the places of their rows; an empty lane's is past the end."""
@@ -228,6 +232,9 @@ class CohortMap:
 
     def _longest_member(self, bound: Any) -> Any:
         return bound if self.members is None else jax.lax.pmax(bound, self.members)
+
+    def _all_chunks(self, plan: RoundPlan) -> Any:
+        return plan.start.shape[0] if self.static else self._longest_member(plan.chunks)
 
     def _zero(self, client: "_Client", plan: RoundPlan) -> Any:
         """Nothing added yet, and room for what is kept of each client."""
@@ -268,7 +275,7 @@ class CohortMap:
                 rows = jax.tree.map(write, rows, result.row)
             return total, sums, kept, rows
 
-        end = self._longest_member(plan.chunks) if end is None else end
+        end = self._all_chunks(plan) if end is None else end
         *sums, rows = jax.lax.fori_loop(first, end, body, (*sums, rows))
         return tuple(sums), rows
 

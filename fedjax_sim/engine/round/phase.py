@@ -52,13 +52,13 @@ class RoundOutput:
 
 
 def make_round(
-    parts: Parts, capacity: int, members: str | None = None
+    parts: Parts, capacity: int, members: str | None = None, static: bool = False
 ) -> Callable[..., tuple[DeviceState, RoundOutput]]:
     """The function of one round, `(seeds, state, plan, arrays) -> (state, output)`, to be compiled.
 
-    `seeds` are the run's and its noise's, [2] uint32; `members` is as in `CohortMap`.
+    `seeds` are the run's and its noise's, [2] uint32; `members` and `static` are as in `CohortMap`.
     """
-    phases = phase_rounds(parts, capacity, members)
+    phases = phase_rounds(parts, capacity, members, static)
 
     def one_round(seeds: Any, state: DeviceState, plan: RoundPlan, arrays: Any):
         output = no_output(capacity)
@@ -72,9 +72,9 @@ def make_round(
     return one_round
 
 
-def phase_rounds(parts: Parts, capacity: int, members: str | None = None) -> list["PhaseRound"]:
+def phase_rounds(parts: Parts, capacity: int, members: str | None = None, static: bool = False) -> list["PhaseRound"]:
     """Each phase of a round; arguments as of `make_round`."""
-    return [PhaseRound(parts, index, capacity, members) for index in range(len(parts.phases))]
+    return [PhaseRound(parts, index, capacity, members, static) for index in range(len(parts.phases))]
 
 
 def no_output(capacity: int) -> RoundOutput:
@@ -92,10 +92,10 @@ class PhaseRound:
         parts: of the simulation.
         index: of the phase.
         capacity: places in a cohort.
-        members: as in `CohortMap`.
+        members, static: as in `CohortMap`.
     """
 
-    def __init__(self, parts: Parts, index: int, capacity: int, members: str | None = None):
+    def __init__(self, parts: Parts, index: int, capacity: int, members: str | None = None, static: bool = False):
         self.parts, self.index, self.capacity = parts, index, capacity
         self.phase = parts.phases[index]
         self.aggregator: Aggregator = self.phase.aggregator
@@ -109,6 +109,7 @@ class PhaseRound:
             members,
             capacity if parts.exact else None,
             parts.algorithm.task.convolutions,
+            static,
         )
 
     def broadcast(self, seeds: Any, state: DeviceState, plan: RoundPlan) -> Any:

@@ -1,7 +1,7 @@
 """How much noise a target epsilon needs, and how it is split between a sum and a statistic."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_sim.core.errors import ArgumentError, check, check_count, check_positive
@@ -17,7 +17,7 @@ class Noise(NamedTuple):
     where: str = "central"
     of: str = "value"
     transform: str = ""
-    details: Any = None
+    details: Mapping[str, object] | None = None
 
 
 def calibrate(
@@ -27,7 +27,7 @@ def calibrate(
     rounds: int,
     sampler: Any,
     population: int | None = None,
-    mechanisms: Callable[[float], Sequence[Any]] | None = None,
+    mechanisms: Callable[[float], Sequence[Noise]] | None = None,
     accountant: str | None = None,
     adjacency: str | None = None,
     tolerance: float = 1e-3,

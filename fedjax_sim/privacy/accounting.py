@@ -18,7 +18,7 @@ from fedjax_sim.privacy.rounds import (
     REPLACE_ONE,
     ZERO_OUT,
     Event,
-    Noise,
+    Mechanism,
     Release,
     Rounds,
     check_accountable,
@@ -71,7 +71,7 @@ class Epsilon:
 
 
 def epsilon(
-    mechanisms: Sequence[Noise],
+    mechanisms: Sequence[Mechanism],
     sampling: Event,
     rounds: int,
     delta: float,

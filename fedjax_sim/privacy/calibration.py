@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from fedjax_sim.core.errors import ArgumentError, check, check_count, check_positive
 from fedjax_sim.privacy.accounting import check_delta, epsilon
 from fedjax_sim.privacy.extra import needed
+from fedjax_sim.privacy.rounds import Mechanism
 
 
 class Noise(NamedTuple):
@@ -27,7 +28,7 @@ def calibrate(
     rounds: int,
     sampler: Any,
     population: int | None = None,
-    mechanisms: Callable[[float], Sequence[Noise]] | None = None,
+    mechanisms: Callable[[float], Sequence[Mechanism]] | None = None,
     accountant: str | None = None,
     adjacency: str | None = None,
     tolerance: float = 1e-3,

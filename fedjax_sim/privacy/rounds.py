@@ -6,7 +6,7 @@ A mechanism is what `fs.aggregate.Mechanism` says, an event what `fs.sampler.Sam
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,10 +24,25 @@ ADD_REMOVE, REPLACE_ONE, ZERO_OUT, LOCAL = "add-or-remove-one", "replace-one", "
 DISCRETE = ("discrete_gaussian", "skellam")
 CORRELATED = ("tree", "banded")
 
-Noise = Any
-"""An `fs.aggregate.Mechanism`; that folder is on this one's floor."""
 Event = Any
 """An `fs.sampler.SamplingEvent` or `SeparationEvent`, or None for a sampler without one."""
+
+
+class Mechanism(Protocol):
+    """What is read of a noise: an `fs.aggregate.Mechanism`, resolved, or `fs.privacy.calibrate`'s own."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def multiplier(self) -> Any: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def of(self) -> str: ...
+    @property
+    def transform(self) -> str: ...
+    @property
+    def details(self) -> Any: ...
 
 
 class Rounds(NamedTuple):
@@ -42,7 +57,7 @@ class Rounds(NamedTuple):
             a plan: whoever the sampler may draw.
     """
 
-    mechanisms: tuple[Noise, ...]
+    mechanisms: tuple[Mechanism, ...]
     sampling: Event
     rounds: int
     sampler: str = "the sampler"
@@ -69,7 +84,7 @@ class Release(NamedTuple):
     aside: float = 0.0
 
 
-def check_sampler(mechanisms: Sequence[Noise], sampling: Event, sampler: str) -> None:
+def check_sampler(mechanisms: Sequence[Mechanism], sampling: Event, sampler: str) -> None:
     """Raise `ArgumentError` where noise counts on something that the sampler does not enforce.
 
     Args:
@@ -95,7 +110,7 @@ def check_sampler(mechanisms: Sequence[Noise], sampling: Event, sampler: str) ->
                 raise ArgumentError(f"{_names(mechanisms)}: correlated noise is accounted alone; leave out the rest.")
 
 
-def check_accountable(mechanisms: Sequence[Noise], sampling: Event, sampler: str = "the sampler") -> None:
+def check_accountable(mechanisms: Sequence[Mechanism], sampling: Event, sampler: str = "the sampler") -> None:
     """Raise `ArgumentError` where no accountant could say what the noise protects. Arguments as in `check_sampler`."""
     if not any(m.of == "value" for m in mechanisms):
         raise ArgumentError(
@@ -119,7 +134,7 @@ def check_accountable(mechanisms: Sequence[Noise], sampling: Event, sampler: str
             raise ArgumentError(f"kind={m.kind!r} ({m.transform}): noise of this kind, {m.where}, is not accounted.")
 
 
-def neighbours(mechanisms: Sequence[Noise], sampling: Event) -> tuple[tuple[str, ...], str]:
+def neighbours(mechanisms: Sequence[Mechanism], sampling: Event) -> tuple[tuple[str, ...], str]:
     """Under which neighbours rounds are accounted, their own first, and why."""
     if any(m.where == "local" for m in mechanisms):
         return (LOCAL,), "local noise"
@@ -226,7 +241,7 @@ def _fixed_size(z: float, sampling: Event, rounds: int) -> Release:
     return Release(rounds, text, event, pld=lambda: curves.without_replacement_pld(z, size / population))
 
 
-def _local(m: Noise, rounds: int, accountant: str) -> Release:
+def _local(m: Mechanism, rounds: int, accountant: str) -> Release:
     dp = needed("dp_accounting", "accounting of privacy")
     # A message's value moves by 2C; half the multiplier says so to any accountant.
     kinds = {"gaussian": dp.GaussianDpEvent, "laplace": dp.LaplaceDpEvent}
@@ -237,7 +252,7 @@ def _local(m: Noise, rounds: int, accountant: str) -> Release:
 
 
 def _separated(
-    mechanisms: Sequence[Noise], sampling: Event, rounds: int, counts: Mapping[tuple[int, int], int] | None
+    mechanisms: Sequence[Mechanism], sampling: Event, rounds: int, counts: Mapping[tuple[int, int], int] | None
 ) -> tuple[Release, ...]:
     """A client takes part once in any `separation` rounds; no amplification is claimed."""
     dp = needed("dp_accounting", "accounting of privacy")
@@ -273,7 +288,7 @@ def _planned(sampling: Event, rounds: int) -> Mapping[tuple[int, int], int]:
     return {(sampling.cohort_size, sampling.cohort_size): rounds}
 
 
-def _distributed(mechanisms: Sequence[Noise], sampling: Event, drawn: int, shares: int, rounds: int) -> Release:
+def _distributed(mechanisms: Sequence[Mechanism], sampling: Event, drawn: int, shares: int, rounds: int) -> Release:
     """Given how many clients were drawn, who they are is a uniform choice: of a fixed number, also under Poisson.
 
     Noise is the sum of the shares of those who sent; a client's chance is that of being drawn, whatever it sends.
@@ -287,7 +302,7 @@ def _distributed(mechanisms: Sequence[Noise], sampling: Event, drawn: int, share
     return Release(rounds, text, curve=functools.partial(_amplified, _terms(mechanisms), shares, fraction))
 
 
-def _over_draws(mechanisms: Sequence[Noise], sampling: Event, rounds: int, delta: float) -> Release:
+def _over_draws(mechanisms: Sequence[Mechanism], sampling: Event, rounds: int, delta: float) -> Release:
     """Planned rounds of Poisson sampling, in which all who are drawn send: their number is not known yet.
 
     It does not depend on the data, so that the curve is the mean over numbers, in the sense of `curves.mixed`. Draws so
@@ -303,7 +318,7 @@ Terms = tuple[tuple[str, float, float, int, float], ...]
 """Of each mechanism: kind, multiplier, norm in units, dimension, and the shares that its multiplier is for."""
 
 
-def _terms(mechanisms: Sequence[Noise]) -> Terms:
+def _terms(mechanisms: Sequence[Mechanism]) -> Terms:
     terms = []
     for m in mechanisms:
         details = m.details or {}
@@ -351,10 +366,10 @@ def _mixed(terms: Terms, population: int, probability: float, aside: float) -> n
     return curves.mixed([mass for mass, _ in parts], [curve for _, curve in parts])
 
 
-def _joint(mechanisms: Sequence[Noise]) -> float:
+def _joint(mechanisms: Sequence[Mechanism]) -> float:
     """Gaussians on the same clients, released together, are one: their inverse squares add up."""
     return sum(m.multiplier**-2 for m in mechanisms) ** -0.5
 
 
-def _names(mechanisms: Sequence[Noise]) -> str:
+def _names(mechanisms: Sequence[Mechanism]) -> str:
     return " + ".join(m.transform or f"{m.kind}({m.multiplier:g})" for m in mechanisms)

@@ -63,7 +63,7 @@ class Logger(Protocol):
         """Before the first round; `folder` is the run's, or None, and `config` what config.json holds."""
         ...
 
-    def __call__(self, metrics: Round) -> None:
+    def __call__(self, metrics: Any) -> None:
         """A finished round, with its evaluation if it has one."""
         ...
 

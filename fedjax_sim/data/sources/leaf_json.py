@@ -96,6 +96,7 @@ def leaf(
 
 Json = Any
 Examples = dict[str, list[Json]]
+"""Field to its values, as JSON has them."""
 
 
 def _one_by_one(paths: list[Path], hierarchies: bool) -> Iterator[tuple[Path, str, Examples]]:

@@ -31,7 +31,7 @@ LARGEST = 60
 class Import(NamedTuple):
     target: str  # dotted, from the package or outside of it
     line: int
-    lazy: bool  # inside a function
+    lazy: bool  # inside a function, or for type checkers alone
 
 
 def read_tree(root):
@@ -62,6 +62,7 @@ def imports_of(name, modules):
                 inner = f"{base}.{alias.name}"
                 yield Import(inner if inner in modules else base, node.lineno, lazy)
         lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        lazy = lazy or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
         for child in ast.iter_child_nodes(node):
             yield from visit(child, lazy)
 

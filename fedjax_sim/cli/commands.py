@@ -9,12 +9,17 @@ import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from fedjax_sim.cli.start import join, processes
 from fedjax_sim.cli.terminal import bar, complain, draw, reader, say, told
 from fedjax_sim.cli.words import configured, parsed, quoted, whole_number
 from fedjax_sim.core.errors import ArgumentError, FedSimError, RunInterrupted, check_count
+
+if TYPE_CHECKING:
+    from fedjax_sim.runs.experiment import Experiment
+    from fedjax_sim.runs.reading import Run
 
 USAGE = """usage: fedjax-sim COMMAND
 
@@ -178,7 +183,9 @@ def resume(words: list[str]) -> None:
     _train(experiment, source["preset"], dataclasses.replace(config, rounds=total), folder, fresh=False)
 
 
-def _train(experiment: Any, preset: str, config: Any, folder: Path, fresh: bool, profile: bool = False) -> None:
+def _train(
+    experiment: "Experiment", preset: str, config: Any, folder: Path, fresh: bool, profile: bool = False
+) -> None:
     """Train to the config's rounds; from the folder's newest checkpoint on, unless the run is fresh."""
     begin = time.perf_counter()
     check_count("rounds", config.rounds)
@@ -303,7 +310,7 @@ def show_version(words: list[str]) -> None:
     say(version("fedjax-sim"))
 
 
-def _print_run(found: Any) -> None:
+def _print_run(found: "Run") -> None:
     from fedjax_sim.runs import tables
 
     say(str(found))
@@ -312,7 +319,7 @@ def _print_run(found: Any) -> None:
             draw(table)
 
 
-def _experiments() -> Any:
+def _experiments() -> ModuleType:
     from fedjax_sim.runs import experiment
 
     return experiment

@@ -4,9 +4,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedjax_sim.core.errors import FedSimError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def say(text: str) -> None:
@@ -41,7 +44,7 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def draw(table: Any) -> None:
+def draw(table: "Table") -> None:
     from rich.console import Console
 
     console = Console()

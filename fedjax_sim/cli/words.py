@@ -6,13 +6,18 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fedjax_sim.cli.start import prepare
 from fedjax_sim.core.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def configured(command: str, words: list[str], defaults: Any) -> tuple[Any, str, Any, Any]:
+    from fedjax_sim.runs.experiment import Experiment
+
+
+def configured(command: str, words: list[str], defaults: "DataclassInstance") -> tuple["Experiment", str, Any, Any]:
     """The experiment that the words name, the preset, its config with the words' values, and the command's options."""
     import tyro
 
@@ -72,7 +77,7 @@ def _preset(words: list[str]) -> str:
     return found[-1] if found else "default"
 
 
-def _flags(config: Any, prefix: str = "--") -> Iterator[str]:
+def _flags(config: "DataclassInstance | type[DataclassInstance]", prefix: str = "--") -> Iterator[str]:
     for field in dataclasses.fields(config):
         flag, value = prefix + field.name.replace("_", "-"), getattr(config, field.name)
         if dataclasses.is_dataclass(value):

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from fedjax_sim.core import html, rng
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.rng import Purpose
 
@@ -67,7 +69,7 @@ class FederatedData:
         array([2., 3., 4.])
     """
 
-    arrays: Any
+    arrays: PyTree
     offsets: Any
     index: Any = None
     client_ids: Any = None
@@ -151,7 +153,7 @@ class FederatedData:
         """CRC-32 of the clients' sizes, computed once: what a run that goes on is held against."""
         return zlib.crc32(np.ascontiguousarray(self.offsets).data)
 
-    def sizes_of(self, clients: Any) -> np.ndarray:
+    def sizes_of(self, clients: npt.ArrayLike) -> np.ndarray:
         """[n] int64, examples of the clients [n], without a look at the others."""
         return self.offsets[np.asarray(clients) + 1] - self.offsets[clients]
 
@@ -164,7 +166,7 @@ class FederatedData:
         """Whether the arrays can be put on a device as they are; else they are only ever streamed."""
         return all(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(self.arrays))
 
-    def read(self, clients: np.ndarray, counts: np.ndarray) -> Any:
+    def read(self, clients: np.ndarray, counts: np.ndarray) -> PyTree:
         """The first `counts[i]` stored examples of each client, one client after the other.
 
         Args:
@@ -185,7 +187,7 @@ class FederatedData:
         rows = slice(int(self.offsets[client]), int(self.offsets[client + 1]))
         return np.arange(rows.start, rows.stop) if self.index is None else self.index[rows]
 
-    def client(self, client: int) -> Any:
+    def client(self, client: int) -> PyTree:
         """The arrays of one client, [n, ...] each."""
         client = self._check_client(client)
         rows = slice(int(self.offsets[client]), int(self.offsets[client + 1]))
@@ -229,7 +231,7 @@ class FederatedData:
 
 
 def federate(
-    arrays: Any,
+    arrays: PyTree,
     partition: Partitioner,
     seed: int = 0,
     labels: str = "y",
@@ -268,7 +270,7 @@ def federate(
     return dataclasses.replace(data, about={**about, "partition": said})
 
 
-def from_clients(clients: Sequence[Any], client_ids: Sequence[str] | None = None) -> FederatedData:
+def from_clients(clients: Sequence[PyTree], client_ids: Sequence[str] | None = None) -> FederatedData:
     """Join per-client arrays, as many sets come, into one federation.
 
     Args:
@@ -298,15 +300,15 @@ def from_clients(clients: Sequence[Any], client_ids: Sequence[str] | None = None
     return FederatedData(arrays, np.concatenate([[0], np.cumsum(sizes)]), client_ids=client_ids)
 
 
-def _check_unique(client_ids: Any) -> None:
+def _check_unique(client_ids: npt.ArrayLike) -> None:
     names = np.asarray(client_ids).tolist()
     if len(set(names)) < len(names):
-        seen: set[Any] = set()
+        seen: set[object] = set()
         twice = next(name for name in names if name in seen or seen.add(name))
         raise ArgumentError(f"client_ids: {twice!r} comes twice; clients must have different names.")
 
 
-def _common_length(arrays: Any) -> int:
+def _common_length(arrays: PyTree) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(arrays)
     check(len(leaves) > 0, "arrays", arrays, "must hold at least one array.")
     lengths = {}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def map_clients(
     function: Callable[[Arrays], Arrays],
     *,
     cache: str | None = None,
-    cache_key: Any = None,
+    cache_key: object = None,
     cache_dir: str | Path | None = None,
 ) -> FederatedData:
     """Apply a function to each client's arrays.

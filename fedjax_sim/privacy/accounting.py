@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,12 +17,17 @@ from fedjax_sim.privacy.rounds import (
     LOCAL,
     REPLACE_ONE,
     ZERO_OUT,
+    Event,
+    Mechanism,
     Release,
     Rounds,
     check_accountable,
     common_neighbours,
     releases,
 )
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent, NeighboringRelation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +71,8 @@ class Epsilon:
 
 
 def epsilon(
-    mechanisms: Sequence[Any],
-    sampling: Any,
+    mechanisms: Sequence[Mechanism],
+    sampling: Event,
     rounds: int,
     delta: float,
     *,
@@ -145,7 +150,7 @@ def compose(
     return Epsilon(value, delta, rounds, adjacency, ", then ".join(samplers), text or "nothing", accountant.upper())
 
 
-def check_delta(delta: Any) -> None:
+def check_delta(delta: object) -> None:
     """Delta is a probability."""
     check(isinstance(delta, int | float) and 0 < delta < 1, "delta", delta, "must lie in (0, 1), below 1/population.")
 
@@ -176,7 +181,7 @@ def _has_pld(release: Release) -> bool:
     return release.event is not None and not type(release.event).__name__.startswith("SingleEpochTree")
 
 
-def _relation(adjacency: str) -> Any:
+def _relation(adjacency: str) -> "NeighboringRelation":
     relations = needed("dp_accounting", "accounting of privacy").NeighboringRelation
     # Local events come with half their multiplier: one value against any other is their pair at distance 1.
     return {
@@ -223,7 +228,7 @@ def _orders() -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=256)
-def _of_event(event: Any, adjacency: str, whole: bool) -> np.ndarray:
+def _of_event(event: "DpEvent | None", adjacency: str, whole: bool) -> np.ndarray:
     accountant = needed("dp_accounting.rdp", "accounting of privacy").RdpAccountant(
         orders=curves.ORDERS.tolist() if whole else None, neighboring_relation=_relation(adjacency)
     )
@@ -241,6 +246,6 @@ def _not_of_left_out_orders(record: logging.LogRecord) -> bool:
     return "failed to converge" not in record.getMessage()
 
 
-def _converted(orders: np.ndarray, curve: Any, delta: float) -> float:
+def _converted(orders: np.ndarray, curve: np.ndarray | float, delta: float) -> float:
     value, _ = needed("dp_accounting.rdp", "accounting of privacy").compute_epsilon(orders, curve, delta)
     return float(value) if math.isfinite(value) else math.inf

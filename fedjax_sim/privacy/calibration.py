@@ -1,12 +1,13 @@
 """How much noise a target epsilon needs, and how it is split between a sum and a statistic."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_sim.core.errors import ArgumentError, check, check_count, check_positive
 from fedjax_sim.privacy.accounting import check_delta, epsilon
 from fedjax_sim.privacy.extra import needed
+from fedjax_sim.privacy.rounds import Mechanism
 
 
 class Noise(NamedTuple):
@@ -17,7 +18,7 @@ class Noise(NamedTuple):
     where: str = "central"
     of: str = "value"
     transform: str = ""
-    details: Any = None
+    details: Mapping[str, object] | None = None
 
 
 def calibrate(
@@ -27,7 +28,7 @@ def calibrate(
     rounds: int,
     sampler: Any,
     population: int | None = None,
-    mechanisms: Callable[[float], Sequence[Any]] | None = None,
+    mechanisms: Callable[[float], Sequence[Mechanism]] | None = None,
     accountant: str | None = None,
     adjacency: str | None = None,
     tolerance: float = 1e-3,

@@ -8,11 +8,14 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedjax_sim.privacy.extra import needed
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 ORDERS = np.arange(2, 257)
 """Whole orders at which the curves are computed."""
@@ -133,7 +136,7 @@ def binomial_parts(population: int, probability: float, aside: float, parts: int
     return [(fewest, most, math.log(mass)) for fewest, most, mass in found if mass > 0]
 
 
-def without_replacement_pld(multiplier: float, fraction: float, interval: float = 1e-4) -> Any:
+def without_replacement_pld(multiplier: float, fraction: float, interval: float = 1e-4) -> "PrivacyLossDistribution":
     r"""Privacy loss distribution of a Gaussian on a fixed number of clients, under replace-one.
 
     A client that is not drawn leaves its place to another, so that any two of the three sums in question differ by up

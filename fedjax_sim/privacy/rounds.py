@@ -6,7 +6,7 @@ A mechanism is what `fs.aggregate.Mechanism` says, an event what `fs.sampler.Sam
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,11 +14,35 @@ from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.privacy import curves
 from fedjax_sim.privacy.extra import needed
 
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
 ADD_REMOVE, REPLACE_ONE, ZERO_OUT, LOCAL = "add-or-remove-one", "replace-one", "zero-out", "local"
 """Neighbours: one client more or less; one client's data replaced; its parts replaced by zeros; its message's value."""
 
 DISCRETE = ("discrete_gaussian", "skellam")
 CORRELATED = ("tree", "banded")
+
+Event = Any
+"""An `fs.sampler.SamplingEvent` or `SeparationEvent`, or None for a sampler without one."""
+
+
+class Mechanism(Protocol):
+    """What is read of a noise: an `fs.aggregate.Mechanism`, resolved, or `fs.privacy.calibrate`'s own."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def multiplier(self) -> Any: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def of(self) -> str: ...
+    @property
+    def transform(self) -> str: ...
+    @property
+    def details(self) -> Any: ...
 
 
 class Rounds(NamedTuple):
@@ -33,8 +57,8 @@ class Rounds(NamedTuple):
             a plan: whoever the sampler may draw.
     """
 
-    mechanisms: tuple[Any, ...]
-    sampling: Any
+    mechanisms: tuple[Mechanism, ...]
+    sampling: Event
     rounds: int
     sampler: str = "the sampler"
     counts: Mapping[tuple[int, int], int] | None = None
@@ -54,13 +78,13 @@ class Release(NamedTuple):
 
     times: int
     text: str
-    event: Any = None
+    event: "DpEvent | None" = None
     curve: Callable[[], np.ndarray] | None = None
-    pld: Callable[[], Any] | None = None
+    pld: Callable[[], "PrivacyLossDistribution"] | None = None
     aside: float = 0.0
 
 
-def check_sampler(mechanisms: Sequence[Any], sampling: Any, sampler: str) -> None:
+def check_sampler(mechanisms: Sequence[Mechanism], sampling: Event, sampler: str) -> None:
     """Raise `ArgumentError` where noise counts on something that the sampler does not enforce.
 
     Args:
@@ -86,7 +110,7 @@ def check_sampler(mechanisms: Sequence[Any], sampling: Any, sampler: str) -> Non
                 raise ArgumentError(f"{_names(mechanisms)}: correlated noise is accounted alone; leave out the rest.")
 
 
-def check_accountable(mechanisms: Sequence[Any], sampling: Any, sampler: str = "the sampler") -> None:
+def check_accountable(mechanisms: Sequence[Mechanism], sampling: Event, sampler: str = "the sampler") -> None:
     """Raise `ArgumentError` where no accountant could say what the noise protects. Arguments as in `check_sampler`."""
     if not any(m.of == "value" for m in mechanisms):
         raise ArgumentError(
@@ -110,7 +134,7 @@ def check_accountable(mechanisms: Sequence[Any], sampling: Any, sampler: str = "
             raise ArgumentError(f"kind={m.kind!r} ({m.transform}): noise of this kind, {m.where}, is not accounted.")
 
 
-def neighbours(mechanisms: Sequence[Any], sampling: Any) -> tuple[tuple[str, ...], str]:
+def neighbours(mechanisms: Sequence[Mechanism], sampling: Event) -> tuple[tuple[str, ...], str]:
     """Under which neighbours rounds are accounted, their own first, and why."""
     if any(m.where == "local" for m in mechanisms):
         return (LOCAL,), "local noise"
@@ -208,7 +232,7 @@ def _poisson(z: float, probability: float, rounds: int) -> Release:
     return Release(rounds, f"Poisson({probability:g}) of Gaussian({z:.6g})", event)
 
 
-def _fixed_size(z: float, sampling: Any, rounds: int) -> Release:
+def _fixed_size(z: float, sampling: Event, rounds: int) -> Release:
     dp = needed("dp_accounting", "accounting of privacy")
     size, population = sampling.cohort_size, sampling.population
     # A clipped sum moves by 2C when a client is replaced, and dp-accounting's Rényi event takes 1 for that.
@@ -217,7 +241,7 @@ def _fixed_size(z: float, sampling: Any, rounds: int) -> Release:
     return Release(rounds, text, event, pld=lambda: curves.without_replacement_pld(z, size / population))
 
 
-def _local(m: Any, rounds: int, accountant: str) -> Release:
+def _local(m: Mechanism, rounds: int, accountant: str) -> Release:
     dp = needed("dp_accounting", "accounting of privacy")
     # A message's value moves by 2C; half the multiplier says so to any accountant.
     kinds = {"gaussian": dp.GaussianDpEvent, "laplace": dp.LaplaceDpEvent}
@@ -228,7 +252,7 @@ def _local(m: Any, rounds: int, accountant: str) -> Release:
 
 
 def _separated(
-    mechanisms: Sequence[Any], sampling: Any, rounds: int, counts: Mapping[tuple[int, int], int] | None
+    mechanisms: Sequence[Mechanism], sampling: Event, rounds: int, counts: Mapping[tuple[int, int], int] | None
 ) -> tuple[Release, ...]:
     """A client takes part once in any `separation` rounds; no amplification is claimed."""
     dp = needed("dp_accounting", "accounting of privacy")
@@ -259,12 +283,12 @@ def _separated(
     return (Release(times, f"Gaussian({z:.6g})", dp.GaussianDpEvent(z)),)
 
 
-def _planned(sampling: Any, rounds: int) -> Mapping[tuple[int, int], int]:
+def _planned(sampling: Event, rounds: int) -> Mapping[tuple[int, int], int]:
     """Rounds of a fixed number of clients, all of whom send."""
     return {(sampling.cohort_size, sampling.cohort_size): rounds}
 
 
-def _distributed(mechanisms: Sequence[Any], sampling: Any, drawn: int, shares: int, rounds: int) -> Release:
+def _distributed(mechanisms: Sequence[Mechanism], sampling: Event, drawn: int, shares: int, rounds: int) -> Release:
     """Given how many clients were drawn, who they are is a uniform choice: of a fixed number, also under Poisson.
 
     Noise is the sum of the shares of those who sent; a client's chance is that of being drawn, whatever it sends.
@@ -278,7 +302,7 @@ def _distributed(mechanisms: Sequence[Any], sampling: Any, drawn: int, shares: i
     return Release(rounds, text, curve=functools.partial(_amplified, _terms(mechanisms), shares, fraction))
 
 
-def _over_draws(mechanisms: Sequence[Any], sampling: Any, rounds: int, delta: float) -> Release:
+def _over_draws(mechanisms: Sequence[Mechanism], sampling: Event, rounds: int, delta: float) -> Release:
     """Planned rounds of Poisson sampling, in which all who are drawn send: their number is not known yet.
 
     It does not depend on the data, so that the curve is the mean over numbers, in the sense of `curves.mixed`. Draws so
@@ -294,7 +318,7 @@ Terms = tuple[tuple[str, float, float, int, float], ...]
 """Of each mechanism: kind, multiplier, norm in units, dimension, and the shares that its multiplier is for."""
 
 
-def _terms(mechanisms: Sequence[Any]) -> Terms:
+def _terms(mechanisms: Sequence[Mechanism]) -> Terms:
     terms = []
     for m in mechanisms:
         details = m.details or {}
@@ -342,10 +366,10 @@ def _mixed(terms: Terms, population: int, probability: float, aside: float) -> n
     return curves.mixed([mass for mass, _ in parts], [curve for _, curve in parts])
 
 
-def _joint(mechanisms: Sequence[Any]) -> float:
+def _joint(mechanisms: Sequence[Mechanism]) -> float:
     """Gaussians on the same clients, released together, are one: their inverse squares add up."""
     return sum(m.multiplier**-2 for m in mechanisms) ** -0.5
 
 
-def _names(mechanisms: Sequence[Any]) -> str:
+def _names(mechanisms: Sequence[Mechanism]) -> str:
     return " + ".join(m.transform or f"{m.kind}({m.multiplier:g})" for m in mechanisms)

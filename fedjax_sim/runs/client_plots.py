@@ -2,13 +2,17 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.runs.drawing import BLUES, COLOURS, FILL, INK, bins, dress, new_figure, people
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PERCENTILES = (10, 50, 90)
 
@@ -52,7 +56,7 @@ def label_counts(data: FederatedData, labels: str = "y", max_clients: int = 200)
     return {"sizes": sizes, "clients": shown, "labels": classes, "counts": counts.astype(np.int64)}
 
 
-def partition(data: FederatedData | Mapping[str, np.ndarray], labels: str = "y", max_clients: int = 200) -> Any:
+def partition(data: FederatedData | Mapping[str, np.ndarray], labels: str = "y", max_clients: int = 200) -> "Figure":
     """Who holds what: clients' sizes above their examples of each class; without classes, a histogram of the sizes.
 
     Args:
@@ -113,7 +117,7 @@ def partition(data: FederatedData | Mapping[str, np.ndarray], labels: str = "y",
     return figure
 
 
-def class_bars(data: FederatedData, labels: str = "y", max_clients: int = 50) -> Any:
+def class_bars(data: FederatedData, labels: str = "y", max_clients: int = 50) -> "Figure":
     """A bar for each client, stacked by its examples of each class.
 
     Args:
@@ -160,7 +164,7 @@ def class_bars(data: FederatedData, labels: str = "y", max_clients: int = 50) ->
     return figure
 
 
-def sizes(data: FederatedData) -> Any:
+def sizes(data: FederatedData) -> "Figure":
     """Histogram of clients' sizes on a logarithmic axis; the title says how many clients have no example.
 
     Args:
@@ -191,11 +195,11 @@ def sizes(data: FederatedData) -> Any:
     dress(axes, people(data.num_clients) + (f" ({empty} without an example left out)" if empty else ""))
     axes.set_xlabel("examples of a client", color=INK)
     axes.set_ylabel("clients", color=INK)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]
     return figure
 
 
-def clients(values: Any, name: str) -> Any:
+def clients(values: npt.ArrayLike, name: str) -> "Figure":
     """Histogram of one value a client, with the 10th, 50th and 90th percentile marked.
 
     Args:
@@ -222,18 +226,18 @@ def clients(values: Any, name: str) -> Any:
 
     figure = new_figure(6.4, 3.4)
     axes = figure.subplots()
-    axes.hist(finite, bins=bins(finite), color=FILL, edgecolor="white", linewidth=0.6)
+    axes.hist(finite, bins=bins(finite), color=FILL, edgecolor="white", linewidth=0.6)  # pyright: ignore[reportArgumentType]
     for p, style, colour in zip(PERCENTILES, ("--", "-", ":"), (COLOURS[1], INK, COLOURS[2]), strict=True):
         at = float(np.percentile(finite, p))
         axes.axvline(at, linestyle=style, color=colour, linewidth=1.8, label=f"{p}th percentile {at:.4g}")
     dress(axes, people(len(finite)) + (f" ({left_out} without a value left out)" if left_out else ""))
     axes.set_xlabel(name, color=INK)
     axes.set_ylabel("clients", color=INK)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]
     figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=INK, fontsize=9)
     return figure
 
 
-def _entry(entries: np.ndarray, at: float, _: Any) -> str:
+def _entry(entries: np.ndarray, at: float, _: object) -> str:
     """The tick label at a column or row of the map."""
     return str(entries[int(at)]) if at == round(at) and 0 <= at < len(entries) else ""

@@ -2,9 +2,13 @@
 
 import functools
 import io
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = (
     "#0072b2",
@@ -20,7 +24,7 @@ INK, GRID, FILL = "#333333", "#e3e3e3", "#8fbfe0"
 BLUES = ("#d3e6f4", "#4a98c9", "#08306b")
 
 
-def png(figure: Any) -> bytes:
+def png(figure: "Figure") -> bytes:
     """A figure as a PNG file's bytes.
 
     Example:
@@ -33,7 +37,7 @@ def png(figure: Any) -> bytes:
     return file.getvalue()
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -43,7 +47,7 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def dress(axes: Any, title: str) -> None:
+def dress(axes: "Axes", title: str) -> None:
     """Light lines, dark words."""
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.runs.writing import Json
+
+Config = Any
+"""A config: of whatever dataclass the experiment defines."""
+Hint = Any
+"""A field's annotation."""
 
 
 class Experiment(NamedTuple):
@@ -35,12 +41,12 @@ class Experiment(NamedTuple):
 
     name: str
     path: Path
-    config: Any
-    presets: Mapping[str, Any]
-    build: Callable[[Any], Any]
+    config: type[Config]
+    presets: Mapping[str, Config]
+    build: Callable[[Config], Any]
     about: str
 
-    def source(self, preset: str) -> dict[str, Any]:
+    def source(self, preset: str) -> dict[str, Json]:
         """Where a run comes from, for its folder."""
         return {"name": self.name, "path": str(self.path), "preset": preset, "sha256": digest(self.path)}
 
@@ -141,7 +147,7 @@ def find(name: str) -> Path:
     return path.resolve()
 
 
-def to_plain(config: Any) -> dict[str, Any]:
+def to_plain(config: Config) -> dict[str, Json]:
     """A config as plain values, for config.json.
 
     Args:
@@ -161,7 +167,7 @@ def to_plain(config: Any) -> dict[str, Any]:
     return {f.name: _to_plain(f.name, getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
 
 
-def from_plain(kind: type, values: Mapping[str, Any]) -> Any:
+def from_plain(kind: type, values: Mapping[str, Json]) -> Config:
     """The config that `to_plain` was given.
 
     Args:
@@ -189,7 +195,7 @@ def from_plain(kind: type, values: Mapping[str, Any]) -> Any:
         raise ArgumentError(f"{kind.__name__}: {error}: the experiment's code has changed.") from error
 
 
-def _to_plain(name: str, value: Any) -> Any:
+def _to_plain(name: str, value: object) -> Json:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"class": type(value).__name__, **to_plain(value)}  # no field can be called class
     if isinstance(value, enum.Enum):
@@ -208,7 +214,7 @@ def _to_plain(name: str, value: Any) -> Any:
     )
 
 
-def _from_plain(kind: Any, value: Any) -> Any:
+def _from_plain(kind: Hint, value: Json) -> object:
     """The value of a field of that type; one that does not fit the type is left as it is."""
     origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -234,7 +240,7 @@ def _from_plain(kind: Any, value: Any) -> Any:
     return kind(value) if isinstance(value, str) and issubclass(kind, Path) else value
 
 
-def _is_a(kind: Any, value: Any) -> bool:
+def _is_a(kind: Hint, value: object) -> bool:
     origin = typing.get_origin(kind) or kind
     if origin is typing.Literal:
         return value in typing.get_args(kind)

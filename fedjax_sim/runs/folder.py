@@ -20,14 +20,13 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from fedjax_sim.core.errors import RunFolderError
 from fedjax_sim.runs import checksums
 from fedjax_sim.runs.reading import FORMAT, read_config, read_lines, read_table
 from fedjax_sim.runs.reading import Run as Run
 from fedjax_sim.runs.reading import read as read
-from fedjax_sim.runs.writing import check_text, replace, write_table, writing
+from fedjax_sim.runs.writing import Json, check_text, replace, write_table, writing
 
 PACKAGES = ("fedjax-sim", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 FREE = ("lanes", "rounds_per_dispatch", "on_nonfinite")  # facts that may change when a run goes on
@@ -53,8 +52,8 @@ class RunFolder:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        experiment: Mapping[str, Any] | None = None,
-        config: Mapping[str, Any] | None = None,
+        experiment: Mapping[str, Json] | None = None,
+        config: Mapping[str, Json] | None = None,
     ):
         self.path, self.experiment, self.config = Path(path), experiment, config
         self._lock: os.stat_result | None = None
@@ -100,8 +99,8 @@ class RunFolder:
 
     def describe(
         self,
-        simulation: Mapping[str, Any],
-        devices: Mapping[str, Any],
+        simulation: Mapping[str, Json],
+        devices: Mapping[str, Json],
         rounds: int,
         data: Mapping[str, str] | None = None,
     ) -> None:
@@ -175,7 +174,7 @@ class RunFolder:
                     write_table(before, kept)
 
 
-def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def differing(old: Mapping[str, Json], new: Mapping[str, Json]) -> str:
     """What differs between two simulations' facts, in words; empty if they are the same."""
     new = json.loads(json.dumps(new))
     names = [name for name in {**old, **new} if name not in FREE and old.get(name) != new.get(name)]
@@ -191,7 +190,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> dict[str, Any] | None:
+def git_commit() -> dict[str, Json] | None:
     """The commit of the working directory, and whether files differ from it; None outside a repository."""
     try:
         run = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)

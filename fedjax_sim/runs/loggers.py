@@ -6,14 +6,18 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from fedjax_sim.core.arrays import Array, Scalar
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.runs.writing import check_text, write_table, writing
+from fedjax_sim.runs.writing import Json, check_text, write_table, writing
+
+Value = Scalar | Array
+"""Of a metric: a number, or a histogram."""
 
 
 class Round(Protocol):
@@ -21,11 +25,11 @@ class Round(Protocol):
 
     round: int
 
-    def __getitem__(self, name: str) -> Any: ...
-    def __iter__(self) -> Any: ...
-    def items(self) -> Any: ...
+    def __getitem__(self, name: str) -> Value: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def items(self) -> Iterable[tuple[str, Value]]: ...
     def clients(self, name: str) -> np.ndarray: ...
-    def per_client(self) -> Mapping[str, Any]: ...
+    def per_client(self) -> Mapping[str, object]: ...
     @property
     def client_ids(self) -> np.ndarray: ...
 
@@ -55,7 +59,7 @@ class Logger(Protocol):
         done
     """
 
-    def open(self, folder: Path | None, config: Mapping[str, Any], round: int) -> None:
+    def open(self, folder: Path | None, config: Mapping[str, Json], round: int) -> None:
         """Before the first round; `folder` is the run's, or None, and `config` what config.json holds."""
         ...
 
@@ -80,7 +84,7 @@ class JsonLines:
         >>> logger = fs.runs.JsonLines()  # a run with a folder has one already
     """
 
-    def open(self, folder: Path | None, config: Mapping[str, Any], round: int) -> None:
+    def open(self, folder: Path | None, config: Mapping[str, Json], round: int) -> None:
         assert folder is not None
         self._path, self._begin = folder, time.perf_counter()
         with writing(folder):
@@ -120,11 +124,11 @@ class ClientTable:
         >>> logger = fs.runs.ClientTable(names=["Ann", "Bob"])  # a run with a folder has one already
     """
 
-    def __init__(self, names: Any = None):
+    def __init__(self, names: Sequence[object] | np.ndarray | None = None):
         self._names = names
         self._rounds: list[Round] = []
 
-    def open(self, folder: Path | None, config: Mapping[str, Any], round: int) -> None:
+    def open(self, folder: Path | None, config: Mapping[str, Json], round: int) -> None:
         assert folder is not None
         self._path = folder / "clients"
         with writing(self._path):
@@ -156,7 +160,7 @@ class ClientTable:
         self.flush()
 
 
-def _text(name: Any) -> str:
+def _text(name: object) -> str:
     """A client's name, with half characters, which no table takes, written out."""
     return str(name).encode("utf-8", "backslashreplace").decode()
 
@@ -169,7 +173,7 @@ class TensorBoard:
         >>> logger = fs.runs.TensorBoard()  # a run with a folder has one already
     """
 
-    def open(self, folder: Path | None, config: Mapping[str, Any], round: int) -> None:
+    def open(self, folder: Path | None, config: Mapping[str, Json], round: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog  # type: ignore[attr-defined]
 
@@ -226,7 +230,7 @@ class WandB:
             raise ArgumentError('fs.runs.WandB needs wandb: pip install "fedjax-sim[wandb]".') from error
         self._wandb, self._options = wandb, options
 
-    def open(self, folder: Path | None, config: Mapping[str, Any], round: int) -> None:
+    def open(self, folder: Path | None, config: Mapping[str, Json], round: int) -> None:
         options = {"config": dict(config), **self._options}
         kept = None if folder is None else folder / "wandb.json"
         if kept is not None:
@@ -249,7 +253,7 @@ class WandB:
         self._run.finish()
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any) -> Json:
     """A metric for JSON: numbers, lists; None for NaN."""
     if hasattr(value, "tolist"):  # of NumPy or JAX
         value = value.tolist()

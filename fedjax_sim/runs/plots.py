@@ -8,9 +8,10 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.runs.client_plots import class_bars as class_bars
@@ -23,16 +24,22 @@ from fedjax_sim.runs.drawing import png as png
 from fedjax_sim.runs.writing import writing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
     from fedjax_sim.runs.reading import Run
 
-DASHES = ("-", "--", ":", "-.")
+DASHES: Final = ("-", "--", ":", "-.")
 TRAINING = ("client", "aggregate", "cohort", "plan")  # where a training round's own columns come from
 
-Columns = Mapping[str, Any]
+Columns = Mapping[str, npt.ArrayLike]
 """Column name to [rounds] array, "round" among them: an `fs.History`, or the `metrics` of an `fs.runs.Run`."""
 
 
-def curves(histories: Columns | Mapping[str, Columns | Sequence[Columns]], names: Sequence[str] | None = None) -> Any:
+def curves(
+    histories: Columns | Mapping[str, Columns | Sequence[Columns]], names: Sequence[str] | None = None
+) -> "Figure":
     """Metrics over rounds, a panel each; quantiles of one thing (`families`) share a panel. All show the same rounds.
 
     Args:
@@ -93,7 +100,7 @@ def curves(histories: Columns | Mapping[str, Columns | Sequence[Columns]], names
         axes.xaxis.get_major_locator().set_params(integer=True)
     if list(groups) != [""]:
         handles = [_legend_line(label, len(group), i) for i, (label, group) in enumerate(groups.items())]
-        longest = max(len(handle.get_label()) for handle in handles)
+        longest = max(len(handle.get_label()) for handle in handles)  # pyright: ignore[reportArgumentType]
         room = max(1, int(figure.get_figwidth() * 11 / (longest + 6)))
         figure.legend(handles=handles, loc="outside lower center", ncols=room, frameon=False, labelcolor=INK)
     return figure
@@ -103,7 +110,7 @@ UPLINK, DOWNLINK = "aggregate/uplink_bits", "aggregate/downlink_bits"
 """Columns of what a round's clients sent and received together, in bits."""
 
 
-def traffic(histories: Columns | Mapping[str, Columns | Sequence[Columns]], score: str | None = None) -> Any:
+def traffic(histories: Columns | Mapping[str, Columns | Sequence[Columns]], score: str | None = None) -> "Figure":
     """What clients sent, above, and received, below: megabytes a round, of all rounds so far, and for which score.
 
     Args:
@@ -205,7 +212,7 @@ def evaluated_names(history: Columns) -> list[str]:
     return [name for name in names if is_scalar(history[name])]
 
 
-def is_scalar(column: Any) -> bool:
+def is_scalar(column: npt.ArrayLike) -> bool:
     """Whether a column holds a number a round; a histogram is none.
 
     Example:
@@ -217,7 +224,7 @@ def is_scalar(column: Any) -> bool:
     return array.ndim == 1 and array.dtype.kind in "fiub"
 
 
-def pictures(run: "Run") -> dict[str, Any]:
+def pictures(run: "Run") -> dict[str, "Figure"]:
     """The figures that a run has data for, by name: "curves", "traffic", "partition", "clients".
 
     The last shows each client's latest accuracy in training, or loss.
@@ -341,7 +348,7 @@ def _joined(histories: Sequence[Columns], name: str) -> tuple[np.ndarray, np.nda
     return common, values.mean(0), values.std(0, ddof=1) if len(values) > 1 else None
 
 
-def _line(axes: Any, rounds: np.ndarray, values: np.ndarray, spread: np.ndarray | None, label: str, i: int) -> None:
+def _line(axes: "Axes", rounds: np.ndarray, values: np.ndarray, spread: np.ndarray | None, label: str, i: int) -> None:
     marker = {"marker": "o", "markersize": 3.5} if len(rounds) <= 40 else {}
     width = 1.8 if len(rounds) <= 500 else 1.0
     axes.plot(rounds, values, linestyle=_dash(i), color=_colour(i), linewidth=width, label=label, **marker)
@@ -349,7 +356,7 @@ def _line(axes: Any, rounds: np.ndarray, values: np.ndarray, spread: np.ndarray 
         axes.fill_between(rounds, values - spread, values + spread, color=_colour(i), alpha=0.2, linewidth=0)
 
 
-def _family(axes: Any, members: list[tuple[np.ndarray, np.ndarray]], label: str, i: int) -> None:
+def _family(axes: "Axes", members: list[tuple[np.ndarray, np.ndarray]], label: str, i: int) -> None:
     """Quantiles, from low to high: the middle one is a line as any other, the band between the outer ones is filled."""
     for j, (rounds, values) in enumerate(members):
         if j != len(members) // 2:
@@ -361,7 +368,7 @@ def _family(axes: Any, members: list[tuple[np.ndarray, np.ndarray]], label: str,
     _line(axes, *members[len(members) // 2], None, label, i)
 
 
-def _legend_line(label: str, runs: int, i: int) -> Any:
+def _legend_line(label: str, runs: int, i: int) -> "Line2D":
     from matplotlib.lines import Line2D
 
     said = label if runs == 1 else f"{label}: mean of {runs}, band ± standard deviation"
@@ -372,5 +379,5 @@ def _colour(i: int) -> str:
     return COLOURS[i % len(COLOURS)]
 
 
-def _dash(i: int) -> Any:
+def _dash(i: int) -> Literal["-", "--", ":", "-."]:
     return DASHES[i // len(COLOURS) % len(DASHES)]

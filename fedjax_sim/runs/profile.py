@@ -1,7 +1,9 @@
 """Where the time of a run's rounds went: what its profile.json says, in few numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from fedjax_sim.runs.writing import Json
 
 FILE = "profile.json"
 REST = "rest"
@@ -32,7 +34,7 @@ class Split(NamedTuple):
         return [(part, 1e3 * spent / max(self.rounds, 1), spent / whole) for part, spent in self.seconds.items()]
 
 
-def split(profile: Mapping[str, Any]) -> tuple[Split, Split]:
+def split(profile: Mapping[str, Json]) -> tuple[Split, Split]:
     """The rounds as they go, and the blocks of rounds before which a program was compiled.
 
     Blocks under the trace, which takes time of its own, are left out of the former where there are others; where all
@@ -41,12 +43,12 @@ def split(profile: Mapping[str, Any]) -> tuple[Split, Split]:
     Args:
         profile: what profile.json holds.
     """
-    blocks: Sequence[Mapping[str, Any]] = profile["blocks"]
+    blocks: Sequence[Mapping[str, Json]] = profile["blocks"]
     compiled = [block for block in blocks if block["compiled"]]
     going = [block for block in blocks if not block["compiled"]]
     going = [block for block in going if not block["traced"]] or going or compiled
     return _sum(going), _sum(compiled)
 
 
-def _sum(blocks: Sequence[Mapping[str, Any]]) -> Split:
+def _sum(blocks: Sequence[Mapping[str, Json]]) -> Split:
     return Split(sum(b["rounds"] for b in blocks), {part: sum(b[part] for b in blocks) for part in PARTS})

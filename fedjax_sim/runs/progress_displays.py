@@ -6,9 +6,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from fedjax_sim.runs.progress_status import Status, duration
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 class Display(Protocol):
@@ -57,7 +60,7 @@ class Bar:
 
         self._console.print(Text(message), soft_wrap=True)
 
-    def _drawing(self) -> Any:
+    def _drawing(self) -> "RenderableType":
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -197,7 +200,7 @@ class Stream:
     def flush(self) -> None:
         self._try(lambda stream: stream.flush())
 
-    def _try(self, act: Callable[[TextIO], Any]) -> None:
+    def _try(self, act: Callable[[TextIO], object]) -> None:
         if self._stream is not None and not self._gone:
             try:
                 act(self._stream)

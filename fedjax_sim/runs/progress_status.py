@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,7 +110,7 @@ class Pace:
         return Rates(new.end, *(each / seconds for each in done))
 
 
-def texts(values: dict[str, Any]) -> dict[str, str]:
+def texts(values: Mapping[str, Any]) -> dict[str, str]:
     """The numbers among the values, as text."""
     numbers = {k: float(v) for k, v in values.items() if np.ndim(v) == 0 and not isinstance(v, str | None)}
     return {k: f"{x:.3f}" if x == 0 or 0.01 <= abs(x) < 1000 else f"{x:.3g}" for k, x in numbers.items()}

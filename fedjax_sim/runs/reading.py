@@ -7,13 +7,17 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from fedjax_sim.core import html
 from fedjax_sim.core.errors import RunFolderError
 from fedjax_sim.runs import checksums, profile
+from fedjax_sim.runs.writing import Json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = 1
 _DICTS = ("experiment", "config", "simulation", "data", "devices", "versions", "git", "sweep")
@@ -43,11 +47,11 @@ class Run:
     """
 
     path: Path
-    config: dict[str, Any]
+    config: dict[str, Json]
     metrics: dict[str, np.ndarray]
     seconds: np.ndarray | None = None
     partition: dict[str, np.ndarray] | None = None
-    profile: dict[str, Any] | None = None
+    profile: dict[str, Json] | None = None
 
     @property
     def rounds(self) -> int:
@@ -122,7 +126,7 @@ def _read_text(path: Path) -> str:
         raise RunFolderError(f"{path} cannot be read: {error}.") from error
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Json]:
     """config.json.
 
     Raises:
@@ -150,11 +154,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
 
 
-def _read_profile(path: Path) -> dict[str, Any] | None:
+def _read_profile(path: Path) -> dict[str, Json] | None:
     if not path.exists():
         return None
     try:
@@ -167,7 +171,7 @@ def _read_profile(path: Path) -> dict[str, Any] | None:
         raise RunFolderError(f"{path} cannot be read: {error!r}. Delete it; the report goes without.") from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Json]]:
     """The whole lines of metrics.jsonl or timing.jsonl; a last one that is being written is left out.
 
     Raises:
@@ -176,7 +180,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = _read_text(path).split("\n")
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, Json]] = []
     for number, line in enumerate(lines, 1):
         last = number == len(lines)
         if last and not line:
@@ -195,7 +199,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _check_line(line: Any, before: int) -> None:
+def _check_line(line: Json, before: int) -> None:
     """Raise `ValueError` unless it is a round's record."""
     if not isinstance(line, dict) or not _is_count(line.get("round")):
         raise ValueError("is no round's record")
@@ -209,14 +213,14 @@ def _check_line(line: Any, before: int) -> None:
             line[name] = _array(name, value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return value is None or isinstance(value, float | bool) or (isinstance(value, int) and abs(value) < 2**63)
 
 
-def _array(name: str, values: list[Any]) -> np.ndarray:
+def _array(name: str, values: list[Json]) -> np.ndarray:
     """A histogram's, or of more axes; null stands for NaN."""
 
-    def numbers(value: Any) -> Any:
+    def numbers(value: Json) -> Json:
         if isinstance(value, list):
             return [numbers(each) for each in value]
         if not _is_number(value):
@@ -251,7 +255,7 @@ def _read_partition(path: Path) -> dict[str, np.ndarray] | None:
         raise RunFolderError(f"{path} cannot be read: {error}. Delete it; plots go without.") from error
 
 
-def _check_sizes(file: Any) -> None:
+def _check_sizes(file: IO[bytes]) -> None:
     """Its arrays lie in the file as they are: none can be larger."""
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
@@ -284,7 +288,7 @@ def _check_partition(counts: Mapping[str, np.ndarray]) -> None:
         raise ValueError("its numbers do not fit each other")
 
 
-def read_table(path: Path) -> Any:
+def read_table(path: Path) -> "pa.Table":
     """A Parquet file of per-client metrics.
 
     Raises:
@@ -307,7 +311,7 @@ def read_table(path: Path) -> Any:
         raise RunFolderError(f"{path} cannot be read: {error}. Delete it; its rounds' clients are lost.") from error
 
 
-def _columns(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _columns(lines: list[dict[str, Json]]) -> dict[str, np.ndarray]:
     names = dict.fromkeys(name for line in lines for name in line)
     columns = {}
     for name in names:

@@ -5,9 +5,11 @@ import shlex
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from fedjax_sim.runs.writing import Json
 
 if TYPE_CHECKING:
     from fedjax_sim.runs.reading import Run
@@ -16,15 +18,15 @@ if TYPE_CHECKING:
 NONE = "–"
 
 
-def get(run: "Run", *keys: str) -> Any:
+def get(run: "Run", *keys: str) -> Json:
     """A value of config.json; None where there is none."""
-    found: Any = run.config
+    found: Json = run.config
     for key in keys:
         found = found.get(key) if isinstance(found, Mapping) else None
     return found
 
 
-def plain(value: Any) -> str:
+def plain(value: Json) -> str:
     if value is None:
         return NONE
     if isinstance(value, Mapping):
@@ -32,7 +34,7 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def count(value: Any) -> str:
+def count(value: Json) -> str:
     return f"{value:,}" if isinstance(value, int) else plain(value)
 
 
@@ -106,7 +108,7 @@ def commands(run: "Run", name: str, several: bool) -> str:
     )
 
 
-def _flags(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _flags(config: Mapping[str, Json], prefix: str = "") -> list[str]:
     """Every field as a flag of the command line, so that no preset's default matters."""
     words = []
     for field, value in config.items():

@@ -1,22 +1,25 @@
 """Figures of sweeps: a metric over two hyperparameters, and with its error setting by setting."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fedjax_sim.core.errors import check
 from fedjax_sim.runs.drawing import BLUES, COLOURS, INK, dress, new_figure
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def heatmap(
-    settings: Sequence[Mapping[str, Any]],
+    settings: Sequence[Mapping[str, object]],
     values: Sequence[float],
     x: str,
     y: str,
     title: str,
     mode: Literal["min", "max"] = "max",
-) -> Any:
+) -> "Figure":
     """A number over two hyperparameters; the best cell is framed, cells without a finite number are blank.
 
     Args:
@@ -69,7 +72,7 @@ def heatmap(
     return figure
 
 
-def error_bars(labels: Sequence[str], means: Sequence[float], errors: Sequence[float], title: str) -> Any:
+def error_bars(labels: Sequence[str], means: Sequence[float], errors: Sequence[float], title: str) -> "Figure":
     """A mean and its standard error for each label, top down; one without a finite mean is said to have diverged.
 
     Args:
@@ -108,5 +111,5 @@ def _sorted(values: Sequence[Any]) -> list[Any]:
     return sorted(found) if all(isinstance(value, int | float) for value in found) else found
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Any
 from fedjax_sim.core.errors import ArgumentError, RunFolderError
 from fedjax_sim.runs.folder import git_commit, versions
 from fedjax_sim.runs.reading import FORMAT
-from fedjax_sim.runs.writing import replace, writing
+from fedjax_sim.runs.writing import Json, replace, writing
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from rich.table import Table
+
     from fedjax_sim.runs.reading import Run
+
+Value = bool | int | float | str | None
+"""What a word can say."""
 
 
 def grid_of_words(
-    config: Any, words: Sequence[str], static: Sequence[str]
-) -> tuple[dict[str, list[Any]], tuple[str, ...]]:
+    config: "DataclassInstance", words: Sequence[str], static: Sequence[str]
+) -> tuple[dict[str, list[Value]], tuple[str, ...]]:
     """The grid of `NAME=VALUE,VALUE` words over a config's fields, and the names whose values are no traced numbers.
 
     A field that holds a fraction takes numbers, which are traced unless `static` names it. A field of whole numbers is
@@ -32,7 +38,7 @@ def grid_of_words(
         ({'lr': [0.1, 1.0], 'epochs': [1, 5]}, ('epochs',))
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, list[Value]] = {}
     for word in words:
         name, equals, values = word.partition("=")
         name = name.strip().replace("-", "_")
@@ -57,7 +63,7 @@ def grid_of_words(
 
 
 def write_config(
-    folder: Path, experiment: Mapping[str, Any], config: Mapping[str, Any], sweep: Mapping[str, Any]
+    folder: Path, experiment: Mapping[str, Json], config: Mapping[str, Json], sweep: Mapping[str, Json]
 ) -> None:
     """Write a sweep's config.json.
 
@@ -76,7 +82,7 @@ def write_config(
         replace(folder / "config.json", json.dumps(made, indent=2) + "\n")
 
 
-def score_table(names: Sequence[str], metric: str, scores: Sequence[Any]) -> Any:
+def score_table(names: Sequence[str], metric: str, scores: Sequence[Any]) -> "Table":
     """A sweep's scores, a row a setting, for the terminal."""
     from rich.table import Table
 
@@ -87,7 +93,7 @@ def score_table(names: Sequence[str], metric: str, scores: Sequence[Any]) -> Any
     return table
 
 
-def saved_table(run: "Run") -> Any:
+def saved_table(run: "Run") -> "Table":
     """A sweep's folder for the terminal: each setting, and its main metric's last value, averaged over the seeds.
 
     Raises:
@@ -103,7 +109,7 @@ def saved_table(run: "Run") -> Any:
         names = [name for name in columns if name not in ("seed", "diverged", *settings)]
         main = [each for word in ("accuracy", "loss") for each in names if word in each]
         name = min(main, key=lambda each: each.startswith("client/"), default=names[0])
-        found: dict[tuple[Any, ...], list[float]] = {}
+        found: dict[tuple[str, ...], list[float]] = {}
         for i in range(len(columns["seed"])):
             seen = [value for value in columns[name][i] or [] if value is not None and value == value]
             values = found.setdefault(tuple(str(columns[each][i]) for each in settings), [])
@@ -118,7 +124,7 @@ def saved_table(run: "Run") -> Any:
         raise RunFolderError(f"{path} cannot be read: {error}.") from error
 
 
-def _value(name: str, text: str, like: Any) -> Any:
+def _value(name: str, text: str, like: object) -> Value:
     """A word as a value of a field that holds `like`."""
     number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
     if isinstance(like, float):

@@ -1,16 +1,18 @@
 """Tables of a run for the terminal: what its metrics reached, and where the time of its rounds went."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedjax_sim.runs.profile import PARTS, split
 from fedjax_sim.runs.report import lower_is_better
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fedjax_sim.runs.reading import Run
 
 
-def metrics_table(run: "Run") -> Any:
+def metrics_table(run: "Run") -> "Table":
     """Each metric's last value and its best one."""
     from rich.table import Column, Table
 
@@ -27,7 +29,7 @@ def metrics_table(run: "Run") -> Any:
     return table
 
 
-def profile_table(run: "Run") -> Any:
+def profile_table(run: "Run") -> "Table":
     """The parts of a round, of a run that was profiled; without rows otherwise."""
     from rich.table import Column, Table
 

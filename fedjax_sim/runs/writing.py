@@ -5,9 +5,15 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedjax_sim.core.errors import ArgumentError, FedSimError, RunFolderError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Json = Any
+"""What JSON's text can say, or can be said in it."""
 
 
 @contextlib.contextmanager
@@ -30,7 +36,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_text(what: str, value: Any) -> None:
+def check_text(what: str, value: object) -> None:
     """Raise `ArgumentError` for words with half a character, which no file and no screen takes."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -50,7 +56,7 @@ def replace(path: Path, text: str) -> None:
         os.replace(beside, path)
 
 
-def write_table(path: Path, table: Any) -> None:
+def write_table(path: Path, table: "pa.Table") -> None:
     """Write a Parquet file whole or not at all."""
     from pyarrow import parquet
 

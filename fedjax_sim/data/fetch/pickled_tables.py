@@ -4,9 +4,18 @@ A pickled table is a tree of parts: blocks of columns, indices, categories, colu
 stands for a `Part`, which keeps what the pickle says; the table is built of them by pandas' public constructors.
 """
 
-from typing import Any
+from collections.abc import Callable
+from types import UnionType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pandas.api.extensions import ExtensionArray
+
+Said = Any
+"""What a pickle says: anything; whoever takes it looks at it."""
 
 
 class Refused(Exception):
@@ -17,20 +26,21 @@ class Part:
     """A part of a table: made empty, told its state, and then once given its value."""
 
     weight = 64
+    value: Said
 
-    def build(self, state: Any) -> None:
+    def build(self, state: object) -> None:
         """Take the state that the pickle says, once."""
         if hasattr(self, "value"):
             raise Refused(f"changes a {type(self).__name__.lower()} that is whole.")
         self.value = self.made(state)
         self.weight = int(getattr(self.value, "nbytes", None) or 64) if not isinstance(self.value, str) else 64
 
-    def made(self, state: Any) -> Any:
+    def made(self, state: object) -> object:
         """What it is by this state."""
         raise NotImplementedError
 
 
-def unfold(part: Any) -> Any:
+def unfold(part: object) -> Said:
     """The value of a part; anything else as it is."""
     if isinstance(part, Part):
         if not hasattr(part, "value"):
@@ -39,7 +49,7 @@ def unfold(part: Any) -> Any:
     return part
 
 
-def _fields(state: Any, **kinds: Any) -> list[Any]:
+def _fields(state: object, **kinds: type | UnionType) -> list[Said]:
     """Those entries of a dict, of these types."""
     if not isinstance(state, dict):
         raise ValueError(f"a state of {type(state).__name__}")
@@ -53,17 +63,17 @@ def _fields(state: Any, **kinds: Any) -> list[Any]:
 class Ignored(Part):
     """A type of pandas' that its values tell as well."""
 
-    def __init__(self, *arguments: Any):
+    def __init__(self, *arguments: object):
         self.value = None
 
-    def build(self, state: Any) -> None:
+    def build(self, state: object) -> None:
         """Its state is not needed."""
 
 
 class Gaps(Part):
     """A column of numbers or truths with gaps."""
 
-    def made(self, state: Any) -> Any:
+    def made(self, state: object) -> object:
         """By `_data` and `_mask`."""
         import pandas as pd
 
@@ -77,7 +87,7 @@ class Gaps(Part):
 class CategoryType(Part):
     """Which categories there are."""
 
-    def made(self, state: Any) -> Any:
+    def made(self, state: object) -> object:
         """By `categories` and `ordered`."""
         import pandas as pd
 
@@ -88,7 +98,7 @@ class CategoryType(Part):
 class Categorical(Part):
     """A column of categories, as codes."""
 
-    def made(self, state: Any) -> Any:
+    def made(self, state: object) -> object:
         """By (type, codes)."""
         import pandas as pd
 
@@ -101,7 +111,7 @@ class Categorical(Part):
 class Texts(Part):
     """A column of texts, as Python objects."""
 
-    def made(self, state: Any) -> Any:
+    def made(self, state: object) -> object:
         """By (type, texts)."""
         kind, values = _pair(state)
         if values.dtype != object or values.ndim != 1:
@@ -112,7 +122,7 @@ class Texts(Part):
 class ArrowTexts(Part):
     """A column of texts, as Arrow keeps them."""
 
-    def made(self, state: Any) -> Any:
+    def made(self, state: object) -> object:
         """By `_pa_array` and `_dtype`."""
         values, kind = _fields(state, _pa_array=list, _dtype=object)
         return _texts(values, kind)
@@ -121,17 +131,17 @@ class ArrowTexts(Part):
 class TextType(Part):
     """How pandas keeps texts, and what a gap is."""
 
-    def __init__(self, storage: Any = "python", gap: Any = None):
+    def __init__(self, storage: object = "python", gap: object = None):
         self.value = (storage, isinstance(gap, float))
 
-    def build(self, state: Any) -> None:
+    def build(self, state: object) -> None:
         """Its arguments say all."""
 
 
 class Values(Part):
     """A list that Arrow's buffers hold."""
 
-    def __init__(self, values: list[Any]):
+    def __init__(self, values: list[str | bytes | None]):
         self.value = values
         self.weight = 64 * len(values) + sum(len(value) for value in values if value)
 
@@ -139,14 +149,14 @@ class Values(Part):
 class Block(Part):
     """Columns of one type, and which they are."""
 
-    def __init__(self, columns: list[Any], places: list[int]):
+    def __init__(self, columns: "list[np.ndarray | ExtensionArray]", places: list[int]):
         self.value = list(zip(places, columns, strict=True))
 
 
 class Blocks(Part):
     """All columns in their order, and the two indices."""
 
-    def __init__(self, columns: list[Any], names: Any, rows: Any):
+    def __init__(self, columns: "list[np.ndarray | ExtensionArray]", names: "pd.Index", rows: "pd.Index"):
         self.value = (columns, names, rows)
         self.weight = sum(max(getattr(column, "nbytes", 0), 8 * len(column)) for column in columns)
 
@@ -162,7 +172,7 @@ class Range(Part):
 class Frame(Part):
     """A table."""
 
-    def made(self, state: Any) -> Any:
+    def made(self, state: object) -> object:
         """By `_mgr`, which older versions call `_data`."""
         import pandas as pd
 
@@ -174,7 +184,7 @@ class Frame(Part):
         return table
 
 
-def _pair(state: Any) -> tuple[Any, np.ndarray]:
+def _pair(state: object) -> tuple[Said, np.ndarray]:
     """(type, values), in any order, with or without further attributes."""
     if not isinstance(state, tuple) or len(state) not in (2, 3):
         raise ValueError(f"a state of {type(state).__name__}")
@@ -186,7 +196,7 @@ def _pair(state: Any) -> tuple[Any, np.ndarray]:
     return kind, values
 
 
-def _texts(values: list[Any], kind: Any) -> Any:
+def _texts(values: list[Said], kind: object) -> "ExtensionArray":
     import pandas as pd
 
     storage, is_nan = kind if isinstance(kind, tuple) else ("python", True)
@@ -200,7 +210,7 @@ def _texts(values: list[Any], kind: Any) -> Any:
     return pd.array([pd.NA if gap else value for gap, value in zip(gaps, values, strict=True)], dtype=dtype)
 
 
-def _array_of(kind: Any, checksum: Any, state: Any = None) -> Part:
+def _array_of(kind: object, checksum: object, state: object = None) -> Part:
     """`__pyx_unpickle_NDArrayBacked`: an empty column of a kind."""
     if kind not in (Categorical, Texts):
         raise Refused(f"asks for an array of {kind!r:.80}.")
@@ -210,7 +220,7 @@ def _array_of(kind: Any, checksum: Any, state: Any = None) -> Part:
     return part
 
 
-def _index(kind: Any, state: Any) -> Any:
+def _index(kind: object, state: object) -> Labels:
     """`_new_Index`: an index by its values, or by its beginning and end."""
     import pandas as pd
 
@@ -225,20 +235,20 @@ def _index(kind: Any, state: Any) -> Any:
     return _labels(pd.Index(values, dtype=values.dtype, name=_name(state)))
 
 
-def _labels(index: Any) -> Labels:
+def _labels(index: "pd.Index") -> Labels:
     made = Labels()
     made.value, made.weight = index, 64 + 8 * len(index)
     return made
 
 
-def _name(state: dict[str, Any]) -> Any:
+def _name(state: Said) -> str | int | float | None:
     name = state.get("name")
     if not isinstance(name, str | int | float | None):
         raise ValueError(f"an index with the name {name!r:.80}")
     return name
 
 
-def _block(values: Any, placement: Any, ndim: Any = 2) -> Block:
+def _block(values: Said, placement: object, ndim: object = 2) -> Block:
     """`_unpickle_block`: columns [C, N], or one of pandas' own [N]."""
     values = unfold(values)
     if isinstance(placement, np.ndarray) and placement.dtype.kind == "i" and placement.ndim == 1:
@@ -253,7 +263,7 @@ def _block(values: Any, placement: Any, ndim: Any = 2) -> Block:
     return Block(columns, places)
 
 
-def _blocks(blocks: Any, axes: Any, *_: Any) -> Blocks:
+def _blocks(blocks: Said, axes: Said, *_: object) -> Blocks:
     """`BlockManager`: every place has one column, every column as many rows as there are."""
     import pandas as pd
 
@@ -272,14 +282,14 @@ def _blocks(blocks: Any, axes: Any, *_: Any) -> Blocks:
     return Blocks([columns[place] for place in range(len(names))], names, rows)
 
 
-def _buffer(data: Any) -> Any:
+def _buffer(data: object) -> bytes | bytearray:
     """`py_buffer`: bytes as they are."""
     if not isinstance(data, bytes | bytearray):
         raise Refused(f"asks for a buffer of {type(data).__name__}.")
     return data
 
 
-def _arrow_array(state: Any) -> Values:
+def _arrow_array(state: Said) -> Values:
     """`_restore_array` of texts: their values, once Arrow has looked at all of its buffers."""
     import pyarrow as pa
 
@@ -299,7 +309,7 @@ def _arrow_array(state: Any) -> Values:
     return Values(array.to_pylist())
 
 
-def _arrow_chunks(chunks: Any, kind: Any = None) -> Values:
+def _arrow_chunks(chunks: Said, kind: object = None) -> Values:
     """`chunked_array`: lists one after another."""
     return Values([value for chunk in chunks for value in unfold(chunk)])
 
@@ -307,17 +317,17 @@ def _arrow_chunks(chunks: Any, kind: Any = None) -> Values:
 class ArrowType(Part):
     """A type of Arrow's, by its name."""
 
-    def __init__(self, name: Any):
+    def __init__(self, name: object):
         self.value = str(name)
 
 
-def _both(modules: tuple[str, ...], name: str, made: Any) -> dict[tuple[str, str], Any]:
+def _both(modules: tuple[str, ...], name: str, made: type[Part]) -> dict[tuple[str, str], type[Part]]:
     return {(module, name): made for module in modules}
 
 
 TYPES = tuple(f"{kind}{bits}Dtype" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64))
 # Whole modules would be too many: pandas holds functions that evaluate text, import and open files.
-NAMES: dict[tuple[str, str], Any] = {
+NAMES: dict[tuple[str, str], Callable[..., object] | None] = {
     **_both(("pandas", "pandas.core.frame"), "DataFrame", Frame),
     **_both(("pandas", "pandas.core.indexes.base"), "Index", Labels),
     **_both(("pandas", "pandas.core.indexes.range"), "RangeIndex", Range),

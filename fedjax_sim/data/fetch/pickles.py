@@ -13,20 +13,25 @@ import pickle
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.data.fetch.pickled_tables import NAMES, Part, Refused, unfold
+from fedjax_sim.data.fetch.pickled_tables import NAMES, Part, Refused, Said, unfold
 from fedjax_sim.data.sources.limits import check_room, growth, memory
 
-OPENERS: dict[str | None, Any] = {None: open, "gzip": gzip.open, "xz": lzma.open}
+OPENERS: dict[str | None, Callable[..., IO[Any]]] = {None: open, "gzip": gzip.open, "xz": lzma.open}
 OBJECT = 64
 """Bytes of a Python object, about."""
 
+Made = Callable[..., object] | None
+"""What a name in a pickle stands for."""
+Load = Callable[[Any], None]
+"""What an unpickler does at an operation."""
 
-def unpickle(path: str | Path, *, compression: str | None = None, encoding: str = "ASCII") -> Any:
+
+def unpickle(path: str | Path, *, compression: str | None = None, encoding: str = "ASCII") -> Said:
     """The NumPy arrays or the pandas table in a pickle, or in an .npy file of objects.
 
     A pickle is a program. This one may ask for the arrays and tables that are listed in this module and in
@@ -86,14 +91,14 @@ class _Array:
     """The class of arrays, where a pickle names it; nothing is made of it."""
 
 
-def _latin1(text: Any, encoding: Any) -> bytes:
+def _latin1(text: object, encoding: object) -> bytes:
     """`_codecs.encode` as Python 2's protocols call it for bytes; other codecs import modules and inflate data."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise Refused(f"asks for the codec {encoding!r}, which no array and no table needs.")
     return text.encode("latin1")
 
 
-def _dtype(kind: Any, align: Any = False, copy: Any = True) -> np.dtype:
+def _dtype(kind: object, align: object = False, copy: object = True) -> np.dtype:
     """`numpy.dtype` as pickles of plain arrays call it, with a dtype's short name; a new object each time."""
     made = np.dtype(kind) if isinstance(kind, str) else None
     if made is None or made.kind not in "biufcSUO" or made.subdtype is not None or align:
@@ -101,7 +106,7 @@ def _dtype(kind: Any, align: Any = False, copy: Any = True) -> np.dtype:
     return np.dtype(made.str, False, True)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-def _check_dtype(target: np.dtype, state: Any) -> None:
+def _check_dtype(target: np.dtype, state: Said) -> None:
     """Its state may name the order of its bytes and repeat what it is; NumPy believes whatever else it says."""
     own = (None, None, None, target.itemsize, target.alignment, target.flags)
     same = isinstance(state, tuple) and len(state) == 8 and state[0] in (3, 4)
@@ -111,7 +116,7 @@ def _check_dtype(target: np.dtype, state: Any) -> None:
         raise Refused(f"says of the dtype {target} what it is not, {state!r:.80}.")
 
 
-def _count(shape: Any) -> int:
+def _count(shape: object) -> int:
     """How many entries an array of that shape has."""
     if not isinstance(shape, tuple) or not all(type(length) is int and 0 <= length < 1 << 48 for length in shape):
         raise Refused(f"says of an array the shape {shape!r:.80}.")
@@ -124,13 +129,13 @@ _Python: Any = getattr(pickle, "_Unpickler")  # noqa: B009 # the one in Python: 
 class _Unpickler(_Python):
     """Python's own reader of pickles, with our functions for the names, and a count of the bytes that it makes."""
 
-    dispatch: ClassVar[dict[int, Any]] = dict(_Python.dispatch)
+    dispatch: ClassVar[dict[int, Load]] = dict(_Python.dispatch)
 
     def __init__(self, content: io.BytesIO, size: int, left: int, encoding: str):
         super().__init__(content, encoding=encoding)
         self.content, self.size, self.left = content, size, left
         self.blank: dict[int, np.ndarray] = {}
-        own: dict[tuple[str, str], Any] = {
+        own: dict[tuple[str, str], Made] = {
             ("_codecs", "encode"): self._spending(_latin1),
             ("builtins", "bytearray"): self._spending(_bytearray),
             ("builtins", "bytes"): lambda: b"",  # as Python 2's protocols write what is empty
@@ -147,12 +152,12 @@ class _Unpickler(_Python):
         if self.left < 0:
             raise Refused(f"its {self.size} bytes make far more than data do.")
 
-    def _spending(self, function: Any) -> Any:
+    def _spending(self, function: Made) -> Made:
         """The function, which may copy what it is given; a class or a value as it is."""
         if isinstance(function, type) or not callable(function):
             return function
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: object) -> object:
             self.spend(OBJECT + sum(_weight(argument) for argument in arguments))
             made = function(*arguments)
             self.spend(_weight(made))
@@ -160,18 +165,18 @@ class _Unpickler(_Python):
 
         return call
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> Made:
         home = module.replace("numpy.core.", "numpy._core.", 1).replace("__builtin__", "builtins", 1)
         if (home, name) not in self.names:
             raise Refused(f"asks for {f'{module}.{name}'!r}, which no array and no table needs.")
         return self.names[home, name]
 
-    def _slice(self, start: Any, stop: Any, step: Any) -> slice:
+    def _slice(self, start: Said, stop: Said, step: Said) -> slice:
         if not all(type(bound) is int and 0 <= bound <= self.size for bound in (start, stop, step)):
             raise Refused(f"asks for the rows {start!r:.20}:{stop!r:.20}:{step!r:.20}.")
         return slice(start, stop, step)
 
-    def _reconstruct(self, kind: Any, shape: Any, typecode: Any) -> np.ndarray:
+    def _reconstruct(self, kind: object, shape: object, typecode: object) -> np.ndarray:
         if kind is not _Array or shape != (0,):
             raise Refused(f"asks for an array of shape {shape!r:.80} of nothing.")
         self.spend(2 * OBJECT)
@@ -179,7 +184,7 @@ class _Unpickler(_Python):
         self.blank[id(made)] = made
         return made
 
-    def _frombuffer(self, buffer: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
+    def _frombuffer(self, buffer: object, dtype: object, shape: Said, order: object, axes: Said = None) -> np.ndarray:
         if not isinstance(buffer, bytes | bytearray) or not isinstance(dtype, np.dtype) or dtype.hasobject:
             raise Refused(f"asks for an array of {dtype!r:.80} from {type(buffer).__name__}.")
         _count(shape)
@@ -189,7 +194,7 @@ class _Unpickler(_Python):
             return array.reshape(shape, order="C").transpose(axes)
         return array.reshape(shape, order=order)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
-    def _fill(self, target: np.ndarray, state: Any) -> None:
+    def _fill(self, target: np.ndarray, state: object) -> None:
         """An array's state, if its bytes or objects are as many as it says."""
         if self.blank.pop(id(target), None) is not target or not isinstance(state, tuple) or len(state) != 5:
             raise Refused("changes an array that is whole.")
@@ -229,7 +234,7 @@ class _Unpickler(_Python):
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
-def _counted(load: Callable[[Any], None], cost: int) -> Callable[[Any], None]:
+def _counted(load: Load, cost: int) -> Load:
     def counted(self: _Unpickler) -> None:
         self.spend(cost)
         load(self)
@@ -237,7 +242,7 @@ def _counted(load: Callable[[Any], None], cost: int) -> Callable[[Any], None]:
     return counted
 
 
-def _into(load: Callable[[Any], None], kind: type, place: Callable[[Any], Any]) -> Callable[[Any], None]:
+def _into(load: Load, kind: type, place: Callable[[_Unpickler], object]) -> Load:
     def checked(self: _Unpickler) -> None:
         if type(place(self)) is not kind:
             raise Refused(f"puts something into {place(self)!r:.80}, which is no {kind.__name__}.")
@@ -263,13 +268,13 @@ for _code, _kind, _place in (
     _Unpickler.dispatch[_code[0]] = _into(_Unpickler.dispatch[_code[0]], _kind, _place)
 
 
-def _bytearray(value: Any = b"") -> bytearray:
+def _bytearray(value: object = b"") -> bytearray:
     if not isinstance(value, bytes | bytearray):
         raise Refused(f"asks for a bytearray of {value!r:.80}.")
     return bytearray(value)
 
 
-def _weight(value: Any) -> int:
+def _weight(value: object) -> int:
     """Bytes that a copy of it takes, about."""
     if isinstance(value, np.ndarray):
         return max(value.nbytes, value.size * 8)

@@ -5,7 +5,7 @@ go by rows, labels or a column; `mixtures` has those by which every client has i
 those by which only the sizes differ. All are `fs.partition.NAME`.
 """
 
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -212,7 +212,7 @@ def pathological(classes_per_client: int, num_clients: int, assign: str = "rando
     return partition
 
 
-def by_column(values: Any) -> Partitioner:
+def by_column(values: Iterable[object]) -> Partitioner:
     """One client for each value of a column: the natural partition of data that say whose each row is.
 
     Clients are in the order of the sorted values, as in Flower's NaturalIdPartitioner. Nothing is drawn. A partition
@@ -250,7 +250,7 @@ def by_column(values: Any) -> Partitioner:
     return partition
 
 
-def _as_they_are(values: Any) -> np.ndarray:
+def _as_they_are(values: Iterable[object]) -> np.ndarray:
     values = list(values)
     column = np.empty(len(values), object)
     column[:] = values

@@ -5,9 +5,9 @@ the proportions they had.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedjax_sim.core.errors import ArgumentError, check, check_count, check_positive
 from fedjax_sim.data.federated import Partitioner
@@ -83,7 +83,7 @@ def pachinko(
     alpha: float,
     beta: float,
     num_clients: int,
-    coarse_labels: Any,
+    coarse_labels: npt.ArrayLike,
     sizes: int | Sequence[int] | np.ndarray | None = None,
 ) -> Partitioner:
     r"""Pachinko allocation: every client has a mixture of coarse classes, and within each a mixture of its classes.
@@ -171,7 +171,7 @@ def _deal(generator: np.random.Generator, drawn: np.ndarray, row_class: np.ndarr
     return owner
 
 
-def _check_sizes(sizes: Any, num_clients: int) -> np.ndarray | None:
+def _check_sizes(sizes: npt.ArrayLike | None, num_clients: int) -> np.ndarray | None:
     if sizes is None:
         return None
     array = np.asarray(sizes)

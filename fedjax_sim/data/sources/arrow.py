@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.data.federated import FederatedData, Partitioner, federate
@@ -11,6 +11,9 @@ from fedjax_sim.data.sources import arrow_columns, arrow_files, csv_text, table_
 from fedjax_sim.data.sources.arrow_columns import Rules
 from fedjax_sim.data.sources.grouping import group
 from fedjax_sim.data.sources.limits import check_memory, check_room
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def table(
@@ -26,7 +29,7 @@ def table(
     missing: Sequence[str] | None = None,
     texts: Sequence[str] = (),
     dates: Sequence[str] = (),
-    categories: bool | Mapping[str, Sequence[Any]] | FederatedData = False,
+    categories: bool | Mapping[str, Sequence[arrow_columns.Category]] | FederatedData = False,
     delimiter: str | None = None,
     decimal: Literal[".", ","] = ".",
     encoding: str = "utf-8",
@@ -169,17 +172,17 @@ def hugging_face(
     return _federation(lambda: dataset.with_format("arrow")[:], made, rules)
 
 
-def _parquet(paths: list[Path]) -> Any:
+def _parquet(paths: list[Path]) -> "pa.Table":
     return _joined(paths, [arrow_files.parquet(path) for path in paths])
 
 
-def _text(paths: list[Path], delimiter: str, encoding: str) -> Any:
+def _text(paths: list[Path], delimiter: str, encoding: str) -> "pa.Table":
     check_memory(f"{paths[0]}", sum(path.stat().st_size for path in paths), "take some of its rows or columns.")
     read = lambda path: csv_text.read(lambda: table_files.opened(path), str(path), delimiter, encoding)
     return _joined(paths, [read(path) for path in paths])
 
 
-def _joined(paths: list[Path], tables: list[Any]) -> Any:
+def _joined(paths: list[Path], tables: list["pa.Table"]) -> "pa.Table":
     """The rows of all shards, which must have the same columns."""
     import pyarrow
 
@@ -192,7 +195,7 @@ def _joined(paths: list[Path], tables: list[Any]) -> Any:
     return pyarrow.concat_tables(tables)
 
 
-def _saved(folder: Path, split: str | None) -> Any:
+def _saved(folder: Path, split: str | None) -> "pa.Table":
     """The table of a folder that `save_to_disk` wrote."""
     import pyarrow
 
@@ -216,7 +219,7 @@ def _saved(folder: Path, split: str | None) -> Any:
     return rows
 
 
-def _stream(folder: Path, name: str) -> Any:
+def _stream(folder: Path, name: str) -> "pa.Table":
     if Path(name).name != name:
         raise ArgumentError(f"{folder}: state.json names the file {name!r}, outside the folder.")
     return arrow_files.stream(folder / name)
@@ -266,7 +269,7 @@ class _Made(NamedTuple):
         }
 
 
-def _federation(reader: Callable[[], Any], made: _Made, rules: Rules) -> FederatedData:
+def _federation(reader: Callable[[], "pa.Table"], made: _Made, rules: Rules) -> FederatedData:
     where, client = made.where, made.client
     try:
         import pyarrow  # noqa: F401

@@ -4,7 +4,7 @@ import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,12 @@ from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import CATEGORIES, FederatedData
 from fedjax_sim.data.sources import csv_text
 from fedjax_sim.data.sources.limits import check_room
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Category = Any
+"""A value that a cell may have: a text, or what NumPy's arrays hold."""
 
 TICKS = {"s": 86400, "ms": 86400 * 10**3, "us": 86400 * 10**6, "ns": 86400 * 10**9}
 """Units in a day."""
@@ -35,11 +41,11 @@ class Rules(NamedTuple):
     texts: Sequence[str] = ()
     dates: Sequence[str] = ()
     decimal: str = "."
-    categories: bool | Mapping[str, Sequence[Any]] = False
+    categories: bool | Mapping[str, Sequence[Category]] = False
     written: bool = False
 
 
-def fixed_categories(categories: Any) -> bool | Mapping[str, Sequence[Any]]:
+def fixed_categories(categories: object) -> bool | Mapping[str, Sequence[Category]]:
     """The argument `categories` as a bool or as column to values; a federation gives those it was made with.
 
     Example:
@@ -68,7 +74,7 @@ def fixed_categories(categories: Any) -> bool | Mapping[str, Sequence[Any]]:
     return lists
 
 
-def client_column(column: Any, where: str, rules: Rules) -> np.ndarray:
+def client_column(column: "pa.Array | pa.ChunkedArray", where: str, rules: Rules) -> np.ndarray:
     """[N] whose each row is: whole numbers, or objects that are `bytes`."""
     import pyarrow as pa
 
@@ -88,7 +94,7 @@ def client_column(column: Any, where: str, rules: Rules) -> np.ndarray:
 
 
 def read(
-    rows: Any, layout: Mapping[str, str | list[str]], where: str, rules: Rules
+    rows: "pa.Table", layout: Mapping[str, str | list[str]], where: str, rules: Rules
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """A table's entries, and the categories of its columns as `about` has them.
 
@@ -140,7 +146,7 @@ def stacked(parts: Mapping[str, np.ndarray], where: str) -> np.ndarray:
     return out
 
 
-def label_names(schema: Any) -> dict[str, list[str]]:
+def label_names(schema: "pa.Schema") -> dict[str, list[str]]:
     """Column to the names of its classes, where Hugging Face's library says that it is a `ClassLabel`."""
     said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = said.get("info", {}).get("features", {})
@@ -149,8 +155,8 @@ def label_names(schema: Any) -> dict[str, list[str]]:
 
 
 def _column(
-    column: Any, name: str, where: str, rules: Rules, labels: list[str] | None
-) -> tuple[np.ndarray, list[Any] | None]:
+    column: "pa.Array | pa.ChunkedArray", name: str, where: str, rules: Rules, labels: list[str] | None
+) -> tuple[np.ndarray, list[Category] | None]:
     """A column, [N, ...], and its categories where it is of codes."""
     array = _array_of(column)
     values = rules.categories.get(name) if isinstance(rules.categories, Mapping) else None
@@ -195,7 +201,7 @@ def check_classes(labels: np.ndarray, names: Sequence[str], where: str) -> np.nd
     return labels
 
 
-def _array_of(column: Any) -> Any:
+def _array_of(column: "pa.Array | pa.ChunkedArray") -> "pa.Array":
     import pyarrow as pa
 
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
@@ -204,25 +210,25 @@ def _array_of(column: Any) -> Any:
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: "pa.DataType") -> bool:
     from pyarrow import types
 
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def _is_date(kind: Any) -> bool:
+def _is_date(kind: "pa.DataType") -> bool:
     from pyarrow import types
 
     return types.is_date(kind) or types.is_timestamp(kind)
 
 
-def _first_null(array: Any) -> int:
+def _first_null(array: "pa.Array") -> int:
     import pyarrow.compute as pc
 
     return pc.index(pc.is_null(array), True).as_py()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _parsed_dates(texts: Any, where: str) -> Any:
+def _parsed_dates(texts: "pa.Array", where: str) -> "pa.Array":
     import pyarrow as pa
 
     kind = pa.timestamp("us")
@@ -239,7 +245,7 @@ def _parsed_dates(texts: Any, where: str) -> Any:
         raise
 
 
-def _days(array: Any) -> Any:
+def _days(array: "pa.Array") -> "pa.Array":
     """Days since the beginning of 1970 (in UTC where the column has a zone), with fractions."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -250,7 +256,7 @@ def _days(array: Any) -> Any:
     return pc.divide(whole, float(TICKS[array.type.unit]))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _values(array: Any, where: str, rules: Rules, rows_of: int) -> np.ndarray:
+def _values(array: "pa.Array", where: str, rules: Rules, rows_of: int) -> np.ndarray:
     """An array of Arrow, [N, ...]; `rows_of` of its values make one row of the table."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -305,7 +311,7 @@ def _no_value(where: str, row: int, is_number: bool, written: bool) -> ArgumentE
     return ArgumentError(f"{where}, row {row}: there is no value; {advice}.")
 
 
-def _codes(found: np.ndarray, values: Sequence[Any] | None, where: str) -> tuple[np.ndarray, list[Any]]:
+def _codes(found: np.ndarray, values: Sequence[Category] | None, where: str) -> tuple[np.ndarray, list[Category]]:
     """[N] int32, each value's place among `values`, or among the values there are, sorted."""
     if found.ndim != 1:
         raise ArgumentError(f"{where}: holds arrays {list(found.shape[1:])}; categories= is for single values.")
@@ -328,7 +334,7 @@ def _decoded(text: bytes, where: str) -> str:
         raise ArgumentError(f"{where}: {text!r:.60} is not UTF-8 ({error.reason}), and no category.") from None
 
 
-def _objects(values: list[Any]) -> np.ndarray:
+def _objects(values: list[bytes | None]) -> np.ndarray:
     out = np.empty(len(values), object)
     out[:] = values
     return out

@@ -2,11 +2,14 @@
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.sources import parquet_footer
 from fedjax_sim.data.sources.limits import check_growth, check_memory, check_room
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TEXT = 50
 """Bytes that a text takes besides its letters, about."""
@@ -14,7 +17,7 @@ ADVICE = "take some of its rows or columns, or write them without dictionary and
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
-def parquet(path: Path) -> Any:
+def parquet(path: Path) -> "pa.Table":
     """The table of a Parquet file. Texts stay packed until they are counted; pages' checksums are compared, if any.
 
     Raises:
@@ -38,7 +41,7 @@ def parquet(path: Path) -> Any:
     return rows
 
 
-def stream(path: Path) -> Any:
+def stream(path: Path) -> "pa.Table":
     """The table of an Arrow stream, as `save_to_disk` writes it, where it lies.
 
     Raises:
@@ -90,7 +93,7 @@ def _field(message: bytes, table: int, number: int) -> int | None:
     return table + offset if offset else None
 
 
-def check_unpacked(rows: Any, where: str, held: int) -> None:
+def check_unpacked(rows: "pa.Table", where: str, held: int) -> None:
     """Refuse a table whose texts, each made an object of its own, are far more than the file.
 
     Args:
@@ -102,7 +105,7 @@ def check_unpacked(rows: Any, where: str, held: int) -> None:
     check_room(where, needed, held, ADVICE)
 
 
-def _unpacked(array: Any) -> int:
+def _unpacked(array: "pa.Array") -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -116,7 +119,7 @@ def _unpacked(array: Any) -> int:
     return array.nbytes + (TEXT * len(array) if _lengths(array[:0]) is not None else 0)
 
 
-def _lengths(array: Any) -> Any:
+def _lengths(array: "pa.Array") -> "pa.Array | None":
     import pyarrow as pa
     import pyarrow.compute as pc
 

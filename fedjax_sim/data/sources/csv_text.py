@@ -3,9 +3,12 @@
 import codecs
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fedjax_sim.core.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "?")
 """Cells that stand for no value, unless `missing=` says otherwise."""
@@ -15,7 +18,7 @@ WHOLE = r"^[+-]?[0-9]+$"
 EXACT = 2.0**53  # from here on float64 skips whole numbers
 
 
-def read(open_file: Callable[[], Any], where: str, delimiter: str, encoding: str) -> Any:
+def read(open_file: Callable[[], IO[bytes]], where: str, delimiter: str, encoding: str) -> "pa.Table":
     """The table of a text file, every cell as the text that is written.
 
     Args:
@@ -53,13 +56,13 @@ def read(open_file: Callable[[], Any], where: str, delimiter: str, encoding: str
     return pyarrow.table({name: _decoded(column, f"{where}: column {name!r}") for name, column in _columns(rows)})
 
 
-def _columns(rows: Any) -> list[tuple[str, Any]]:
+def _columns(rows: "pa.Table") -> list[tuple[str, "pa.ChunkedArray"]]:
     if len(set(rows.column_names)) != len(rows.column_names):
         raise ArgumentError(f"two columns have the same name: {rows.column_names}.")
     return list(zip(rows.column_names, rows.columns, strict=True))
 
 
-def _check_closed(open_file: Callable[[], Any], rows: Any, where: str) -> None:
+def _check_closed(open_file: Callable[[], IO[bytes]], rows: "pa.Table", where: str) -> None:
     """A quote that is opened and never closed makes one cell of all rows after it."""
     if not rows.num_rows or not rows.num_columns or b"\n" not in (rows.columns[-1][-1].as_py() or b""):
         return
@@ -69,7 +72,7 @@ def _check_closed(open_file: Callable[[], Any], rows: Any, where: str) -> None:
         raise ArgumentError(f"{where}, row {rows.num_rows - 1}: a quote is opened and never closed.")
 
 
-def _decoded(column: Any, where: str) -> Any:
+def _decoded(column: "pa.ChunkedArray", where: str) -> "pa.ChunkedArray":
     import pyarrow
 
     try:
@@ -86,7 +89,7 @@ def _decoded(column: Any, where: str) -> Any:
         raise
 
 
-def marked(texts: Any, missing: Sequence[str]) -> Any:
+def marked(texts: "pa.Array", missing: Sequence[str]) -> "pa.Array":
     """Texts with null for those that stand for no value, spaces around them aside.
 
     Example:
@@ -101,7 +104,7 @@ def marked(texts: Any, missing: Sequence[str]) -> Any:
     return pc.if_else(gone, pa.scalar(None, texts.type), texts)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def typed(texts: Any, where: str, decimal: str) -> Any:
+def typed(texts: "pa.Array", where: str, decimal: str) -> "pa.Array":
     """What a column of cells is: whole numbers, numbers, truths, or the texts that are written.
 
     Example:
@@ -145,7 +148,7 @@ def typed(texts: Any, where: str, decimal: str) -> Any:
     )
 
 
-def _exact(numbers: Any, plain: Any, where: str) -> Any:
+def _exact(numbers: "pa.Array", plain: "pa.Array", where: str) -> "pa.Array":
     """The numbers, unless a whole one is too large to be told from its neighbours."""
     import pyarrow.compute as pc
 
@@ -161,7 +164,7 @@ def _exact(numbers: Any, plain: Any, where: str) -> Any:
     return numbers
 
 
-def names(texts: Any) -> Any:
+def names(texts: "pa.Array") -> "pa.Array":
     """Clients as written; whole numbers that all are written as 1.0, as pandas does beside a gap, without the .0.
 
     Example:

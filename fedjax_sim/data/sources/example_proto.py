@@ -7,6 +7,7 @@ values are its field 1, packed or one by one. See developers.google.com/protocol
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedjax_sim.core.errors import ArgumentError
 
@@ -257,7 +258,7 @@ def _varint(blob: bytes, position: int) -> tuple[int, int]:
             raise ValueError("a number of more than ten bytes")
 
 
-def stack(name: str, values: list[Any], shape: tuple[int, ...] | None, dtype: Any) -> np.ndarray:
+def stack(name: str, values: list[Any], shape: tuple[int, ...] | None, dtype: npt.DTypeLike | None) -> np.ndarray:
     """One feature of many examples as a column [n, ...], of objects where it holds `bytes`.
 
     Args:
@@ -281,7 +282,7 @@ def stack(name: str, values: list[Any], shape: tuple[int, ...] | None, dtype: An
     return shaped(name, np.concatenate(values).reshape(len(values), lengths.pop()), shape, dtype)
 
 
-def shaped(name: str, column: np.ndarray, shape: tuple[int, ...] | None, dtype: Any) -> np.ndarray:
+def shaped(name: str, column: np.ndarray, shape: tuple[int, ...] | None, dtype: npt.DTypeLike | None) -> np.ndarray:
     """A column [n, values] of numbers, in the shape and dtype that `stack` gives it.
 
     Example:

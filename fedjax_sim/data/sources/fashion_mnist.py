@@ -124,7 +124,9 @@ def fashion_mnist(
     return {split: {"x": data["x"], "y": data["y"].astype(np.int32)} for split, data in arrays.items()}
 
 
-def central(data_dir: str | Path | None = None, raw_dir: str | Path | None = None) -> tuple[Any, Any]:
+def central(
+    data_dir: str | Path | None = None, raw_dir: str | Path | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(train, test) of `fashion_mnist`.
 
     Example:
@@ -187,7 +189,7 @@ def _prepare(root: Path, splits: Splits) -> None:
             features = tfds.features.FeaturesDict({"x": tensor(shape=(None, 28, 28, 1)), "y": tensor(shape=(None,))})
             return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        def _split_generators(self, dl_manager: object) -> dict[str, Any]:
             return {split: self._generate_examples(arrays) for split, arrays in splits.items()}
 
         def _generate_examples(self, arrays: dict[str, np.ndarray]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:

@@ -4,7 +4,6 @@ import sqlite3
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -115,14 +114,14 @@ class _Nested:
     def __init__(self, most: int):
         self.left = most
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: object) -> object:
         self.left -= 1
         if self.left < 0:
             raise ValueError(f"a {type(value).__name__} within others")
         return value
 
 
-def _array(code: int, data: bytes) -> Any:
+def _array(code: int, data: bytes) -> np.ndarray:
     """FedJAX's extension types: 1 an array, 4 an array of `bytes`. 2 and 3, complex and scalars, are in no set."""
     import msgpack
 

@@ -1,6 +1,6 @@
 """Rows whose clients are named by a column: sorted by client, in the order they have, by an index alone."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from fedjax_sim.data.federated import FederatedData
 
 
 def group(
-    arrays: dict[str, Any], clients: np.ndarray, where: str, about: dict[str, str] | None = None
+    arrays: Mapping[str, np.ndarray], clients: np.ndarray, where: str, about: dict[str, str] | None = None
 ) -> FederatedData:
     """A federation of the rows that have the same client; clients are sorted, a client's rows keep their order.
 
@@ -51,7 +51,7 @@ def group(
     return FederatedData(arrays, offsets, index, ids.astype(str), about or {})
 
 
-def text_of(value: Any, where: str) -> str:
+def text_of(value: object, where: str) -> str:
     """A client's id as text.
 
     Example:

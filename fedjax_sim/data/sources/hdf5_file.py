@@ -3,12 +3,15 @@
 import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.sources.limits import check_room, growth
+
+if TYPE_CHECKING:
+    import h5py
 
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 """What a chunk may have gone through; others take the lengths of what they unpack from the file."""
@@ -17,7 +20,7 @@ DEFLATE = 1032
 ADVICE = "write it without compression."
 
 
-def groups_of(file: Any, path: Path) -> Any:
+def groups_of(file: "h5py.File", path: Path) -> "h5py.Group":
     """The group `examples` of an open file, whose members are groups and arrays of this file alone.
 
     Raises:
@@ -34,7 +37,7 @@ def groups_of(file: Any, path: Path) -> Any:
     return examples
 
 
-def columns_of(examples: Any, client_id: str, path: Path, held: int) -> dict[str, np.ndarray]:
+def columns_of(examples: "h5py.Group", client_id: str, path: Path, held: int) -> dict[str, np.ndarray]:
     """A client's arrays, in memory; byte strings as objects.
 
     Args:
@@ -79,7 +82,7 @@ def _check_link(group: Any, name: str, path: Path) -> None:
         )
 
 
-def _check_own(data: Any, where: str) -> None:
+def _check_own(data: "h5py.Dataset", where: str) -> None:
     made = data.id.get_create_plist()
     if made.get_external_count() or data.is_virtual:
         raise ArgumentError(
@@ -93,19 +96,19 @@ def _check_own(data: Any, where: str) -> None:
         )
 
 
-def _chunk(data: Any) -> int:
+def _chunk(data: "h5py.Dataset") -> int:
     """Bytes of a chunk, which is made whole however little of it is wanted."""
     return math.prod(data.chunks) * data.dtype.itemsize if data.chunks else 0
 
 
-def _check_chunks(data: Any, where: str, held: int) -> None:
+def _check_chunks(data: "h5py.Dataset", where: str, held: int) -> None:
     """Refuse a chunk that unpacks to more than a chunk; small ones cannot."""
     stored = data.id.get_storage_size()
     if stored > held:
         raise ArgumentError(f"{where}: {stored} bytes of a file of {held}. It is damaged.")
     if data.compression != "gzip" or stored * DEFLATE <= growth(0):
         return
-    large: list[Any] = []
+    large: list[h5py.h5d.StoreInfo] = []
     data.id.chunk_iter(lambda info: large.append(info) if info.size * DEFLATE > growth(0) else None)
     for info in large:
         _, packed = data.id.read_direct_chunk(info.chunk_offset)
@@ -115,7 +118,7 @@ def _check_chunks(data: Any, where: str, held: int) -> None:
             raise ArgumentError(f"{where}: a chunk unpacks to more than a chunk. It is damaged.")
 
 
-def _read(data: Any, where: str, held: int) -> np.ndarray:
+def _read(data: "h5py.Dataset", where: str, held: int) -> np.ndarray:
     """All of it; texts of any length some at a time, as each may be the same long one."""
     if not data.dtype.hasobject:
         values = data[()]

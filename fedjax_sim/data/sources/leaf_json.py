@@ -94,7 +94,9 @@ def leaf(
         raise ArgumentError(f"{path}: {error}") from error
 
 
-Examples = dict[str, list[Any]]
+Json = Any
+Examples = dict[str, list[Json]]
+"""Field to its values, as JSON has them."""
 
 
 def _one_by_one(paths: list[Path], hierarchies: bool) -> Iterator[tuple[Path, str, Examples]]:
@@ -172,7 +174,7 @@ def _arrays(examples: Examples, where: str) -> dict[str, np.ndarray]:
     return {name: _column(values, f"{where}: {name!r}", name.startswith("x")) for name, values in columns.items()}
 
 
-def _column(values: list[Any], where: str, floating: bool) -> np.ndarray:
+def _column(values: list[Json], where: str, floating: bool) -> np.ndarray:
     if all(isinstance(value, str) for value in values):
         out = np.empty(len(values), object)
         try:
@@ -204,6 +206,6 @@ def _column(values: list[Any], where: str, floating: bool) -> np.ndarray:
     return exact
 
 
-def _by_numbers(path: Path) -> list[Any]:
+def _by_numbers(path: Path) -> list[tuple[int, str]]:
     """all_data_2 before all_data_10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", path.name)]

@@ -54,6 +54,10 @@ def chunks_of(path: Path) -> list[Chunk]:
         raise ArgumentError(f"{path}: its footer is damaged ({type(error).__name__}: {error}).") from error
 
 
+Value = Any
+"""Of a field: a truth, a number, bytes, a list, or a structure."""
+
+
 class _Compact:
     """A reader of Thrift's compact protocol: structs become dicts by their fields' numbers.
 
@@ -65,8 +69,8 @@ class _Compact:
     def __init__(self, data: bytes):
         self.data, self.at = data, 0
 
-    def struct(self) -> dict[int, Any]:
-        found: dict[int, Any] = {}
+    def struct(self) -> dict[int, Value]:
+        found: dict[int, Value] = {}
         number = 0
         while head := self.byte():
             number = number + (head >> 4) if head >> 4 else self.signed()
@@ -74,7 +78,7 @@ class _Compact:
             found[number] = kind == 1 if kind in (1, 2) else self.value(kind)
         return found
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int) -> Value:
         if kind in (1, 2):  # in a list
             return self.byte() == 1
         if kind == 3:

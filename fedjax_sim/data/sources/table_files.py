@@ -8,10 +8,13 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.sources.limits import check_growth
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 PARQUET = (".parquet", ".pq")
 TEXT = {".csv": ",", ".tsv": "\t", ".txt": None, ".dat": None, ".data": None}
@@ -145,7 +148,7 @@ class Unpacked(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: "WriteableBuffer") -> int:
         count = self._file.readinto(buffer)
         self._made += count
         check_growth("unpacked", self._made, self._held, "unpack it yourself.")

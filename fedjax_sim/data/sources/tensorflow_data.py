@@ -111,7 +111,13 @@ def tfds(
     return _clients([_id(value, where) for value in ids], columns, where)
 
 
-def _builder(name: str | Path, data_dir: str | Path | None, manual_dir: str | Path | None) -> Any:
+Feature = Any
+"""Of a record: an array, a number, a text, or a dict of these."""
+Builder = Any
+"""A `tfds.core.DatasetBuilder`."""
+
+
+def _builder(name: str | Path, data_dir: str | Path | None, manual_dir: str | Path | None) -> Builder:
     import tensorflow_datasets as tfds
 
     folder = Path(name).expanduser()
@@ -142,7 +148,7 @@ def _builder(name: str | Path, data_dir: str | Path | None, manual_dir: str | Pa
         ) from error
 
 
-def _records(builder: Any, split: str, needed: list[str], where: str) -> list[dict[str, Any]]:
+def _records(builder: Builder, split: str, needed: list[str], where: str) -> list[dict[str, Feature]]:
     try:
         declared = builder.info.splits[split].num_examples
     except Exception as error:
@@ -168,7 +174,7 @@ def _records(builder: Any, split: str, needed: list[str], where: str) -> list[di
     return records
 
 
-def _size(value: Any) -> int:
+def _size(value: object) -> int:
     """Bytes of a feature, about."""
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
@@ -183,7 +189,7 @@ def _bomb_warning() -> type[Warning]:
     return DecompressionBombWarning
 
 
-def _iterate(builder: Any, split: str, where: str) -> Iterator[dict[str, Any]]:
+def _iterate(builder: Builder, split: str, where: str) -> Iterator[dict[str, Feature]]:
     import tensorflow_datasets as tfds
 
     kind = builder.info.file_format.value
@@ -202,17 +208,17 @@ def _iterate(builder: Any, split: str, where: str) -> Iterator[dict[str, Any]]:
     yield from tfds.as_numpy(builder.as_dataset(split, shuffle_files=False))  # pyright: ignore[reportReturnType]
 
 
-def _axes(feature: Any) -> tuple[Any, ...]:
+def _axes(feature: Any) -> tuple[int | None, ...]:
     shape = feature.shape
     return shape if isinstance(shape, tuple) else ()  # a dict of features has a dict of shapes
 
 
-def _id(value: Any, where: str) -> str:
+def _id(value: object, where: str) -> str:
     value = value.item() if isinstance(value, np.ndarray | np.generic) else value
     return str(value) if isinstance(value, int) else text_of(value, where)
 
 
-def _clients(ids: list[str], columns: dict[str, list[Any]], where: str) -> FederatedData:
+def _clients(ids: list[str], columns: dict[str, list[Feature]], where: str) -> FederatedData:
     """Records that are clients."""
     if len(set(ids)) != len(ids):
         twice = next(name for i, name in enumerate(ids) if name in ids[:i])
@@ -238,7 +244,7 @@ def _clients(ids: list[str], columns: dict[str, list[Any]], where: str) -> Feder
     )
 
 
-def _stack(values: list[Any], where: str) -> np.ndarray:
+def _stack(values: list[Feature], where: str) -> np.ndarray:
     """Examples [N, ...] of values of one shape."""
     if isinstance(values[0], dict):
         raise ArgumentError(f"{where}: is a group of features; leave it out by entries=.")

@@ -6,9 +6,9 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.federated import FederatedData
@@ -19,7 +19,7 @@ from fedjax_sim.data.sources.sqlite_file import check_alone, opened
 from fedjax_sim.data.store.cache import Client, cache_folder, cached, file_fingerprint
 
 Shapes = Mapping[str, tuple[int, ...]]
-Dtypes = Mapping[str, Any]
+Dtypes = Mapping[str, npt.DTypeLike]
 
 TABLES = {
     "examples": ("split_name", "client_id", "serialized_example_proto"),
@@ -152,7 +152,7 @@ def _columns(blobs: list[bytes], shapes: Shapes, dtypes: Dtypes) -> dict[str, np
     }
 
 
-def check_unchanged(path: Path, fingerprint: Mapping[str, Any]) -> None:
+def check_unchanged(path: Path, fingerprint: Mapping[str, object]) -> None:
     """Refuse a file that was written to while it was read.
 
     Example:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ArgumentError, check, check_count
@@ -140,18 +141,18 @@ class Rows:
         (array([10, 20], dtype=int32), 3)
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, draw: Callable[[np.ndarray], np.ndarray]):
+    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike, draw: Callable[[np.ndarray], np.ndarray]):
         self.shape, self.dtype, self.ndim, self._draw = shape, np.dtype(dtype), len(shape), draw
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: Any) -> Any:
+    def __getitem__(self, rows: slice | npt.ArrayLike) -> Any:
         numbers = row_numbers(rows, len(self), "rows")
         drawn = self._draw(numbers.ravel()).astype(self.dtype, copy=False)
         return drawn.reshape(numbers.shape + self.shape[1:]) if numbers.ndim else drawn[0]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
 
@@ -167,7 +168,7 @@ def _label(rows: np.ndarray, seed: int, classes: int) -> np.ndarray:
     return (rng.hash32(seed, Purpose.PARTITION, 0, rows, 0) % np.uint64(classes)).astype(np.int64)
 
 
-def _pictures(shape: tuple[int, ...], classes: int, dtype: Any) -> Column:
+def _pictures(shape: tuple[int, ...], classes: int, dtype: npt.DTypeLike) -> Column:
     """Half the class's own picture, the same in both sets, and half noise."""
     size = int(np.prod(shape))
     classes_own = rng.generator(0, Purpose.PARTITION).integers(0, 128, (classes, size))
@@ -230,7 +231,7 @@ def _offsets(clients: int, examples: int, seed: int, spread: float) -> np.ndarra
     return np.concatenate([[0], cuts + np.arange(1, clients + 1)])
 
 
-def _given(name: str, path: Any, stand_in: bool, num_clients: int | None) -> bool:
+def _given(name: str, path: object, stand_in: bool, num_clients: int | None) -> bool:
     """Whether a stand-in is wanted."""
     if stand_in and path is not None:
         raise ArgumentError(f"path={str(path)!r}, stand_in=True: give one of them.")
@@ -245,7 +246,11 @@ def _given(name: str, path: Any, stand_in: bool, num_clients: int | None) -> boo
 
 
 def _read(
-    path: Any, splits: tuple[str, str], columns: dict[str, str] | None, options: dict[str, Any], cache_dir: Any
+    path: Any,
+    splits: tuple[str, str],
+    columns: dict[str, str] | None,
+    options: dict[str, Any],
+    cache_dir: str | Path | None,
 ) -> Pair:
     path = Path(path)
     made = []

@@ -28,6 +28,7 @@ from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.store.cache_files import (
     VERSION,
     Damaged,
+    Json,
     clear,
     mapped,
     read_json,
@@ -60,7 +61,7 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "fedjax_sim"
 
 
-def file_fingerprint(path: str | Path) -> dict[str, Any]:
+def file_fingerprint(path: str | Path) -> dict[str, Json]:
     """What tells one state of a file from another without reading all of it.
 
     Returns:
@@ -96,7 +97,7 @@ def file_fingerprint(path: str | Path) -> dict[str, Any]:
 
 def cached(
     name: str,
-    fingerprint: Mapping[str, Any],
+    fingerprint: Mapping[str, Json],
     clients: Callable[[int], Iterator[Client]],
     *,
     total: int | None = None,
@@ -229,7 +230,7 @@ def _errors_named(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bar(title: str | None, total: int | None) -> Iterator[Callable[[int], Any]]:
+def _bar(title: str | None, total: int | None) -> Iterator[Callable[[int], object]]:
     import sys
 
     if title is None or not sys.stderr.isatty():

@@ -13,6 +13,9 @@ import numpy as np
 
 from fedjax_sim.data.text.strings import Strings
 
+Json = Any
+"""What JSON's text says."""
+
 VERSION = 2
 BLOCK = 1 << 22
 
@@ -88,7 +91,7 @@ def clear(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def read_json(path: Path, version: int | None = VERSION) -> dict[str, Any]:
+def read_json(path: Path, version: int | None = VERSION) -> dict[str, Json]:
     """What `write_json` wrote, if it is that."""
     value = json.loads(path.read_text())
     if not isinstance(value, dict):
@@ -100,11 +103,11 @@ def read_json(path: Path, version: int | None = VERSION) -> dict[str, Any]:
     return value
 
 
-def _crc_of(value: dict[str, Any]) -> int:
+def _crc_of(value: dict[str, Json]) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Json]) -> None:
     """A dict with its own CRC-32."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w") as file:

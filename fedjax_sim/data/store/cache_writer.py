@@ -7,21 +7,31 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.store.cache_files import (
     BLOCK,
     VERSION,
     Damaged,
+    Json,
     clear,
     file_crc,
     read_json,
     strings_in,
     write_json,
 )
+
+
+class Column(TypedDict):
+    """What all clients have under a name."""
+
+    name: str
+    dtype: str
+    shape: list[int]
 
 
 class Writer:
@@ -34,14 +44,14 @@ class Writer:
         self.folder = folder
         self.files: dict[str, IO[bytes]] = {}
         self.crc: dict[str, int] = {}
-        self.columns: list[dict[str, Any]] | None = None
+        self.columns: list[Column] | None = None
         self.num_clients = 0
         self.first = ""
         self.text_ends: dict[str, int] = {}
         self.seen: set[str] = set()
         self.batch: list[tuple[str, bytes]] = []
         self.batch_bytes = 0
-        self.jobs: deque[Future[Any]] = deque()
+        self.jobs: deque[Future[None]] = deque()
         self.thread = ThreadPoolExecutor(1, "cache")
 
     def __enter__(self) -> "Writer":
@@ -53,13 +63,13 @@ class Writer:
             clear(self.folder)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.thread.shutdown()
         for file in self.files.values():
             with contextlib.suppress(OSError):  # what a full disk left in the buffer
                 file.close()
 
-    def _resume(self, state: dict[str, Any]) -> None:
+    def _resume(self, state: dict[str, Json]) -> None:
         for name, (size, crc) in state["files"].items():
             path = self.folder / name
             if file_crc(path, size) != crc:
@@ -89,7 +99,7 @@ class Writer:
             self._file(name).write(data)
             self.crc[name] = zlib.crc32(data, self.crc[name])
 
-    def _submit(self, job: Callable[[Any], Any], argument: Any) -> None:
+    def _submit(self, job: Callable[[Any], None], argument: Any) -> None:
         while len(self.jobs) >= 4:
             self.jobs.popleft().result()
         self.jobs.append(self.thread.submit(job, argument))
@@ -98,7 +108,7 @@ class Writer:
         self._submit(self._write, self.batch)
         self.batch, self.batch_bytes = [], 0
 
-    def add(self, client_id: str, arrays: Mapping[str, Any]) -> None:
+    def add(self, client_id: str, arrays: Mapping[str, npt.ArrayLike]) -> None:
         if client_id in self.seen:
             raise ArgumentError(f"client {client_id!r} comes twice; ids must be unique.")
         self.seen.add(client_id)
@@ -129,7 +139,7 @@ class Writer:
         if self.batch_bytes > BLOCK:
             self._flush()
 
-    def _append_strings(self, name: str, values: list[Any]) -> None:
+    def _append_strings(self, name: str, values: list[bytes]) -> None:
         if other := next((value for value in values if type(value) is not bytes), None):
             raise ArgumentError(f"a column of objects holds {type(other).__name__}; only `bytes` can be kept.")
         data = b"".join(values)
@@ -150,13 +160,13 @@ class Writer:
         }
         self._submit(self._commit, state)
 
-    def _commit(self, state: dict[str, Any]) -> None:
+    def _commit(self, state: dict[str, Json]) -> None:
         for file in self.files.values():
             file.flush()
         state["files"] = {name: [file.tell(), self.crc[name]] for name, file in self.files.items()}
         write_json(self.folder / "progress.json", state)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Json]:
         """Commit, and say what there is."""
         self.commit()
         while self.jobs:
@@ -164,12 +174,12 @@ class Writer:
         return read_json(self.folder / "progress.json")
 
 
-def _column(name: str, value: np.ndarray) -> dict[str, Any]:
+def _column(name: str, value: np.ndarray) -> Column:
     if value.dtype.kind not in "biufcO":
         raise ArgumentError(f"column {name!r} has dtype {value.dtype}; numbers and `bytes` objects can be kept.")
     dtype = "bytes" if value.dtype.kind == "O" else value.dtype.newbyteorder("=").str
     return {"name": name, "dtype": dtype, "shape": list(value.shape[1:])}
 
 
-def _named(columns: list[dict[str, Any]]) -> str:
+def _named(columns: list[Column]) -> str:
     return ", ".join(f"{column['name']}: {column['dtype']}{column['shape']}" for column in columns)

@@ -3,9 +3,9 @@
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedjax_sim.core.errors import ArgumentError, check
 
@@ -33,7 +33,7 @@ class DiskArray:
         [[4, 5], [0, 1]]
     """
 
-    def __init__(self, path: str | os.PathLike[str], dtype: Any, shape: tuple[int, ...], offset: int = 0):
+    def __init__(self, path: str | os.PathLike[str], dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int = 0):
         self.path, self.dtype, self.shape, self.offset = Path(path), np.dtype(dtype), tuple(shape), int(offset)
         check(len(self.shape) >= 1, "shape", shape, "must be [N, ...].")
         check(not self.dtype.hasobject, "dtype", dtype, "Python objects cannot be read row by row.")
@@ -54,7 +54,7 @@ class DiskArray:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: Any) -> np.ndarray:
+    def __getitem__(self, rows: slice | npt.ArrayLike) -> np.ndarray:
         """The rows of a slice or of an integer array, [n, ...]; of one number, [...]."""
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
@@ -87,7 +87,7 @@ class DiskArray:
         finally:
             os.close(file)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         whole = self[:]
         return whole if dtype is None else whole.astype(dtype)
 

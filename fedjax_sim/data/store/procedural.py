@@ -1,15 +1,16 @@
 """Populations whose examples are made when they are needed: nothing is stored but the clients' sizes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.data.federated import FederatedData
 
-Generate = Callable[[np.ndarray, np.ndarray], Any]
+Generate = Callable[[np.ndarray, np.ndarray], PyTree]
 """`(client [n], example [n]) -> pytree of [n, ...]`."""
 
 
@@ -27,7 +28,7 @@ class ProceduralData(FederatedData):
 
     generate: Generate
 
-    def __init__(self, arrays: Any, offsets: np.ndarray, generate: Generate, about: Mapping[str, str]):
+    def __init__(self, arrays: PyTree, offsets: np.ndarray, generate: Generate, about: Mapping[str, str]):
         fields = {"arrays": arrays, "offsets": offsets, "index": None, "client_ids": None, "about": about}
         for name, value in {**fields, "generate": generate}.items():
             object.__setattr__(self, name, value)
@@ -42,7 +43,7 @@ class ProceduralData(FederatedData):
         counts = np.bincount(self.sizes if among is None else self.sizes[among])
         return np.flatnonzero(counts), counts[counts > 0]
 
-    def read(self, clients: np.ndarray, counts: np.ndarray) -> Any:
+    def read(self, clients: np.ndarray, counts: np.ndarray) -> PyTree:
         """The first `counts[i]` examples of each client, made now."""
         clients, counts = np.asarray(clients, np.int64), np.asarray(counts, np.int64)
         example = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -53,14 +54,14 @@ class ProceduralData(FederatedData):
             raise ArgumentError(f"generate gave {found} for {len(example)} examples: must be {expected}.")
         return made
 
-    def client(self, client: int) -> Any:
+    def client(self, client: int) -> PyTree:
         """The arrays of one client, [n, ...] each."""
         client = self._check_client(client)
         return self.read(np.array([client]), self.sizes_of([client]))
 
 
 def procedural(
-    num_clients: int, sizes: Any, generate: Generate, about: Mapping[str, str] | None = None
+    num_clients: int, sizes: npt.ArrayLike, generate: Generate, about: Mapping[str, str] | None = None
 ) -> ProceduralData:
     """A population of which nothing is stored: a client's examples are made whenever it takes part.
 

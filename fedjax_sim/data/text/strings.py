@@ -1,8 +1,10 @@
 """A column of byte strings of any lengths, of which none is read before it is asked for."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedjax_sim.core.errors import check
 
@@ -49,7 +51,7 @@ class Strings:
         """Bytes of all strings together."""
         return len(self._buffer)
 
-    def __getitem__(self, rows: Any) -> Any:
+    def __getitem__(self, rows: slice | npt.ArrayLike) -> Any:
         if isinstance(rows, int | np.integer):
             row = range(len(self))[int(rows)]
             return self._buffer[int(self._ends[row - 1]) if row else 0 : int(self._ends[row])].tobytes()
@@ -69,14 +71,14 @@ class Strings:
         out.ravel()[:] = flat
         return out
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return self[:]
 
     def __repr__(self) -> str:
         return f"Strings({len(self)} of {self.nbytes / max(1, len(self)):.1f} bytes on average)"
 
 
-def strings(values: Any) -> Strings:
+def strings(values: Iterable[str | bytes]) -> Strings:
     """A column of byte strings from any sequence of `bytes` or `str` (as UTF-8).
 
     Example:
@@ -89,7 +91,7 @@ def strings(values: Any) -> Strings:
     return Strings(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
 
-def row_numbers(rows: Any, length: int, what: str) -> np.ndarray:
+def row_numbers(rows: slice | npt.ArrayLike, length: int, what: str) -> np.ndarray:
     """Whole numbers from 0 on, int64, for any index of so many rows: a slice, a mask, numbers, or a single one."""
     if isinstance(rows, slice):
         rows = np.arange(*rows.indices(length))

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.preprocess import map_clients
+from fedjax_sim.data.text.strings import Strings
 
 SHAKESPEARE = "dhlptx@DHLPTX $(,048cgkoswCGKOSW[_#'/37;?bfjnrvzBFJNRVZ\"&*.26:\naeimquyAEIMQUY]!%)-159\r"
 """The 86 characters of TensorFlow Federated's Shakespeare, in its order."""
@@ -92,7 +95,7 @@ class Vocabulary:
         oov = self.oov
         return np.array([self._numbers.get(token, oov) for token in _tokens(text, self.separator)], np.int32)
 
-    def decode(self, numbers: Any) -> bytes:
+    def decode(self, numbers: npt.ArrayLike) -> bytes:
         """The text of numbers; pads, beginnings and ends are left out, other tokens become b"?"."""
         check(bool(np.all((np.asarray(numbers) >= 0) & (np.asarray(numbers) < self.size))), "numbers", numbers, "range")
         kept = [int(i) for i in np.ravel(numbers) if 0 < i <= self.oov]
@@ -283,11 +286,11 @@ def _counts(vocabulary: Vocabulary, texts: Any) -> np.ndarray:
     return counts
 
 
-def _rows(data: FederatedData, client: int) -> Any:
+def _rows(data: FederatedData, client: int) -> slice | np.ndarray:
     return slice(*data.offsets[client : client + 2].tolist()) if data.index is None else data.rows(client)
 
 
-def _texts(arrays: Any, entry: str) -> Any:
+def _texts(arrays: PyTree, entry: str) -> Strings | np.ndarray:
     if not isinstance(arrays, dict) or entry not in arrays:
         raise ArgumentError(f"entry={entry!r}: the data have only {list(arrays)}.")
     if arrays[entry].dtype.kind not in "OSU" or arrays[entry].ndim != 1:
@@ -295,7 +298,7 @@ def _texts(arrays: Any, entry: str) -> Any:
     return arrays[entry]
 
 
-def _bytes(text: Any) -> bytes:
+def _bytes(text: object) -> bytes:
     if isinstance(text, str):
         return text.encode()
     if not isinstance(text, bytes):

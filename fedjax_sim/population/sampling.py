@@ -59,7 +59,14 @@ class SeparationEvent(NamedTuple):
 
 
 class Sample(Protocol):
-    """`(state, round, seed) -> (cohort, state)`."""
+    """`(state, round, seed) -> (cohort, state)`.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> def in_turn(state, round, seed):
+        ...     return fs.sampler.cohort([round % state], capacity=1), state
+        >>> draw: fs.sampler.Sample = in_turn
+    """
 
     def __call__(self, state: SamplerState, round: int, seed: int, /) -> tuple[Cohort, SamplerState]: ...
 

@@ -42,7 +42,7 @@ class ClientBatches:
     num_examples: jax.Array
     client_id: jax.Array
     info: dict[str, jax.Array]
-    bound: jax.Array
+    bound: jax.Array | int
     arrays: PyTree
     order: jax.Array
     start: jax.Array

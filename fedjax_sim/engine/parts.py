@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from jax.sharding import Mesh
 
 from fedjax_sim.algorithms.base import Algorithm, Pass
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.device.placement import Device
@@ -23,7 +24,7 @@ class Sent(NamedTuple):
         downlink: bits of the server state's leaves that the client function reads.
     """
 
-    payload: Any
+    payload: PyTree
     downlink: float
 
 
@@ -62,7 +63,7 @@ class Parts:
     delta: float
     exact: bool
     phases: tuple[Pass, ...]
-    model: Any
+    model: PyTree
     sent: tuple[Sent, ...]
     sampler_state: Any
     capacity: int

@@ -1,6 +1,6 @@
 """From what the user gives to the parts of a simulation: checks, what is found by tracing, and where things live."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 from jax.sharding import Mesh
@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from fedjax_sim.aggregate.checks import check_sampler
 from fedjax_sim.algorithms.base import Algorithm, Pass
 from fedjax_sim.core import pytree, rng
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import check, is_traced
 from fedjax_sim.core.kinds import check_computable, shapes_of
 from fedjax_sim.data.batching import Batching
@@ -141,7 +142,7 @@ def _passes(algorithm: Algorithm, sampler: Sampler, num_clients: int, expected: 
     return phases
 
 
-def _rows(execution: Execution, row: Any, data: FederatedData, mesh: Mesh) -> tuple[row_table.Rows, int, bool]:
+def _rows(execution: Execution, row: PyTree, data: FederatedData, mesh: Mesh) -> tuple[row_table.Rows, int, bool]:
     """Where rows live, what one client keeps, and whether there is a table on the devices."""
     devices = tuple(mesh.devices.flat)
     rows = row_table.place(execution.rows, row, data.num_clients, devices, mesh.is_multi_process)

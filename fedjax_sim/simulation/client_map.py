@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim.client import ClientBatches, Task
 from fedjax_sim.core import pytree, rng
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import check, check_count, is_traced
 from fedjax_sim.core.kinds import check_computable
@@ -34,11 +35,11 @@ Function = Callable[[Any, Any, Any, ClientBatches], Any]
 
 def map_clients(
     function: Function,
-    server: Any,
+    server: PyTree,
     data: FederatedData,
     batching: Batching | int,
     *,
-    rows: Any = None,
+    rows: PyTree = None,
     clients: Sequence[int] | np.ndarray | None = None,
     seed: int = 0,
     round: int = 0,
@@ -96,12 +97,12 @@ def map_clients(
 
 def over_clients(
     function: Function,
-    server: Any,
+    server: PyTree,
     data: FederatedData,
     batching: Batching,
     mesh: Mesh,
     *,
-    rows: Any = None,
+    rows: PyTree = None,
     ids: np.ndarray | None = None,
     seed: int = 0,
     round: int = 0,
@@ -177,7 +178,7 @@ def _lanes(size: int, data: FederatedData, batching: Batching, mesh: Mesh, count
 # Rows
 
 
-def _placed_rows(rows: Any, num_clients: int, mesh: Mesh) -> tuple[Any, Any]:
+def _placed_rows(rows: PyTree, num_clients: int, mesh: Mesh) -> tuple[PyTree, PyTree]:
     """Rows as the map takes them, tables dealt over the devices or `HostRows`; and one row's shapes."""
     if isinstance(rows, HostRows):
         check(rows.num_clients == num_clients, "rows", rows, f"the data have {num_clients} clients.")
@@ -212,7 +213,7 @@ def _placed_rows(rows: Any, num_clients: int, mesh: Mesh) -> tuple[Any, Any]:
 class _Results(Metric):
     """What the function returned, any pytree: in the map it is kept as a metric is."""
 
-    value: Any
+    value: PyTree
 
     def zero(self) -> "_Results":
         is_metric = lambda leaf: isinstance(leaf, Metric)
@@ -230,7 +231,7 @@ class _Programs(NamedTuple):
 
 
 def _make_programs(function: Function, mesh: Mesh, batching: Batching, convolutions: Convolutions) -> _Programs:
-    def one_client(given: Any, row: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
+    def one_client(given: PyTree, row: PyTree, lane: Lane, batches: ClientBatches) -> ClientResult:
         server, numbers = given
         key = jax.random.fold_in(rng.key(numbers[0], Purpose.EVALUATE, numbers[1]), lane.client_id)
         results = jax.tree.map(jnp.asarray, function(key, server, row, batches))
@@ -268,12 +269,12 @@ class _Groups(NamedTuple):
     programs: _Programs
     mesh: Mesh
     shape: PlanShape
-    given: Any
-    rows: Any
+    given: PyTree
+    rows: PyTree
     longest: int
     eager: Callable[[], Any]
 
-    def compute(self, plan: RoundPlan, arrays: Any) -> _Results:
+    def compute(self, plan: RoundPlan, arrays: PyTree) -> _Results:
         """A group's results in lane order, [D, T, L, ...] a leaf."""
         with self.eager():
             placed = placement.shard(self.mesh, plan)

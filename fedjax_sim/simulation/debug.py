@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import rng
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ClientError, FedSimError
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import RoundPlan, RoundState
@@ -61,7 +61,7 @@ _HOW_TO_LOOK = (
 )
 
 
-def run_clients(parts: Parts, state: RoundState, plan: RoundPlan, arrays: Any) -> None:
+def run_clients(parts: Parts, state: RoundState, plan: RoundPlan, arrays: PyTree) -> None:
     """Run the first phase's client function for each planned client, outside any compilation.
 
     Raises:

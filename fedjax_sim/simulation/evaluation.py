@@ -9,6 +9,7 @@ import numpy as np
 from fedjax_sim.client import ClientBatches, Task, evaluation, local_steps
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import is_traced
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
@@ -52,7 +53,7 @@ class ClientMetrics:
 def evaluate(
     task: Task,
     params: Params,
-    arrays: Any,
+    arrays: PyTree,
     batch_size: int = 256,
     devices: Any = None,
 ) -> dict[str, float]:
@@ -116,7 +117,7 @@ class _Measure(NamedTuple):
 
     task: Task
 
-    def __call__(self, key: Any, server: Params, row: Any, batches: ClientBatches) -> dict[str, Metric]:
+    def __call__(self, key: jax.Array, server: Params, row: PyTree, batches: ClientBatches) -> dict[str, Metric]:
         measure = evaluation(self.task)
         key = rng.key(0, Purpose.EVALUATE)  # one for all: clients of pooled data are none
         return local_steps(lambda nothing, batch, key: (nothing, measure(server, batch, key)), (), batches, key)[1]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.engine.device.placement import everywhere
 from fedjax_sim.engine.parts import Parts
@@ -176,7 +177,7 @@ class Executor:
         if self.lanes_chosen:
             self.lanes, self.untuned = chosen, False
 
-    def copy_if_donated(self, tree: Any) -> Any:
+    def copy_if_donated(self, tree: PyTree) -> Any:
         """What the next dispatch may not take."""
         return _copy(tree) if self.parts.donates else tree
 
@@ -207,5 +208,5 @@ def on_devices(state: RoundState) -> DeviceState:
 
 
 @jax.jit
-def _copy(tree: Any) -> Any:
+def _copy(tree: PyTree) -> Any:
     return jax.tree.map(jnp.copy, tree)

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedjax_sim.aggregate import Context
 from fedjax_sim.core import canonical
+from fedjax_sim.core.arrays import PyTree, Shapes
 from fedjax_sim.core.errors import ArgumentError, RunFolderError
 from fedjax_sim.core.types import Aggregate
 from fedjax_sim.data.federated import FederatedData
@@ -109,7 +110,9 @@ def programs(parts: Parts) -> dict[str, str]:
     for i, phase in enumerate(parts.phases):
         chain, of = phase.aggregator, f" {i}" if len(parts.phases) > 1 else ""
 
-        def client(key: Any, server: Any, row: Any, arrays: Any, zero: Any, phase: Any = phase) -> Any:
+        def client(
+            key: jax.Array, server: PyTree, row: PyTree, arrays: PyTree, zero: jax.Array, phase: Any = phase
+        ) -> Any:
             lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero, zero)
             batches = client_batches(lane, zero[None], arrays, parts.batching, bound=zero, longest=0, alone=False)
             return checked_update(phase.client(key, server, row, batches), row)
@@ -121,17 +124,27 @@ def programs(parts: Parts) -> dict[str, str]:
 
 
 def _chain_programs(
-    chain: Any, of: str, payload: Any, parts: Parts, traced: Any, key: Any, whole: Any, real: Any
+    chain: Any, of: str, payload: PyTree, parts: Parts, traced: Any, key: jax.Array, whole: Shapes, real: Shapes
 ) -> Any:
     """Those of a chain's two sides, of a cohort: shapes of what the server function gets."""
     states, rows = traced(f"aggregator: the first state{of}", lambda: chain.init(payload))
 
-    def client(key: Any, round_key: Any, states: Any, rows: Any, payload: Any, zero: Any, one: Any) -> Any:
+    def client(
+        key: jax.Array, round_key: Any, states: PyTree, rows: PyTree, payload: PyTree, zero: jax.Array, one: jax.Array
+    ) -> Any:
         context = Context(zero, zero, round_key, one, neighbour=zero, weight=one, expected=parts.expected)
         encoded = chain.encode(key, states, rows, payload, context)
         return chain.receive(key, states, encoded.message), encoded.sums
 
-    def server(key: Any, states: Any, messages: Any, sums: Any, weights: Any, contributes: Any, clients: Any) -> Any:
+    def server(
+        key: jax.Array,
+        states: PyTree,
+        messages: PyTree,
+        sums: PyTree,
+        weights: jax.Array,
+        contributes: jax.Array,
+        clients: Any,
+    ) -> Any:
         total = jax.tree.map(lambda leaf: jnp.sum(leaf, 0), messages)
         if chain.reducer.collect is not None:
             total = chain.reducer.collect(messages, weights, contributes)
@@ -209,8 +222,8 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
 class _Found(NamedTuple):
     """Names whose words differ: `changed` where they are constants of both, `others` that one lacks, and code."""
 
-    changed: Mapping[str, tuple[Any, Any]] = {}
-    others: Mapping[str, tuple[Any, Any]] = {}
+    changed: Mapping[str, tuple[PyTree, PyTree]] = {}
+    others: Mapping[str, tuple[PyTree, PyTree]] = {}
 
     @classmethod
     def of(cls, old: Mapping[str, Any], new: Mapping[str, Any]) -> "_Found":
@@ -228,7 +241,7 @@ def _unequal(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [name for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
-def _told(words: Mapping[str, tuple[Any, Any]]) -> str:
+def _told(words: Mapping[str, tuple[PyTree, PyTree]]) -> str:
     """In words; a number that several functions hold is told once."""
     told: dict[Any, str] = {}
     for name, (was, now) in words.items():

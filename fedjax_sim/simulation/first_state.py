@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.algorithms.base import Pass
 from fedjax_sim.core import rng
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.pytree import strong
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Params, RoundState
@@ -49,7 +50,7 @@ def shapes(parts: Parts) -> DeviceState:
     return jax.eval_shape(functools.partial(make, parts), parts.model)
 
 
-def aggregators(phases: tuple[Pass, ...], payloads: tuple[Sent, ...]) -> tuple[Any, Any]:
+def aggregators(phases: tuple[Pass, ...], payloads: tuple[Sent, ...]) -> tuple[PyTree, PyTree]:
     """The transforms' first states and rows, an entry a phase; None where no client keeps a row."""
     made = [phase.aggregator.init(sent.payload) for phase, sent in zip(phases, payloads, strict=True)]
     rows = tuple(row for _, row in made)
@@ -76,7 +77,7 @@ def blank(parts: Parts) -> RoundState:
 
 def placed(parts: Parts, state: RoundState) -> RoundState:
     """A state from the host, where rounds leave it."""
-    rows: Any = ClientRows()
+    rows: PyTree = ClientRows()
     if parts.rows != "host":
         rows = row_table.pad(state.rows, parts.data.num_clients, len(parts.devices))
     made = placement.put(DeviceState(state.server, state.aggregator, rows), shardings(parts))

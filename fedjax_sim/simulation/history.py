@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import html
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.types import Cohort
@@ -233,11 +234,11 @@ def _value(metric: Metric) -> Any:
     return float(value) if np.ndim(value) == 0 else value
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: PyTree) -> bool:
     return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiub"
 
 
-def _short(value: Any) -> str:
+def _short(value: PyTree) -> str:
     if np.ndim(value):
         return f"{np.asarray(value).dtype}[{','.join(map(str, np.shape(value)))}]"
     value = np.asarray(value).item()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from fedjax_sim.aggregate import Context, Mechanism
 from fedjax_sim.aggregate.privacy.correlated_noise import banded_sensitivity
 from fedjax_sim.core import pytree
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, is_traced
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.population.sampling import SamplingEvent, SeparationEvent
@@ -51,7 +52,7 @@ def noise(parts: Parts) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _scaled(mechanism: Any, aggregator: Any, payload: Any, expected: float) -> Any:
+def _scaled(mechanism: Any, aggregator: PyTree, payload: PyTree, expected: float) -> Any:
     """With the bound in integer units and the dimension, where the noise is discrete."""
     if mechanism.kind not in DISCRETE:
         return mechanism
@@ -84,7 +85,7 @@ def _fields(of: Any, names: tuple[str, ...]) -> Record:
     return {name: getattr(of, name) for name in names if hasattr(of, name)}
 
 
-def _number(value: Any) -> Any:
+def _number(value: PyTree) -> Any:
     """A scalar of NumPy's or JAX's as a number; what else is no plain value is left out."""
     return value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else None
 

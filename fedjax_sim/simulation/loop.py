@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import NonFiniteUpdateError, RunInterrupted, check
 from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.engine.device import placement, processes
@@ -154,7 +155,7 @@ def _tell(error: BaseException, good: RoundState, history: History, record: Reco
         error.add_note(message)
 
 
-def _unchanged(tree: Any) -> Any:
+def _unchanged(tree: PyTree) -> Any:
     return tree
 
 

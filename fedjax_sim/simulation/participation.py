@@ -1,10 +1,9 @@
 """Who takes part where there is noise for privacy: what a chain's noise asks of the sampler and of clients' rows."""
 
-from typing import Any
-
 import jax
 
 from fedjax_sim.algorithms.base import Pass
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.population.sampling import Sampler, SamplingEvent, SeparationEvent
 from fedjax_sim.privacy.rounds import check_sampler
@@ -36,7 +35,7 @@ def check_participation(phases: Phases, sampler: Sampler, num_clients: int, expe
         )
 
 
-def check_rows(phases: Phases, sampler: Sampler, num_clients: int, row: Any) -> None:
+def check_rows(phases: Phases, sampler: Sampler, num_clients: int, row: PyTree) -> None:
     """Raise `ArgumentError` where clients keep something that tells who was drawn before, and draws are to amplify."""
     law = event(sampler, num_clients)
     amplified = law is not None and law.kind != "min_separation" and noisy(phases) and not shares_alone(phases)

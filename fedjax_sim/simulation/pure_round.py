@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.pytree import pytree
 from fedjax_sim.core.types import RoundPlan, RoundState
@@ -45,10 +46,10 @@ class PureState:
         (3,)
     """
 
-    server: Any
-    aggregator: Any
-    rows: Any
-    seeds: Any
+    server: PyTree
+    aggregator: PyTree
+    rows: PyTree
+    seeds: jax.Array
     round: Any
 
 
@@ -88,12 +89,13 @@ def round_function(parts: Parts, static: bool) -> RoundFunction:
             "static=True: sums in fixed point have derivative zero, and this simulation is exact=True. Leave out one."
         )
 
+    everywhere: Any
     everywhere, placed = placement.everywhere(parts.mesh), first_state.shardings(parts)
     # Rounds leave a state where `pure_state` has it, so that the next one is the same program.
     out = PureState(placed.server, placed.aggregator, placed.rows, everywhere, everywhere)
 
     @functools.partial(jax.jit, out_shardings=(out, None))
-    def one(state: PureState, plan: RoundPlan, arrays: Any) -> tuple[PureState, dict[str, Any]]:
+    def one(state: PureState, plan: RoundPlan, arrays: PyTree) -> tuple[PureState, dict[str, Any]]:
         _, chunks, lanes = plan.start.shape
         made = DeviceState(state.server, state.aggregator, state.rows)
         plan = replace(plan, round=jnp.broadcast_to(state.round, plan.round.shape))

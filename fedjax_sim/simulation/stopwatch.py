@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.engine.round.block import Plans
 from fedjax_sim.runs.profile import FILE, PARTS, REST
@@ -80,7 +81,7 @@ class Profile:
     def evaluating(self, evaluate: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """The same evaluation, timed."""
 
-        def timed(params: Any) -> Any:
+        def timed(params: PyTree) -> Any:
             self._lap(REST)
             with jax.profiler.TraceAnnotation("evaluation"):
                 values = jax.block_until_ready(evaluate(params))

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import RunFolderError
 from fedjax_sim.core.types import Cohort, RoundState
 from fedjax_sim.engine.parts import Parts
@@ -75,7 +76,7 @@ def _cut(sample: Any) -> Any:
     return cut
 
 
-def _seconds(executor: Executor, lowered: Any, given: Any) -> float:
+def _seconds(executor: Executor, lowered: Any, given: PyTree) -> float:
     """A round's, by the middle of a few; infinite if it does not fit."""
     try:
         compiled = lowered.compile()

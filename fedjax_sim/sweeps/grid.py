@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, check
 
 Setting = dict[str, Any]
@@ -122,10 +123,10 @@ def _column(values: list[Any]) -> np.ndarray:
     return np.asarray(values, np.int32 if whole else np.float32)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: PyTree) -> Any:
     """NumPy's scalars as Python's."""
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: PyTree) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

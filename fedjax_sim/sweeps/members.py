@@ -16,6 +16,7 @@ from jax.core import eval_jaxpr
 from jax.errors import JAXTypeError
 
 from fedjax_sim.core import rng
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, check, deferring
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Params, RoundState
@@ -46,11 +47,11 @@ class Traced(NamedTuple):
         measured: what `evaluate` says of that model; empty where it cannot be traced.
     """
 
-    start: Any
+    start: PyTree
     checks: Any
-    after: Any
+    after: PyTree
     rounds: Any
-    params: Any
+    params: PyTree
     measured: Any
 
 
@@ -214,7 +215,9 @@ class Members:
         base, names = self.base, []
         fixed = {name: value for name, value in self.first.items() if name not in tracing}
 
-        def member(values: Any, seed: Any, params: Any, state: Any, words: Any, count: Any, arrays: Any) -> Traced:
+        def member(
+            values: Any, seed: Any, params: PyTree, state: Any, words: jax.Array, count: jax.Array, arrays: PyTree
+        ) -> Traced:
             with deferring() as checks:
                 sim = self.build(**fixed, **values)
             _check_same(base, sim)
@@ -289,14 +292,14 @@ class _Trace(NamedTuple):
     """A jaxpr, the structure of what it gives, and (name, advice) of its checks."""
 
     closed: Any
-    tree: Any
+    tree: PyTree
     checks: tuple[tuple[str, str], ...]
 
 
 def _reporting(one_round: Callable[..., Any]) -> Callable[..., Any]:
     """The round, reporting what a sweep keeps: nothing for each client."""
 
-    def run(seeds: Any, state: Any, plan: Any, arrays: Any):
+    def run(seeds: jax.Array, state: Any, plan: Any, arrays: PyTree):
         state, output = one_round(seeds, state, plan, arrays)
         bad = jnp.sum(~output.finite)
         return state, {"merged": output.merged, "count": output.count, "weight": output.weight, "nonfinite": bad}

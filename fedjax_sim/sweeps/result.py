@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedjax_sim.core import html
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.sweeps.grid import Setting, text
 
@@ -32,7 +33,7 @@ class Member(NamedTuple):
     """
 
     columns: dict[str, np.ndarray]
-    params: Any
+    params: PyTree
     diverged: int | None = None
     evaluated: tuple[int, ...] = ()
 
@@ -167,7 +168,7 @@ class SweepResult:
         import pyarrow
         import pyarrow.parquet
 
-        def plain(value: Any) -> Any:
+        def plain(value: PyTree) -> Any:
             return value.tolist() if isinstance(value, np.ndarray) else value
 
         columns = {name: [plain(value) for value in values] for name, values in self.table().items()}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import FedSimError, check, check_count, is_traced
 from fedjax_sim.core.pytree import pytree
 
@@ -121,7 +122,7 @@ def dealt(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
-def put(tree: Any, shardings: Any) -> Any:
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
     """Host arrays where the shardings, a prefix of the tree, say. Each process gives the whole and keeps its part."""
 
     def place(leaf: Any, sharding: NamedSharding) -> Any:
@@ -139,7 +140,7 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(place_all, shardings, tree)
 
 
-def local(tree: Any) -> Any:
+def local(tree: PyTree) -> PyTree:
     """What every device of all processes holds, as arrays of this process alone."""
 
     def mine(leaf: Any) -> Any:
@@ -149,7 +150,7 @@ def local(tree: Any) -> Any:
     return jax.tree.map(mine, tree)
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     """The tree on every device. CPU devices share one copy of a host array: the caller's own, where XLA can use it.
 
     Raises:
@@ -169,10 +170,10 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 class Dealt:
     """Examples of which each device holds those of its own clients: [D x P, ...], in blocks of P."""
 
-    arrays: Any
+    arrays: PyTree
 
 
-def deal_blocks(mesh: Mesh, blocks: list[Any]) -> Dealt:
+def deal_blocks(mesh: Mesh, blocks: list[PyTree]) -> Dealt:
     """One pytree of host arrays for each of this process's devices, all of the same shapes, each on its device."""
 
     def place(*leaves: np.ndarray) -> jax.Array:
@@ -183,7 +184,7 @@ def deal_blocks(mesh: Mesh, blocks: list[Any]) -> Dealt:
     return Dealt(jax.tree.map(place, *blocks))
 
 
-def check_32_bits(tree: Any) -> None:
+def check_32_bits(tree: PyTree) -> None:
     """Raise for whole numbers past 32 bits."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         wide = isinstance(leaf, np.ndarray) and leaf.dtype in (np.int64, np.uint64) and leaf.size
@@ -222,6 +223,6 @@ def _one_copy(mesh: Mesh, array: np.ndarray) -> jax.Array:
     return jax.make_array_from_single_device_arrays(array.shape, everywhere(mesh), placed)
 
 
-def shard(mesh: Mesh, tree: Any) -> Any:
+def shard(mesh: Mesh, tree: PyTree) -> PyTree:
     """The tree's leading axis dealt over the devices, in blocks."""
     return put(tree, dealt(mesh))

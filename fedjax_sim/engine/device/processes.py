@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, FedSimError, NonFiniteUpdateError, RunInterrupted, check_count
 
 ALIKE = (NonFiniteUpdateError, RunInterrupted)
@@ -132,7 +133,7 @@ def told(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
-def gathered(tree: Any) -> Any:
+def gathered(tree: PyTree) -> Any:
     """Arrays that are dealt over the processes, whole and on the host, in the first of them; in the others nothing.
 
     A leaf at a time, in blocks of about 64 MB: a table of rows need not fit a device.

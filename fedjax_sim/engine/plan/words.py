@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from fedjax_sim.core.arrays import Array
 from fedjax_sim.core.types import RoundPlan
 from fedjax_sim.engine.device.placement import dealt, put
 from fedjax_sim.engine.plan.planner import PlanShape
@@ -20,12 +20,12 @@ def pack_plans(plans: list[RoundPlan]) -> np.ndarray:
     return np.stack([np.concatenate(parts, axis=1) for parts in words])
 
 
-def place_plans(mesh: Mesh, words: np.ndarray) -> jax.Array:
+def place_plans(mesh: Mesh, words: Array) -> jax.Array:
     """Packed plans, [..., D, W], each device's part on it."""
     return put(words, dealt(mesh, words.ndim - 2))
 
 
-def unpack_plan(words: Any, shape: PlanShape) -> RoundPlan:
+def unpack_plan(words: jax.Array, shape: PlanShape) -> RoundPlan:
     """The plan of one round from its words, [D, W], inside the compiled program."""
     devices, chunks, lanes, rows, _ = shape
     each = (devices, chunks, lanes)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.aggregate.checks import check_build, check_cohort
+from fedjax_sim.core.arrays import Array, PyTree
 from fedjax_sim.core.types import Cohort, RoundPlan, RoundState
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanShape, PlanStats
@@ -21,12 +22,12 @@ class Plans(NamedTuple):
     first: int
     cohorts: list[Cohort]
     stats: list[PlanStats]
-    words: Any
+    words: Array
     shape: PlanShape
     slots: int
     sampler_state: Any
     rounds: list[RoundPlan]
-    examples: Any = None
+    examples: PyTree = None
 
 
 def pack(parts: Parts, state: RoundState, count: int, slots: int, lanes: int, capacity: int = 0) -> Plans:
@@ -63,7 +64,7 @@ def pack(parts: Parts, state: RoundState, count: int, slots: int, lanes: int, ca
     return Plans(state.round, cohorts, stats, words, shape, slots, sampler_state, plans, read)
 
 
-def check_aggregation(parts: Parts, aggregator_states: Any, capacity: int) -> None:
+def check_aggregation(parts: Parts, aggregator_states: PyTree, capacity: int) -> None:
     """Raise where a chain cannot carry what so many clients send."""
     for phase, state, sent in zip(parts.phases, aggregator_states, parts.sent, strict=True):
         check_build(phase.aggregator, state, sent.payload, capacity, parts.expected)
@@ -72,7 +73,7 @@ def check_aggregation(parts: Parts, aggregator_states: Any, capacity: int) -> No
 def block(one_round: Callable[..., Any], shape: PlanShape, slots: int) -> Callable[..., Any]:
     """Up to `slots` rounds in one dispatch; how many is traced. Outputs come as a list, one entry a slot."""
 
-    def run(seeds: Any, state: DeviceState, words: Any, count: Any, arrays: Any):
+    def run(seeds: jax.Array, state: DeviceState, words: jax.Array, count: jax.Array, arrays: PyTree):
         plan_of = lambda r: unpack_plan(words[r], shape)
         like = jax.eval_shape(lambda: one_round(seeds, state, plan_of(0), arrays)[1])
         outputs = jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fedjax_sim.aggregate import Context
 from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import squared_norm, where
 from fedjax_sim.core.rng import Purpose
@@ -36,7 +37,7 @@ class ClientSide:
         self.local = any(m.where == "local" for m in self.facts.noise)
         self.shares = self.local or any(m.where == "distributed" for m in self.facts.noise)
 
-    def __call__(self, broadcast: Any, rows: Any, lane: Lane, batches: ClientBatches) -> ClientResult:
+    def __call__(self, broadcast: PyTree, rows: PyTree, lane: Lane, batches: ClientBatches) -> ClientResult:
         server, states, keys, this_round = broadcast
         client_row, aggregator_row = rows
         own = lambda purpose: jax.random.fold_in(keys[purpose], lane.client_id)
@@ -88,7 +89,7 @@ class ClientSide:
             factor,
         )
 
-    def _weight(self, weight: Any, lane: Lane, contributes: Any) -> Any:
+    def _weight(self, weight: jax.Array, lane: Lane, contributes: jax.Array) -> Any:
         """A client's weight in the reducer's mean."""
         weight = jnp.where(self.aggregator.reducer.weight == "uniform", 1.0, weight) * lane.weight
         if self.facts.max_weight is not None:
@@ -96,7 +97,9 @@ class ClientSide:
         return jnp.where(contributes, weight, 0.0)
 
 
-def _reported(client: dict[str, Metric], seen: dict[str, Metric], contributes: Any, sends: Any) -> dict[str, Metric]:
+def _reported(
+    client: dict[str, Metric], seen: dict[str, Metric], contributes: jax.Array, sends: jax.Array | None
+) -> dict[str, Metric]:
     """A client's metrics, nothing for one that does not contribute; with what it sends, should it send all the same."""
     metrics = {f"client/{name}": metric for name, metric in client.items()}
     metrics |= {f"aggregate/{name}": metric for name, metric in seen.items()}

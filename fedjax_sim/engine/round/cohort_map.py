@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.convolution import Convolutions, rewritten, traced
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.types import RoundPlan
@@ -26,17 +27,24 @@ from fedjax_sim.engine.round import sums as sums_lib
 class Lane(NamedTuple):
     """One client's place in the plan: scalars."""
 
-    start: Any
-    size: Any
-    steps: Any
-    client_id: Any
-    weight: Any
-    version: Any
-    neighbour: Any
+    start: jax.Array
+    size: jax.Array
+    steps: jax.Array
+    client_id: jax.Array
+    weight: jax.Array
+    version: jax.Array
+    neighbour: jax.Array
 
 
 def client_batches(
-    lane: Lane, order: Any, arrays: Any, batching: Batching, *, bound: Any, longest: int, alone: bool
+    lane: Lane,
+    order: jax.Array,
+    arrays: PyTree,
+    batching: Batching,
+    *,
+    bound: jax.Array | int,
+    longest: int,
+    alone: bool,
 ) -> ClientBatches:
     """What the client of a lane sees of its data."""
     stride = lane.size
@@ -71,27 +79,27 @@ class ClientResult(NamedTuple):
         factor: what the message is multiplied by in the sum; None for the weight.
     """
 
-    message: Any
-    weight: Any
-    contributes: Any
+    message: PyTree
+    weight: jax.Array
+    contributes: jax.Array
     metrics: dict[str, Metric]
-    row: Any
-    sums: Any = ()
-    factor: Any = None
+    row: PyTree
+    sums: PyTree = ()
+    factor: jax.Array | None = None
 
 
 class CohortResult(NamedTuple):
     """A cohort's sums, and what is kept of each client in lane order, [D, T, L, ...]."""
 
-    total: Any
-    weight: Any
+    total: PyTree
+    weight: jax.Array
     count: Any
-    sums: Any
-    messages: Any
-    weights: Any
-    contributes: Any
+    sums: PyTree
+    messages: PyTree
+    weights: jax.Array
+    contributes: jax.Array
     metrics: dict[str, Metric]
-    rows: Any
+    rows: PyTree
 
 
 OneClient = Callable[[Any, Any, Lane, ClientBatches], ClientResult]
@@ -101,7 +109,7 @@ class _Client(NamedTuple):
     """The function of one client: `run(lane, row, bound) -> ClientResult`, and the shapes of that."""
 
     run: Callable[[Lane, Any, Any], ClientResult]
-    like: Any
+    like: PyTree
 
 
 class CohortMap:
@@ -144,8 +152,8 @@ class CohortMap:
         self._plainly = sums_lib.floating() if exact is None else sums_lib.exact(exact)
         self._for_messages = sums_lib.floating(own_type=True) if modular else self._plainly
 
-    def __call__(self, broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
-        def share(broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any) -> CohortResult:
+    def __call__(self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree) -> CohortResult:
+        def share(broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree) -> CohortResult:
             plan = jax.tree.map(lambda leaf: leaf[0], plan)
             per_device = _length(rows)
             first = jax.lax.axis_index(AXIS) * per_device
@@ -157,10 +165,10 @@ class CohortMap:
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
         return self._over(share, specs, _RESULT)(broadcast, rows, plan, _arrays(arrays))
 
-    def begin(self, broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
+    def begin(self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree) -> Any:
         """A cohort's sums before the first wave, dealt over the devices; `rows` as for `wave`."""
 
-        def share(broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any) -> Any:
+        def share(broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree) -> Any:
             plan = jax.tree.map(lambda leaf: leaf[0], plan)
             zero = self._zero(self._client(broadcast, rows, plan, arrays), plan)
             return jax.tree.map(lambda leaf: leaf[None], zero)
@@ -168,7 +176,9 @@ class CohortMap:
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
         return self._over(share, specs, SHARDED)(broadcast, rows, plan, _arrays(arrays))
 
-    def wave(self, broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any, sums: Any, first: Any) -> tuple[Any, Any]:
+    def wave(
+        self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree, sums: PyTree, first: jax.Array
+    ) -> tuple[PyTree, PyTree]:
         """`(sums, rows)` after as many chunks, from the first given on, as `rows` has clients for.
 
         Args:
@@ -176,7 +186,9 @@ class CohortMap:
             first: [] int32, a chunk.
         """
 
-        def share(broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any, sums: Any, first: Any) -> tuple[Any, Any]:
+        def share(
+            broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree, sums: PyTree, first: jax.Array
+        ) -> tuple[PyTree, PyTree]:
             plan, sums = jax.tree.map(lambda leaf: leaf[0], (plan, sums))
             lanes = plan.start.shape[1]
             place = lambda chunk, lane: (chunk - first) * lanes + jnp.arange(lanes)
@@ -188,7 +200,7 @@ class CohortMap:
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays), SHARDED, REPLICATED)
         return self._over(share, specs, (SHARDED, SHARDED))(broadcast, rows, plan, _arrays(arrays), sums, first)
 
-    def finish(self, sums: Any) -> CohortResult:
+    def finish(self, sums: PyTree) -> CohortResult:
         """What the waves have added up to; without rows."""
         share = lambda sums: self._added(jax.tree.map(lambda leaf: leaf[0], sums))
         return self._over(share, (SHARDED,), _RESULT._replace(rows=()))(sums)
@@ -198,16 +210,18 @@ class CohortMap:
 
     # One device's share
 
-    def _client(self, broadcast: Any, rows: Any, plan: RoundPlan, arrays: Any) -> "_Client":
+    def _client(self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree) -> "_Client":
         """The function of one client, traced once, whoever wrote it: its convolutions rewritten where that pays."""
         alone = self._alone(plan)
 
-        def client(broadcast: Any, order: Any, arrays: Any, lane: Lane, row: Any, bound: Any) -> ClientResult:
-            bound = self.longest if self.static else bound
-            batches = client_batches(lane, order, arrays, self.batching, bound=bound, longest=self.longest, alone=alone)
+        def client(
+            broadcast: PyTree, order: jax.Array, arrays: PyTree, lane: Lane, row: PyTree, bound: jax.Array
+        ) -> ClientResult:
+            steps = self.longest if self.static else bound
+            batches = client_batches(lane, order, arrays, self.batching, bound=steps, longest=self.longest, alone=alone)
             return self.one_client(broadcast, row, lane, batches)
 
-        one = lambda leaf, axes: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype)
+        one: Any = lambda leaf, axes: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype)
         lane = Lane(**{name: one(getattr(plan, name), 2) for name in Lane._fields})
         row = jax.tree.map(lambda table: one(table, 1), rows)
         run, like = traced(client, (broadcast, plan.order, arrays, lane, row, lane.steps), self.rewrite)
@@ -217,7 +231,7 @@ class CohortMap:
         """A chunk is one client, whose own steps bound its loop."""
         return plan.start.shape[1] == 1 and self.members is None and not self.static
 
-    def _run(self, client: "_Client", rows: Any, plan: RoundPlan, chunk: Any, place: Any):
+    def _run(self, client: "_Client", rows: PyTree, plan: RoundPlan, chunk: jax.Array, place: Any):
         """A chunk's clients: their results, [L, ...], and the places of their rows; an empty lane's is past the end."""
         at = lambda name: jax.lax.dynamic_index_in_dim(getattr(plan, name), chunk, 0, False)
         queue = Lane(**{name: at(name) for name in Lane._fields})
@@ -230,7 +244,7 @@ class CohortMap:
         single = client.run(lane, row, bound)
         return jax.tree.map(lambda leaf: leaf[None], single), places
 
-    def _longest_member(self, bound: Any) -> Any:
+    def _longest_member(self, bound: jax.Array) -> Any:
         return bound if self.members is None else jax.lax.pmax(bound, self.members)
 
     def _all_chunks(self, plan: RoundPlan) -> Any:
@@ -253,16 +267,16 @@ class CohortMap:
     def _chunks(
         self,
         client: "_Client",
-        rows: Any,
+        rows: PyTree,
         plan: RoundPlan,
-        sums: Any,
+        sums: PyTree,
         place: Any,
-        first: Any = 0,
-        end: Any = None,
-    ) -> tuple[Any, Any]:
+        first: jax.Array | int = 0,
+        end: jax.Array | None = None,
+    ) -> tuple[PyTree, PyTree]:
         """Sums and rows after the chunks from the first on, by default all of them."""
 
-        def body(chunk: Any, carry: Any) -> Any:
+        def body(chunk: jax.Array, carry: PyTree) -> Any:
             total, sums, kept, rows = carry
             result, places = self._run(client, rows, plan, chunk, place)
             factor = result.weight if result.factor is None else result.factor
@@ -279,7 +293,7 @@ class CohortMap:
         *sums, rows = jax.lax.fori_loop(first, end, body, (*sums, rows))
         return tuple(sums), rows
 
-    def _added(self, sums: Any) -> CohortResult:
+    def _added(self, sums: PyTree) -> CohortResult:
         """The devices' sums, added; what is kept stays where it is."""
         total, sums, (messages, weights, contributes, metrics) = sums
         weight = jnp.sum(weights)
@@ -288,18 +302,18 @@ class CohortMap:
         mine = (total, weight, jnp.sum(contributes.astype(jnp.float32)), sums)
         total, weight, count, sums = self._over_devices(mine)
         total, weight, sums = self._for_messages.result(total), self._plainly.result(weight), self._plainly.result(sums)
-        kept: Any = (messages, weights, contributes, metrics)
+        kept: PyTree = (messages, weights, contributes, metrics)
         kept = jax.tree.map(lambda leaf: leaf[None], kept)
         return CohortResult(total, weight, count, sums, *kept, rows=())
 
-    def _over_devices(self, tree: Any) -> Any:
+    def _over_devices(self, tree: PyTree) -> Any:
         """The sums over devices; of processes in one message for each dtype, as every message waits for the slowest."""
         if not self.mesh.is_multi_process:
             return jax.lax.psum(tree, AXIS)
         return by_dtype(lambda message: jax.lax.psum(message, AXIS), tree)
 
 
-def by_dtype(send: Callable[[Any], Any], tree: Any, keep: int = 0) -> Any:
+def by_dtype(send: Callable[[Any], Any], tree: PyTree, keep: int = 0) -> Any:
     """Leaves that `send` takes all at once, those of a dtype joined; their first `keep` axes, all alike, stay."""
     leaves, structure = jax.tree.flatten(tree)
     for dtype in sorted({leaf.dtype for leaf in leaves}, key=str):
@@ -316,15 +330,15 @@ _SPECS: Any = (*[REPLICATED] * 4, *[SHARDED] * 5)
 _RESULT: Any = CohortResult(*_SPECS)
 
 
-def _length(rows: Any) -> int:
+def _length(rows: PyTree) -> int:
     """Rows of a device's block."""
     leaves = jax.tree.leaves(rows)
     return leaves[0].shape[0] if leaves else 0
 
 
-def _spec(arrays: Any) -> Any:
+def _spec(arrays: PyTree) -> Any:
     return SHARDED if isinstance(arrays, Dealt) else REPLICATED
 
 
-def _arrays(arrays: Any) -> Any:
+def _arrays(arrays: PyTree) -> Any:
     return arrays.arrays if isinstance(arrays, Dealt) else arrays

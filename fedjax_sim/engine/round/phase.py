@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fedjax_sim.aggregate import Aggregator
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree, where
@@ -27,8 +28,8 @@ from fedjax_sim.engine.round.returned import check_server
 class DeviceState:
     """The part of a `RoundState` that lives on devices."""
 
-    server: Any
-    aggregator: Any
+    server: PyTree
+    aggregator: PyTree
     rows: ClientRows
 
 
@@ -46,9 +47,9 @@ class RoundOutput:
 
     merged: dict[str, Metric]
     per_client: dict[str, Metric]
-    finite: Any
-    count: Any
-    weight: Any
+    finite: jax.Array
+    count: jax.Array
+    weight: jax.Array
 
 
 def make_round(
@@ -60,7 +61,7 @@ def make_round(
     """
     phases = phase_rounds(parts, capacity, members, static)
 
-    def one_round(seeds: Any, state: DeviceState, plan: RoundPlan, arrays: Any):
+    def one_round(seeds: jax.Array, state: DeviceState, plan: RoundPlan, arrays: PyTree):
         output = no_output(capacity)
         for phase in phases:
             broadcast = phase.broadcast(seeds, state, plan)
@@ -112,7 +113,7 @@ class PhaseRound:
             static,
         )
 
-    def broadcast(self, seeds: Any, state: DeviceState, plan: RoundPlan) -> Any:
+    def broadcast(self, seeds: jax.Array, state: DeviceState, plan: RoundPlan) -> Any:
         """What all clients see: server state, the transforms' state, the round's keys and its number."""
         this_round = plan.round[0]
         keys = rng.round_keys(seeds, _PURPOSES, this_round, self.index)
@@ -122,7 +123,7 @@ class PhaseRound:
         """Those that this phase's clients have."""
         return rows.client, None if rows.aggregator is None else rows.aggregator[self.index]
 
-    def with_rows(self, rows: ClientRows, new: Any) -> ClientRows:
+    def with_rows(self, rows: ClientRows, new: PyTree) -> ClientRows:
         """All rows, with this phase's new ones."""
         client, own = new
         if rows.aggregator is None:
@@ -130,12 +131,12 @@ class PhaseRound:
         return ClientRows(client, _with_entry(rows.aggregator, self.index, own))
 
     def finish(
-        self, broadcast: Any, state: DeviceState, plan: RoundPlan, result: CohortResult, output: RoundOutput
+        self, broadcast: PyTree, state: DeviceState, plan: RoundPlan, result: CohortResult, output: RoundOutput
     ) -> tuple[DeviceState, RoundOutput]:
         """Reduce, decode and take a server step: the state after the phase, and what the round reports so far."""
         slots = plan.slot.reshape(-1)
 
-        def in_order(tree: Any) -> Any:
+        def in_order(tree: PyTree) -> Any:
             """From places in the cohort to the order of client ids, whole on every device."""
             last = jnp.full(self.capacity, jnp.iinfo(jnp.int32).max)
             order = jnp.argsort(last.at[slots].set(plan.client_id.reshape(-1), mode="drop"))
@@ -169,7 +170,7 @@ class PhaseRound:
         )
 
     def _server(
-        self, broadcast: Any, state: DeviceState, plan: RoundPlan, result: CohortResult, total: Any
+        self, broadcast: PyTree, state: DeviceState, plan: RoundPlan, result: CohortResult, total: PyTree
     ) -> tuple[DeviceState, dict[str, Metric]]:
         """The server's side of the chain, and its step; its metrics."""
         server, aggregator_state, keys, _ = broadcast
@@ -200,7 +201,7 @@ class PhaseRound:
         new_states = _with_entry(state.aggregator, self.index, where(go, new_aggregator_state, aggregator_state))
         return replace(state, server=where(go, new_server, server), aggregator=new_states), metrics
 
-    def _whole(self, lanes: Any) -> Any:
+    def _whole(self, lanes: PyTree) -> Any:
         """What is kept of each client, [N, ...] a leaf, for every process: in one message for each dtype."""
         if not self.parts.mesh.is_multi_process:
             return lanes
@@ -209,7 +210,7 @@ class PhaseRound:
         return by_dtype(whole, lanes, keep=1)
 
 
-def _with_entry(entries: tuple[Any, ...], i: int, entry: Any) -> tuple[Any, ...]:
+def _with_entry(entries: tuple[Any, ...], i: int, entry: PyTree) -> tuple[Any, ...]:
     return (*entries[:i], entry, *entries[i + 1 :])
 
 
@@ -225,19 +226,19 @@ _PURPOSES = (
 )
 
 
-def _by_lane(tree: Any) -> Any:
+def _by_lane(tree: PyTree) -> Any:
     """One axis for the three of lane order, [D, T, L, ...]."""
     return jax.tree.map(lambda leaf: leaf.reshape(math.prod(leaf.shape[:3]), *leaf.shape[3:]), tree)  # of any size
 
 
-def _by_slot(metrics: dict[str, Metric], slots: Any, capacity: int) -> dict[str, Metric]:
+def _by_slot(metrics: dict[str, Metric], slots: jax.Array, capacity: int) -> dict[str, Metric]:
     """From lane order to places in the cohort; empty lanes point past the end."""
     return _scattered(metrics, slots, metrics_lib.zero(_empty(metrics, capacity)))
 
 
-def _empty(tree: Any, capacity: int) -> Any:
+def _empty(tree: PyTree, capacity: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), tree)
 
 
-def _scattered(tree: Any, slots: Any, empty: Any) -> Any:
+def _scattered(tree: PyTree, slots: jax.Array, empty: PyTree) -> Any:
     return jax.tree.map(lambda out, leaf: out.at[slots].set(leaf, mode="drop"), empty, tree)

@@ -1,17 +1,16 @@
 """What users' functions return, checked: updates, server states and first models."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.kinds import check_keeps, check_leaves
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
-def checked_update(update: Any, row: Any) -> ClientUpdate:
+def checked_update(update: PyTree, row: PyTree) -> ClientUpdate:
     """Check what a client function returned; fill in an unchanged row."""
     if not isinstance(update, ClientUpdate):
         raise ArgumentError(f"the client function returned {type(update).__name__}: must be a fs.ClientUpdate.")
@@ -25,13 +24,13 @@ def checked_update(update: Any, row: Any) -> ClientUpdate:
     return ClientUpdate(payload, update.weight, state=state, metrics=metrics_lib.as_metrics(update.metrics))
 
 
-def check_server(old: Any, new: Any) -> None:
+def check_server(old: PyTree, new: PyTree) -> None:
     """A server function gave a state like the one that it got."""
     check_leaves("the server function's result", new)
     _check_like("the server function's result", old, new, "the server state")
 
 
-def _check_like(what: str, old: Any, new: Any, like: str) -> None:
+def _check_like(what: str, old: PyTree, new: PyTree, like: str) -> None:
     if jax.tree.structure(old) != jax.tree.structure(new):
         raise ArgumentError(
             f"{what} has structure {jax.tree.structure(new)}: must be that of {like}, {jax.tree.structure(old)}."

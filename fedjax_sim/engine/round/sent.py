@@ -1,11 +1,10 @@
 """What a phase sends, found by tracing its client function once, without computing."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.algorithms.base import Pass
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.pytree import bits
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.data.federated import FederatedData
@@ -15,14 +14,14 @@ from fedjax_sim.engine.round.returned import checked_update
 
 
 def sent(
-    phases: tuple[Pass, ...], server: Any, client_row: Any, data: FederatedData, batching: Batching
+    phases: tuple[Pass, ...], server: PyTree, client_row: PyTree, data: FederatedData, batching: Batching
 ) -> tuple[Sent, ...]:
     """What each phase sends, of a server's state and a client's row of those shapes."""
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data.arrays)
     longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
 
-    def payload(phase: Pass, server: Any, row: Any, arrays: Any, zero: Any):
+    def payload(phase: Pass, server: PyTree, row: PyTree, arrays: PyTree, zero: jax.Array):
         lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero, zero)
         batches = client_batches(lane, zero[None], arrays, batching, bound=zero, longest=longest, alone=False)
         return checked_update(phase.client(jax.random.key(0), server, row, batches), row).payload

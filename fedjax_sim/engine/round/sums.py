@@ -11,10 +11,12 @@ which are added as 32-bit integers and joined once, at the end. b = 30 - log2(cl
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from fedjax_sim.core.arrays import PyTree
 
 RANGE = 2.0**24
 """What an exact sum takes of one client, weighted: numbers of a smaller absolute value."""
@@ -34,22 +36,22 @@ class Sums(NamedTuple):
         result: `total -> sums`; totals of several devices are added before.
     """
 
-    zero: Callable[[Any], Any]
-    add: Callable[[Any, Any, Any], Any]
-    result: Callable[[Any], Any]
+    zero: Callable[[PyTree], PyTree]
+    add: Callable[[PyTree, PyTree, jax.Array], PyTree]
+    result: Callable[[PyTree], PyTree]
 
 
 def floating(own_type: bool = False) -> Sums:
     """In float32 at least; or in the values' own type, in which integers wrap."""
 
-    def zero(shapes: Any) -> Any:
+    def zero(shapes: PyTree) -> PyTree:
         dtype = lambda leaf: leaf.dtype if own_type else jnp.promote_types(leaf.dtype, jnp.float32)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype(leaf)), shapes)
 
-    def add(total: Any, values: Any, factors: Any) -> Any:
+    def add(total: PyTree, values: PyTree, factors: jax.Array) -> PyTree:
         """A product, as XLA's CPU sums over a leading axis are slow."""
 
-        def leaf(total: Any, values: Any) -> Any:
+        def leaf(total: jax.Array, values: jax.Array) -> jax.Array:
             scale, values = factors.astype(total.dtype), values.astype(total.dtype)
             if values.shape[0] == 1:
                 return total + scale[0] * values[0]
@@ -66,11 +68,11 @@ def exact(clients: int) -> Sums:
     count = -(-int(math.log2(RANGE / RESOLUTION)) // bits)
     units = [RESOLUTION * 2.0 ** (bits * k) for k in reversed(range(count))]
 
-    def zero(shapes: Any) -> Any:
+    def zero(shapes: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), jnp.int32), shapes)
 
-    def add(total: Any, values: Any, factors: Any) -> Any:
-        def leaf(total: Any, values: Any) -> Any:
+    def add(total: PyTree, values: PyTree, factors: jax.Array) -> PyTree:
+        def leaf(total: jax.Array, values: jax.Array) -> jax.Array:
             scale = factors.astype(jnp.float32).reshape(-1, *[1] * (values.ndim - 1))
             # The barrier keeps the product from being joined, unrounded, with what is subtracted from it.
             rest = jax.lax.optimization_barrier(scale * values.astype(jnp.float32))
@@ -84,8 +86,8 @@ def exact(clients: int) -> Sums:
 
         return jax.tree.map(leaf, total, values)
 
-    def result(total: Any) -> Any:
-        def leaf(limbs: Any) -> Any:
+    def result(total: PyTree) -> PyTree:
+        def leaf(limbs: jax.Array) -> jax.Array:
             """Carries first, so that all limbs but the first are exact in float32; then from the smallest on."""
             terms, carry = [], jnp.zeros_like(limbs[0])
             for limb, unit in zip(limbs[:0:-1], units[:0:-1], strict=True):
@@ -100,14 +102,14 @@ def exact(clients: int) -> Sums:
     return Sums(zero, add, result)
 
 
-def fits(values: Any, factor: Any) -> Any:
+def fits(values: PyTree, factor: jax.Array) -> jax.Array:
     """Whether all of factor x values can be added exactly."""
     largest = lambda leaf: jnp.max(jnp.abs(leaf.astype(jnp.float32) * factor), initial=0.0)
     inside = [largest(leaf) < RANGE for leaf in jax.tree.leaves(values)]
     return functools.reduce(jnp.logical_and, inside, jnp.asarray(True))
 
 
-def _over_lanes(limb: Any) -> Any:
+def _over_lanes(limb: jax.Array) -> jax.Array:
     if len(limb) <= _UNROLLED:
         return functools.reduce(jnp.add, [limb[i] for i in range(len(limb))])
     return jnp.sum(limb, axis=0)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.types import ClientRows, RoundPlan, RoundState
 from fedjax_sim.engine.device import placement
 from fedjax_sim.engine.parts import Parts
@@ -49,7 +50,7 @@ class Waves:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedjax_sim-rows")
         self._unwritten: deque[Future[None]] = deque()
 
-    def round(self, state: RoundState, plans: Plans, arrays: Any) -> tuple[DeviceState, HostRows, RoundOutput]:
+    def round(self, state: RoundState, plans: Plans, arrays: PyTree) -> tuple[DeviceState, HostRows, RoundOutput]:
         """One round: the server's state after it, the clients' rows, and what it reports; waits for no computation."""
         rows: HostRows = state.rows  # type: ignore[assignment]
         made = DeviceState(state.server, state.aggregator, ClientRows())
@@ -59,7 +60,7 @@ class Waves:
             made, output = programs.finish(seeds, made, plans.words, sums, output)
         return made, rows, output  # type: ignore[return-value]
 
-    def _train(self, programs: Programs, given: Any, rows: HostRows, plans: Plans, arrays: Any) -> Any:
+    def _train(self, programs: Programs, given: PyTree, rows: HostRows, plans: Plans, arrays: PyTree) -> Any:
         """A phase's sums, and the rows after it."""
         plan: RoundPlan = plans.rounds[0]
         chunks, lanes = chunks_of(plans.shape, self.parts.row_bytes, self.parts.mesh), plans.shape.lanes
@@ -90,17 +91,25 @@ class Waves:
         return self._programs[shape]
 
     def _compiled(self, phase: PhaseRound, shape: PlanShape) -> Programs:
-        def begin(seeds: Any, state: DeviceState, words: Any, block: ClientRows, arrays: Any) -> Any:
+        def begin(seeds: jax.Array, state: DeviceState, words: jax.Array, block: ClientRows, arrays: PyTree) -> Any:
             plan = unpack_plan(words[0], shape)
             return phase.train.begin(phase.broadcast(seeds, state, plan), phase.rows(block), plan, arrays)
 
-        def wave(seeds: Any, state: DeviceState, words: Any, block: ClientRows, arrays: Any, sums: Any, first: Any):
+        def wave(
+            seeds: jax.Array,
+            state: DeviceState,
+            words: jax.Array,
+            block: ClientRows,
+            arrays: PyTree,
+            sums: PyTree,
+            first: jax.Array,
+        ):
             plan = unpack_plan(words[0], shape)
             broadcast = phase.broadcast(seeds, state, plan)
             sums, rows = phase.train.wave(broadcast, phase.rows(block), plan, arrays, sums, first)
             return sums, phase.with_rows(block, rows)
 
-        def finish(seeds: Any, state: DeviceState, words: Any, sums: Any, output: RoundOutput | None):
+        def finish(seeds: jax.Array, state: DeviceState, words: jax.Array, sums: PyTree, output: RoundOutput | None):
             plan = unpack_plan(words[0], shape)
             output = no_output(shape.capacity) if output is None else output
             return phase.finish(phase.broadcast(seeds, state, plan), state, plan, phase.train.finish(sums), output)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import RunFolderError
 from fedjax_sim.core.types import ClientRows, RoundState
 from fedjax_sim.engine.store.row_archive import RowArchive
@@ -261,7 +262,7 @@ def fill(like: RoundState, leaves: dict[str, np.ndarray], record: Record) -> Rou
     return RoundState(**known, noise_seed=record.get("noise_seed"), **parts)
 
 
-def _like(name: str, like: Any, leaf: np.ndarray) -> Any:
+def _like(name: str, like: PyTree, leaf: np.ndarray) -> Any:
     if isinstance(like, bool | int | float):
         return type(like)(leaf)
     if _is_key(like):
@@ -327,7 +328,7 @@ def _check_record(record: Any, round: int) -> None:
         raise ValueError(f"it is of round {record['round']}")
 
 
-def _is_ledger(value: Any) -> bool:
+def _is_ledger(value: PyTree) -> bool:
     """Entries, as `fedjax_sim.simulation.ledger` has them; or what earlier versions kept."""
     return value is None or isinstance(value, dict) or (isinstance(value, list) and all(type(e) is dict for e in value))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.client import Task
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import FedSimError, is_traced
 from fedjax_sim.data.federated import FederatedData
 
@@ -23,7 +24,7 @@ class Columns(Mapping[str, Any]):
         rows: [n] which of the N; None for all.
     """
 
-    def __init__(self, arrays: Any, rows: Any = None):
+    def __init__(self, arrays: PyTree, rows: PyTree = None):
         self.arrays, self.rows = arrays if isinstance(arrays, dict) else {"x": arrays}, rows
 
     def __getitem__(self, name: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, ClientError, check
 from fedjax_sim.core.types import RoundPlan
 from fedjax_sim.data.federated import FederatedData
@@ -79,7 +80,7 @@ class Reader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fedjax_sim-reader")
         self._rows: dict[Any, int] = {}
 
-    def ask(self, plans: list[RoundPlan], slots: int, rows: int, key: Any = None) -> "Future[placement.Dealt]":
+    def ask(self, plans: list[RoundPlan], slots: int, rows: int, key: object = None) -> "Future[placement.Dealt]":
         """Start to read for a block of rounds; their plans' `order` is moved, in place, to where each round begins.
 
         Args:
@@ -109,7 +110,7 @@ class Reader:
         return [(ids[on], size[on]) for ids, size, on in zip(plan.client_id, plan.size, trains, strict=True)]
 
     def _read(self, wanted: Any, rounds: list[int], slots: int, room: int) -> placement.Dealt:
-        def empty(like: Any) -> np.ndarray:
+        def empty(like: PyTree) -> np.ndarray:
             dtype = jax.dtypes.canonicalize_dtype(like.dtype)
             return placement.aligned_empty((slots * room, *like.shape[1:]), dtype)
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, FedSimError, RunFolderError
 from fedjax_sim.core.types import ClientRows
 
@@ -31,7 +32,7 @@ class RowFile:
         file: open to be read and written, unbuffered; None for a temporary one.
     """
 
-    def __init__(self, like: Any, file: Any = None):
+    def __init__(self, like: PyTree, file: Any = None):
         leaves, self.structure = jax.tree.flatten(like)
         for leaf in leaves:
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

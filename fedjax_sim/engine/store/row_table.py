@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import check
 from fedjax_sim.core.pytree import bits
 from fedjax_sim.core.types import ClientRows
@@ -25,7 +26,7 @@ SMALL = 2**28
 """Bytes of a table on CPU devices: from there on copying it each round costs more than reading a cohort's rows."""
 
 
-def place(rows: Rows, template: Any, num_clients: int, devices: tuple[Any, ...], shared: bool = False) -> Rows:
+def place(rows: Rows, template: PyTree, num_clients: int, devices: tuple[Any, ...], shared: bool = False) -> Rows:
     """Where they live: on devices if there are none, or several processes train together.
 
     Raises:
@@ -50,12 +51,12 @@ def homes(num_clients: int, devices: int) -> np.ndarray:
     return np.arange(num_clients) // rows_per_device(num_clients, devices)
 
 
-def has_rows(template: Any) -> bool:
+def has_rows(template: PyTree) -> bool:
     """True when a client keeps anything."""
     return bool(jax.tree.leaves(template))
 
 
-def make_table(template: Any, num_clients: int, devices: int) -> Any:
+def make_table(template: PyTree, num_clients: int, devices: int) -> Any:
     """`num_clients` copies of one client's first row, and padding up to whole blocks."""
     count = rows_per_device(num_clients, devices) * devices
     return jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (count, *jnp.shape(leaf))), template)

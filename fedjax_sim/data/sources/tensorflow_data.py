@@ -95,7 +95,10 @@ def tfds(
     about: dict[str, str] = {}
     for entry in needed:
         if any(value is None for value in columns[entry]):
-            raise ArgumentError(f"{where}: the records hold no {entry!r}; features.json names another feature.")
+            raise ArgumentError(
+                f"{where}: a record holds no {entry!r}: it is optional there, which no array is, or features.json is "
+                "of other records. Leave that entry out, or mend the files."
+            )
     for entry in wanted:
         if isinstance(features[entry], tensorflow_datasets.features.ClassLabel) and features[entry].num_classes:
             check_classes(np.asarray(columns[entry]), features[entry].names, f"{where}: {entry!r}")

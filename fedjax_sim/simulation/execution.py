@@ -1,11 +1,10 @@
 """Where and how rounds are computed: what cannot change their results."""
 
 import dataclasses
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-from fedjax_sim.core.errors import ArgumentError, check, check_count
+from fedjax_sim.core.errors import check_count
 from fedjax_sim.engine.device.placement import Device
 from fedjax_sim.engine.store.residency import Residency
 from fedjax_sim.engine.store.row_table import Rows
@@ -56,29 +55,3 @@ class Execution:
         for name in ("lanes", "rounds_per_dispatch"):
             if getattr(self, name) != "auto":
                 check_count(name, getattr(self, name), advice='or "auto".')
-
-
-def with_former(execution: Execution, former: Mapping[str, Any]) -> Execution:
-    """With what was given as keywords of their own, as it was before there was `execution=`.
-
-    Raises:
-        ArgumentError: a keyword that there never was, or both.
-    """
-    check(isinstance(execution, Execution), "execution", execution, "must be a fs.Execution.")
-    if not former:
-        return execution
-    names = [field.name for field in dataclasses.fields(Execution)]
-    unknown = sorted(set(former) - set(names))
-    if unknown:
-        raise ArgumentError(f"{unknown[0]}={former[unknown[0]]!r}: fs.Simulation has no such argument.")
-    twice = [name for name in former if getattr(execution, name) != getattr(Execution(), name)]
-    if twice:
-        raise ArgumentError(f"{twice[0]}={former[twice[0]]!r}: execution= has it too; leave it out.")
-    given = ", ".join(f"{name}=..." for name in former)
-    warnings.warn(
-        f"{given} of fs.Simulation {'is' if len(former) == 1 else 'are'} deprecated: write "
-        f"execution=fs.Execution({given}).",
-        DeprecationWarning,
-        stacklevel=3,
-    )
-    return dataclasses.replace(execution, **former)

@@ -16,9 +16,9 @@ from fedjax_sim.engine.store.row_table import Rows
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.privacy.accounting import Epsilon
 from fedjax_sim.runs.folder import RunFolder
-from fedjax_sim.simulation import describe, epsilon, first_state, pure_round, recorder, tuning
+from fedjax_sim.simulation import describe, epsilon, first_state, former, pure_round, recorder, tuning
 from fedjax_sim.simulation.assemble import assemble
-from fedjax_sim.simulation.execution import Execution, with_former
+from fedjax_sim.simulation.execution import Execution
 from fedjax_sim.simulation.executor import Executor
 from fedjax_sim.simulation.history import History, RoundMetrics, check_finite
 from fedjax_sim.simulation.loop import Evaluate, Schedule, run_rounds
@@ -86,9 +86,9 @@ class Simulation:
         delta: float | None = None,
         exact: bool = False,
         noise_seed: int | None = None,
-        **former: Any,
+        **options: Any,
     ):
-        execution = with_former(execution, former)
+        execution = former.with_former(execution, options)
         self.parts = assemble(
             algorithm,
             data,
@@ -105,8 +105,6 @@ class Simulation:
         self.executor = Executor(self.parts, execution)
         self.evaluate = evaluate
 
-    # What it is
-
     @property
     def algorithm(self) -> Algorithm:
         """What is trained."""
@@ -121,6 +119,11 @@ class Simulation:
     def sampler(self) -> Sampler:
         """Who is drawn."""
         return self.parts.sampler
+
+    @property
+    def batching(self) -> Batching:
+        """How a client's examples become batches."""
+        return self.parts.batching
 
     @property
     def seed(self) -> int:
@@ -161,6 +164,9 @@ class Simulation:
     def rows(self) -> Rows:
         """Where clients' rows live, "device" or "host"."""
         return self.parts.rows
+
+    def __getattr__(self, name: str) -> Any:
+        return former.attribute(self, name)
 
     # State
 

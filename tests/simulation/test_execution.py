@@ -45,3 +45,12 @@ def test_what_is_no_execution_is_told(given, message):
 def test_counts_are_checked_where_they_are_given(field):
     with pytest.raises(fs.FedSimError, match=f"{field}=0"):
         fs.Execution(**{field: 0})
+
+
+def test_former_attributes_are_those_of_the_parts_and_say_so():
+    sim = simulation()
+    with pytest.warns(DeprecationWarning, match=r"sim\.shared is deprecated: write sim\.parts\.multi_process"):
+        assert sim.shared is False
+    with pytest.warns(DeprecationWarning, match=r"write sim\.parts\.on_nonfinite"):
+        assert sim.on_nonfinite == "raise"
+    assert not hasattr(sim, "no_such_thing")

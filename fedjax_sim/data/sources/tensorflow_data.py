@@ -93,12 +93,7 @@ def tfds(
     records = _records(builder, split, needed, where)
     columns = {entry: [record[entry] for record in records] for entry in needed}
     about: dict[str, str] = {}
-    for entry in needed:
-        if any(value is None for value in columns[entry]):
-            raise ArgumentError(
-                f"{where}: a record holds no {entry!r}: it is optional there, which no array is, or features.json is "
-                "of other records. Leave that entry out, or mend the files."
-            )
+    _check_whole(columns, where)
     for entry in wanted:
         if isinstance(features[entry], tensorflow_datasets.features.ClassLabel) and features[entry].num_classes:
             check_classes(np.asarray(columns[entry]), features[entry].names, f"{where}: {entry!r}")
@@ -149,6 +144,16 @@ def _builder(name: str | Path, data_dir: str | Path | None, manual_dir: str | Pa
             f"{name}: cannot be opened or prepared ({type(error).__name__}: {first[0]}). Check the name and "
             "the folder, or pass manual_dir=, a folder of its raw files, where the network is missing."
         ) from error
+
+
+def _check_whole(columns: dict[str, list[Any]], where: str) -> None:
+    """Every record has a value in every column."""
+    for entry, values in columns.items():
+        if any(value is None for value in values):
+            raise ArgumentError(
+                f"{where}: a record holds no {entry!r}: it is optional there, which no array is, or features.json is "
+                "of other records. Leave that entry out, or mend the files."
+            )
 
 
 def _records(builder: Builder, split: str, needed: list[str], where: str) -> list[dict[str, Feature]]:

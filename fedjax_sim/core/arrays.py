@@ -23,7 +23,7 @@ Key = jax.Array
 Batch = dict[str, jax.Array]
 """The user's arrays, [B, ...] each, and the reserved entry `mask`, [B] float32: 0 for padding examples."""
 
-Dealt = Any
+Planned = Any
 """An array that is NumPy's on the host, where it is made, and JAX's in a program."""
 
 UNSET: Any = None

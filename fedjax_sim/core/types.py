@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.core.arrays import UNSET, Dealt, Key, PyTree, Scalar
+from fedjax_sim.core.arrays import UNSET, Key, Planned, PyTree, Scalar
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree
 
@@ -141,17 +141,17 @@ class RoundPlan:
         round: [D] int32, the round's number.
     """
 
-    order: Dealt
-    start: Dealt
-    size: Dealt
-    steps: Dealt
-    client_id: Dealt
-    slot: Dealt
-    weight: Dealt
-    version: Dealt
-    neighbour: Dealt
-    chunks: Dealt
-    round: Dealt
+    order: Planned
+    start: Planned
+    size: Planned
+    steps: Planned
+    client_id: Planned
+    slot: Planned
+    weight: Planned
+    version: Planned
+    neighbour: Planned
+    chunks: Planned
+    round: Planned
 
 
 @pytree

@@ -419,7 +419,8 @@ def test_a_reader_that_goes_away_ends_no_run(place):
     assert process.stderr is not None
     assert process.stdout.readline() == "line: A line through the points of four clients.\n"
     process.stdout.close()
-    assert process.stderr.read() == ""
+    with process.stderr as err:
+        assert err.read() == ""
     assert process.wait(TIMEOUT) == 0
     assert len(lines(place / "piped")) == 3
     assert (place / "piped" / "plots").is_dir()

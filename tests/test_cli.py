@@ -15,6 +15,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.cli import commands as cli
+from tests import programs
 
 COMMAND = [sys.executable, "-m", "fedjax_sim.cli"]
 TIMEOUT = 300
@@ -96,9 +97,17 @@ def build(config):
     )
 '''
 
+ONE = """
+import os, sys
+os.environ["COLUMNS"] = "100"
+from fedjax_sim.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
 # Runs commands one after the other in one process, for those that begin nothing new, and tells what came of each.
 MANY = """
-import contextlib, io, json, sys, traceback
+import contextlib, io, json, os, sys, traceback
+os.environ["COLUMNS"] = "100"
 from fedjax_sim.cli import main
 done = []
 for words in json.loads(sys.argv[1]):
@@ -127,16 +136,13 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
 
 
 def fedjax_sim(folder: Path, *words: str) -> Done:
-    process = start([*COMMAND, *words], folder)
-    out, err = process.communicate(timeout=TIMEOUT)
-    return Done(process.returncode, out, err)
+    return Done(*programs.python(ONE, *words, cwd=folder))
 
 
 def in_one_process(folder: Path, *commands: str) -> dict[str, Done]:
-    process = start([sys.executable, "-c", MANY, json.dumps([words.split() for words in commands])], folder)
-    out, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, err
-    return {words: Done(*each) for words, each in zip(commands, json.loads(out), strict=True)}
+    done = programs.python(MANY, json.dumps([words.split() for words in commands]), cwd=folder)
+    assert done.status == 0, done.err
+    return {words: Done(*each) for words, each in zip(commands, json.loads(done.out), strict=True)}
 
 
 def lines(run: Path) -> list[dict]:
@@ -413,7 +419,8 @@ def test_a_reader_that_goes_away_ends_no_run(place):
     assert process.stderr is not None
     assert process.stdout.readline() == "line: A line through the points of four clients.\n"
     process.stdout.close()
-    assert process.stderr.read() == ""
+    with process.stderr as err:
+        assert err.read() == ""
     assert process.wait(TIMEOUT) == 0
     assert len(lines(place / "piped")) == 3
     assert (place / "piped" / "plots").is_dir()

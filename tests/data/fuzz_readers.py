@@ -395,35 +395,38 @@ def fuzz(count: int, seed: int = 0) -> tuple[Counter[tuple[str, str]], list[str]
     failures: list[str] = []
     first = 0
     while first < count:
-        command = [sys.executable, "-m", "tests.data.fuzz_readers", "--worker", str(first), str(count), str(seed)]
-        pipes: Any = {"stdout": subprocess.PIPE, "stderr": (said := tempfile.TemporaryFile())}  # noqa: SIM115
-        environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}  # else each thread reserves 64 MiB of addresses
-        with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
-            assert process.stdout is not None
-            limit = 120.0  # imports
-            while True:
-                ready, _, _ = select.select([process.stdout], [], [], limit)
-                line = process.stdout.readline().decode() if ready else None
-                if not line:
-                    break
-                number, outcome, name = line.rstrip("\n").split("\t")
-                first = int(number)
-                limit = 120.0 if outcome == "making" else SECONDS
-                if outcome == "making":
-                    continue
-                first += 1
-                outcomes[name, outcome[:5]] += 1
-                if outcome.startswith("WRONG"):
-                    failures.append(f"case {number} of seed {seed}, {name}: {outcome}")
-            process.kill()
-            if first < count:
-                name = [*FORMATS][first % len(FORMATS)]
-                said.seek(max(0, said.seek(0, 2) - 1000))
-                what = (
-                    "a hang" if line is None else f"a crash ({process.wait()}): {said.read().decode(errors='replace')}"
-                )
-                failures.append(f"case {first} of seed {seed}, {name}: {what}")
-                first += 1
+        with tempfile.TemporaryFile() as said:
+            command = [sys.executable, "-m", "tests.data.fuzz_readers", "--worker", str(first), str(count), str(seed)]
+            pipes: Any = {"stdout": subprocess.PIPE, "stderr": said}
+            environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}  # else each thread reserves 64 MiB of addresses
+            with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+                assert process.stdout is not None
+                limit = 120.0  # imports
+                while True:
+                    ready, _, _ = select.select([process.stdout], [], [], limit)
+                    line = process.stdout.readline().decode() if ready else None
+                    if not line:
+                        break
+                    number, outcome, name = line.rstrip("\n").split("\t")
+                    first = int(number)
+                    limit = 120.0 if outcome == "making" else SECONDS
+                    if outcome == "making":
+                        continue
+                    first += 1
+                    outcomes[name, outcome[:5]] += 1
+                    if outcome.startswith("WRONG"):
+                        failures.append(f"case {number} of seed {seed}, {name}: {outcome}")
+                process.kill()
+                if first < count:
+                    name = [*FORMATS][first % len(FORMATS)]
+                    said.seek(max(0, said.seek(0, 2) - 1000))
+                    what = (
+                        "a hang"
+                        if line is None
+                        else f"a crash ({process.wait()}): {said.read().decode(errors='replace')}"
+                    )
+                    failures.append(f"case {first} of seed {seed}, {name}: {what}")
+                    first += 1
     return outcomes, failures
 
 

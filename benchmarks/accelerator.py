@@ -21,7 +21,7 @@ import works
 from federated_tax import make_task, spread
 
 import fedjax_sim as fs
-from fedjax_sim.engine.round.phase import DeviceState
+from fedjax_sim.simulation.executor import on_devices
 
 FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "iota", "after-all", "partition-id")
 
@@ -89,7 +89,7 @@ def kernels(sim: fs.Simulation, state: fs.RoundState) -> int | None:
     """Launched instructions in the body of the loop over local steps: the innermost loop with a product in it."""
     plans = sim.executor.plan(state, 1, 1)
     program = sim.executor.program(plans.shape, 1)
-    device_state = DeviceState(state.server, state.aggregator, state.rows)
+    device_state = on_devices(state)
     lowered = program.lower(state.seeds, device_state, plans.words, np.int32(1), sim.executor.arrays)  # type: ignore[attr-defined]
     return count_kernels(lowered.compile().as_text())
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 from fedjax_sim.core.errors import ArgumentError, check_count
@@ -14,13 +15,14 @@ from fedjax_sim.simulation import ledger as ledger_lib
 
 def epsilon(
     parts: Parts,
+    released: Callable[[], ledger_lib.Record],
     rounds: int | None,
     delta: float | None,
     state: RoundState | None,
     accountant: Literal["pld", "rdp"] | None,
     adjacency: str | None,
 ) -> Epsilon:
-    """`sim.epsilon`."""
+    """`sim.epsilon`; `released` gives what a round releases, once the chain is known to have noise."""
     if rounds is None and state is None:
         raise ArgumentError(
             "epsilon needs rounds=, how many are planned, or state=, whose rounds were run, or both: what was run and "
@@ -31,7 +33,7 @@ def epsilon(
     ledger = [] if state is None else ledger_lib.checked(state.ledger, state.round)
     if rounds is not None or not ledger:
         ledger_lib.noise(parts)  # says what is wrong with this simulation's own chain
-        ledger = ledger_lib.planned(ledger, ledger_lib.setting(parts), rounds or 0)
+        ledger = ledger_lib.planned(ledger, released(), rounds or 0)
     of = parts.delta if delta is None else delta
     return compose(ledger_lib.rounds(ledger), of, accountant=accountant, adjacency=adjacency)
 

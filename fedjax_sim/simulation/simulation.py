@@ -382,7 +382,7 @@ class Simulation:
             >>> print(f"{spent.epsilon:.2f}", spent.adjacency)
             1.57 add-or-remove-one
         """
-        return epsilon.epsilon(self.parts, rounds, delta, state, accountant, adjacency)
+        return epsilon.epsilon(self.parts, lambda: self.executor.released, rounds, delta, state, accountant, adjacency)
 
     def compile_count(self) -> int:
         """How many programs the rounds have needed so far.

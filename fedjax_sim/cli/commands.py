@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from fedjax_sim.cli.start import join, processes
+from fedjax_sim.cli.start import join, prepare, processes
 from fedjax_sim.cli.terminal import bar, complain, draw, reader, say, told
 from fedjax_sim.cli.words import configured, parsed, quoted, whole_number
 from fedjax_sim.core.errors import ArgumentError, FedSimError, RunInterrupted, check_count
@@ -40,6 +40,7 @@ USAGE = """usage: fedjax-sim COMMAND
   data info NAME           licence, source, size, what a client is, options of fs.data.load
   data fetch NAME [--cache-dir DIR]
                            bring its files into the cache folder, and check them
+  doctor                   versions, devices, extras, caches, and what is slow here: for a bug report
   version                  the version
 """
 
@@ -302,6 +303,23 @@ def data(words: list[str]) -> None:
     say(f"{given.NAME} needs no files that are not here.")
 
 
+def doctor(words: list[str]) -> None:
+    """Versions, devices, extras, caches, and what is slow here."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from fedjax_sim.cli import doctor as examination
+
+    parsed("doctor", doctor.__doc__, words)
+    prepare()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, words_of_it in examination.findings().items():
+        table.add_row(name, Text(words_of_it))
+    draw(table)
+    for line in examination.advice() or ["nothing that is known to be slow"]:
+        say(f"- {line}")
+
+
 def show_version(words: list[str]) -> None:
     """The version."""
     from importlib.metadata import version
@@ -333,5 +351,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "show": show,
     "report": report,
     "data": data,
+    "doctor": doctor,
     "version": show_version,
 }

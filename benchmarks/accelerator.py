@@ -90,7 +90,7 @@ def kernels(sim: fs.Simulation, state: fs.RoundState) -> int | None:
     plans = sim.executor.plan(state, 1, 1)
     program = sim.executor.program(plans.shape, 1)
     device_state = on_devices(state)
-    lowered = program.lower(state.seeds, device_state, plans.words, np.int32(1), sim.executor.arrays)  # type: ignore[attr-defined]
+    lowered = program.lower(state.seeds, device_state, plans.words, np.int32(1), sim.executor.constants)  # type: ignore[attr-defined]
     return count_kernels(lowered.compile().as_text())
 
 

@@ -65,7 +65,7 @@ def compare(name: str, work: works.Work, cohort: str, sizes: np.ndarray, lanes: 
     )
     state = sim.init({"layers": work.params})
     plans = sim.executor.plan(state, 1, slots=1)
-    program, arrays = sim.executor.program(plans.shape, 1), sim.executor.arrays
+    program, arrays = sim.executor.program(plans.shape, 1), sim.executor.constants
     given = (state.seeds, on_devices(state), plans.words, np.int32(1), arrays)
     chunks = lambda: jax.block_until_ready(program(*given)[0].server.params)
 

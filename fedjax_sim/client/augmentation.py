@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.client.task import LossFunction, LossResult, Task
-from fedjax_sim.core.arrays import Array, Batch
+from fedjax_sim.core.arrays import Array, Batch, PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.types import Key, Params
 
@@ -68,11 +68,11 @@ def _on_examples(loss: LossFunction, functions: Sequence[ExampleFunction]) -> Lo
             example = function(example, jax.random.fold_in(key, i))
         return example
 
-    def wrapped(params: Params, batch: Batch, key: Key) -> LossResult:
+    def wrapped(params: Params, batch: Batch, key: Key, **frozen: PyTree) -> LossResult:
         examples = {name: array for name, array in batch.items() if name != "mask"}
         own = jax.random.fold_in(key, 0x617567)  # apart from the module's own draws, dropout and the like
         keys = jax.vmap(lambda place: jax.random.fold_in(own, place))(jnp.arange(len(batch["mask"])))
-        return loss(params, {**jax.vmap(changed)(examples, keys), "mask": batch["mask"]}, key)
+        return loss(params, {**jax.vmap(changed)(examples, keys), "mask": batch["mask"]}, key, **frozen)
 
     return wrapped
 

@@ -29,6 +29,7 @@ class ClientBatches:
         batch_size: B.
         longest: steps of the population's longest client.
         alone: True when the chunk holds this client alone, so that no step needs a mask.
+        frozen: the task's frozen constants, or None. `fs.grad` and `fs.client.evaluation` read them by themselves.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -50,6 +51,7 @@ class ClientBatches:
     batch_size: int = static(default=1)
     longest: int = static(default=0)
     alone: bool = static(default=False)
+    frozen: PyTree = None
 
     def batch(self, step: jax.Array | int) -> Batch:
         """The batch of a step: the arrays' rows, [B, ...] each, and `mask`, [B] float32.

@@ -40,9 +40,9 @@ def compute_in(task: Task, dtype: DTypeLike = jnp.bfloat16) -> Task:
         return jax.tree.map(lambda leaf: short(jnp.asarray(leaf)), tree)
 
     def wrapped(loss: LossFunction) -> LossFunction:
-        def computed(params: Params, batch: Batch, key: Key) -> LossResult:
+        def computed(params: Params, batch: Batch, key: Key, **frozen: PyTree) -> LossResult:
             mask = {"mask": batch["mask"]} if "mask" in batch else {}
-            result = loss(cast(params), {**cast(batch), **mask}, key)
+            result = loss(cast(params), {**cast(batch), **mask}, key, **cast(frozen))
             if isinstance(result, Loss) and result.variables:
                 kept = {name: params[name] for name in result.variables}
                 like = jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), result.variables, kept)
@@ -103,7 +103,7 @@ def micro_batches(task: Task, count: int) -> Task:
             f"task.collections={task.collections}: parts of a batch would each make their own; use remat."
         )
 
-    def loss(params: Params, batch: Batch, key: Key) -> Loss:
+    def loss(params: Params, batch: Batch, key: Key, **frozen: PyTree) -> Loss:
         size = batch["mask"].shape[0]
         if size % count:
             raise ArgumentError(f"count={count}: must divide the batch size, which is {size}.")
@@ -112,7 +112,7 @@ def micro_batches(task: Task, count: int) -> Task:
         @jax.checkpoint
         def one(part: tuple[Batch, jax.Array]) -> Loss:
             batch, i = part
-            found = as_loss(task, task.loss(params, batch, jax.random.fold_in(key, i)), batch)
+            found = as_loss(task, task.loss(params, batch, jax.random.fold_in(key, i), **frozen), batch)
             other = [name for name, value in (found.metrics or {}).items() if isinstance(value, Metric)]
             if other:
                 raise ArgumentError(

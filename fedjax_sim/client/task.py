@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.client.frozen import keyword
 from fedjax_sim.core.arrays import Array, Batch, Key, PyTree
 from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import ArgumentError
@@ -47,8 +48,8 @@ class Loss:
 LossResult = Loss | Array | tuple[Array, Mapping[str, Array | tuple[Array, Array | None] | Metric]]
 """What a loss function returns: losses [B]; or `(losses [B], metrics)`; or a `Loss`."""
 
-LossFunction = Callable[[Params, Batch, Key], LossResult]
-"""`(params, batch, key) -> LossResult`."""
+LossFunction = Callable[..., LossResult]
+"""`(params, batch, key) -> LossResult`; with the keyword `frozen` for tasks that have such constants."""
 
 Columns = Mapping[str, Array]
 """Name to examples [n, ...]."""
@@ -76,12 +77,22 @@ class Task(NamedTuple):
             clients hold, when a simulation is built and in evaluation; of streamed data each block that is read.
         convolutions: of whatever clients compute in a simulation, and of evaluation: "matmul" as products of matrices,
             "xla" as they are, "auto" as is faster on the platform (see `fs.matmul_convolutions`).
+        frozen: a pytree of arrays that `loss` and `evaluate` read and nobody trains, a pretrained model say: they then
+            take it as a keyword, `loss(params, batch, key, *, frozen)`. It is an argument of every compiled program,
+            one copy on each device, and no part of payloads, norms, bits, rows or a lane's memory. A checkpoint keeps
+            a digest of each leaf. Give JAX arrays, which stay where they are; NumPy's travel for each evaluation.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
         >>> def loss(params, batch, key):
         ...     return (batch["x"] @ params["w"] - batch["y"]) ** 2
         >>> task = fs.Task(init=lambda key: {"w": jnp.zeros(3)}, loss=loss)
+
+        A base that only a correction is learnt for:
+
+        >>> def loss(params, batch, key, *, frozen):
+        ...     return (batch["x"] @ (frozen["w"] + params["w"]) - batch["y"]) ** 2
+        >>> task = task._replace(loss=loss, frozen={"w": jnp.ones(3)})
     """
 
     init: Callable[[Key], Params]
@@ -91,6 +102,7 @@ class Task(NamedTuple):
     evaluate: LossFunction | None = None
     check: ColumnsCheck | None = None
     convolutions: Convolutions = "auto"
+    frozen: PyTree = None
 
 
 class Gradient(NamedTuple):
@@ -164,7 +176,8 @@ def gradient(task: Task) -> Callable[[Params, Batch, Key], Gradient]:
         _check_trained(trained)
 
         def objective(trained):
-            loss = as_loss(task, task.loss({**trained, **held} if held else trained, batch, key), batch)
+            whole = {**trained, **held} if held else trained
+            loss = as_loss(task, task.loss(whole, batch, key, **keyword(task.frozen)), batch)
             metrics = batch_metrics(loss, batch)
             mean = metrics["loss"]
             assert isinstance(mean, Mean)
@@ -265,7 +278,7 @@ def evaluation(task: Task) -> Callable[[Params, Batch, Key], dict[str, Metric]]:
     _check_task(task)
 
     def evaluate(params: Params, batch: Batch, key: Key):
-        result = (task.evaluate or task.loss)(params, batch, key)
+        result = (task.evaluate or task.loss)(params, batch, key, **keyword(task.frozen))
         if isinstance(result, Loss):
             result = Loss(result.value, result.weight, result.metrics)
         return batch_metrics(as_loss(task._replace(collections=()), result, batch), batch)

@@ -10,7 +10,7 @@ from fedjax_sim.algorithms.base import Algorithm, Pass
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import check, is_traced
-from fedjax_sim.core.kinds import check_computable, shapes_of
+from fedjax_sim.core.kinds import check_computable, check_leaves, shapes_of
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.device.placement import client_mesh
@@ -81,9 +81,10 @@ def assemble(
     model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
     server, row = shapes_of("algorithm.init's (server_state, row)", algorithm.init, model)
     check_computable(data.arrays)
+    check_leaves("task.frozen", algorithm.task.frozen)
     streamed = streams(execution.residency, data, mesh.local_devices[0])
     with explained(debug, data, batching):
-        payloads = sent(phases, server, row, data, batching)
+        payloads = sent(phases, server, row, algorithm.task, data, batching)
     data_checks.check_all(algorithm.task, data, streamed)
     states, aggregator_rows = aggregators(phases, payloads)
     participation.check_rows(phases, sampler, data.num_clients, row)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim.client import ClientBatches, Task
+from fedjax_sim.client.frozen import bound
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.convolution import Convolutions
@@ -26,6 +27,7 @@ from fedjax_sim.engine.plan.planner import Planner, PlanShape
 from fedjax_sim.engine.round import waves
 from fedjax_sim.engine.round.cohort_map import ClientResult, CohortMap, Lane
 from fedjax_sim.engine.store import data_checks, residency, row_table
+from fedjax_sim.engine.store.residency import Constants
 from fedjax_sim.engine.store.row_file import HostRows
 from fedjax_sim.population import sampling
 from fedjax_sim.simulation.lanes import auto_lanes, for_steps
@@ -45,6 +47,7 @@ def map_clients(
     round: int = 0,
     devices: Sequence[placement.Device] | None = None,
     lanes: int | None = None,
+    task: Task | None = None,
 ) -> Any:
     """A function's results for each client, computed as a round's clients are, without a round.
 
@@ -64,6 +67,8 @@ def map_clients(
         seed, round: keys and shuffled batches come from (seed, round, client id).
         devices: None for all local ones.
         lanes: clients that a device computes side by side; None for a rule, by the sizes of `server` and a row.
+        task: one that the function reads, if any: its check and convolutions hold, and its frozen constants are an
+            argument of the program.
 
     Returns:
         What the function returns, [n, ...] a leaf on the host, in the order of `clients`. A client without a batch is
@@ -91,8 +96,34 @@ def map_clients(
     ids = None if clients is None else _checked_ids(clients, data.num_clients)
     longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
     mesh = placement.client_mesh(devices)
-    given = dict(rows=rows, ids=ids, seed=seed, round=round, lanes=lanes, longest=longest)
+    given = dict(rows=rows, ids=ids, seed=seed, round=round, lanes=lanes, longest=longest, task=task)
+    if task is not None and task.frozen is not None:
+        function = _Reads(function, _Same(task.frozen))
     return over_clients(function, server, data, batching, mesh, **given)
+
+
+class _Same:
+    """Equal for the very same object, so that programs are kept."""
+
+    def __init__(self, value: PyTree):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+class _Reads(NamedTuple):
+    """A function that reads frozen constants, from where the program has them."""
+
+    function: Function
+    frozen: _Same
+
+    def __call__(self, key: jax.Array, server: PyTree, row: PyTree, batches: ClientBatches) -> Any:
+        with bound(self.frozen.value, batches.frozen):
+            return self.function(key, server, row, batches)
 
 
 def over_clients(
@@ -115,7 +146,9 @@ def over_clients(
     traced = any(is_traced(leaf) for leaf in jax.tree.leaves((server, rows)))
     eager = jax.ensure_compile_time_eval if traced else contextlib.nullcontext
     ids = np.arange(data.num_clients) if ids is None else ids
-    lanes = _lanes(pytree.size(server) + pytree.size(row), data, batching, mesh, len(ids)) if lanes is None else lanes
+    if lanes is None:
+        read = (server, row, task.frozen if task else None)
+        lanes = _lanes(sum(map(pytree.size, read)), data, batching, mesh, len(ids))
     make = _make_programs if traced else _programs  # a function that holds traced values must not be kept
     programs = make(function, mesh, batching, task.convolutions if task else "auto")
     server = server if traced else placement.replicate(mesh, placement.local(server))
@@ -127,12 +160,13 @@ def over_clients(
     planner = Planner(data, batching, mesh.size, homes, streamed)
     size = min(len(ids), _GROUP * mesh.size * lanes) if streamed else len(ids)
     shape = planner.shape(size, lanes)
+    with eager():
+        frozen = residency.everywhere(mesh, task.frozen if task else None)
+        arrays = None if streamed else residency.everywhere(mesh, data.arrays)
     if streamed:
         reader = residency.Reader(data, mesh, task.check if task else None)
         ask = lambda plan: reader.ask([plan], 1, planner.examples(shape)).result
     else:
-        with eager():
-            arrays = residency.resident_arrays(mesh, data)
         ask = lambda plan: lambda: arrays
 
     def begin(first: int) -> tuple[RoundPlan, Callable[[], Any]]:
@@ -144,7 +178,7 @@ def over_clients(
     group = begin(0)
     for first in range(0, len(ids), size):
         plan, read = group
-        kept = groups.compute(plan, read())
+        kept = groups.compute(plan, Constants(read(), frozen))
         if first + size < len(ids):
             group = begin(first + size)  # read while this one is computed
         slots = plan.slot.reshape(-1)
@@ -274,22 +308,22 @@ class _Groups(NamedTuple):
     longest: int
     eager: Callable[[], Any]
 
-    def compute(self, plan: RoundPlan, arrays: PyTree) -> _Results:
+    def compute(self, plan: RoundPlan, constants: Constants) -> _Results:
         """A group's results in lane order, [D, T, L, ...] a leaf."""
         with self.eager():
             placed = placement.shard(self.mesh, plan)
         if not isinstance(self.rows, HostRows):
-            return self.programs.whole(self.longest, self.given, self.rows, placed, arrays)
+            return self.programs.whole(self.longest, self.given, self.rows, placed, constants)
         wave = waves.chunks_of(self.shape, pytree.bits(self.rows.first) // 8, self.mesh)
         sums = None
         for first in range(0, int(max(plan.chunks.max(), 1)), wave):
             clients = waves.clients_of(plan, first, wave)
             with self.eager():
                 block = waves.read_rows(self.mesh, self.rows, clients, wave * self.shape.lanes).client
-            before = self.programs.begin(self.longest, self.given, block, placed, arrays) if sums is None else sums
+            before = self.programs.begin(self.longest, self.given, block, placed, constants) if sums is None else sums
             if not any(is_traced(leaf) for leaf in jax.tree.leaves(before)):
                 jax.block_until_ready(before)  # two waves' rows at a time
-            sums = self.programs.wave(self.longest, self.given, block, placed, arrays, before, np.int32(first))
+            sums = self.programs.wave(self.longest, self.given, block, placed, constants, before, np.int32(first))
         return self.programs.finish(sums)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.client.frozen import bound
 from fedjax_sim.core import rng
-from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ClientError, FedSimError
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import RoundPlan, RoundState
@@ -17,6 +17,7 @@ from fedjax_sim.engine.device.placement import Dealt
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.round.cohort_map import Lane, client_batches
 from fedjax_sim.engine.round.returned import checked_update
+from fedjax_sim.engine.store.residency import Constants
 from fedjax_sim.engine.store.row_table import client_row
 
 
@@ -61,7 +62,7 @@ _HOW_TO_LOOK = (
 )
 
 
-def run_clients(parts: Parts, state: RoundState, plan: RoundPlan, arrays: PyTree) -> None:
+def run_clients(parts: Parts, state: RoundState, plan: RoundPlan, constants: Constants) -> None:
     """Run the first phase's client function for each planned client, outside any compilation.
 
     Raises:
@@ -69,15 +70,16 @@ def run_clients(parts: Parts, state: RoundState, plan: RoundPlan, arrays: PyTree
     """
     phase = parts.phases[0]
     plan, server = jax.device_get(plan), jax.device_get(state.server)
-    share = jax.device_get(arrays.arrays if isinstance(arrays, Dealt) else arrays)
-    share = jax.tree.map(jnp.asarray, share)
-    blocks = len(parts.devices) if isinstance(arrays, Dealt) else 1
+    dealt = constants.examples if isinstance(constants.examples, Dealt) else None
+    share = jax.device_get(dealt.arrays if dealt else constants.examples)
+    share, frozen = jax.tree.map(jnp.asarray, (share, constants.frozen))
+    blocks = len(parts.devices) if dealt else 1
     for d, t, place in zip(*(plan.steps > 0).nonzero(), strict=True):
         lane = Lane(**{name: jnp.asarray(getattr(plan, name)[d, t, place]) for name in Lane._fields})
         batches = client_batches(
             lane,
             jnp.asarray(plan.order[d]),
-            jax.tree.map(lambda a, d=d: a.reshape(blocks, -1, *a.shape[1:])[d % blocks], share),
+            Constants(jax.tree.map(lambda a, d=d: a.reshape(blocks, -1, *a.shape[1:])[d % blocks], share), frozen),
             parts.batching,
             bound=lane.steps,
             longest=parts.planner.longest,
@@ -87,7 +89,7 @@ def run_clients(parts: Parts, state: RoundState, plan: RoundPlan, arrays: PyTree
         key = jax.random.fold_in(rng.key(state.seed, Purpose.CLIENT, int(plan.round[d])), 0)
         row = jax.tree.map(jnp.asarray, client_row(state.rows, client))
         try:
-            with jax.disable_jit():
+            with jax.disable_jit(), bound(parts.algorithm.task.frozen, frozen):
                 checked_update(phase.client(jax.random.fold_in(key, client), server, row, batches), row)
         except Exception as error:
             shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", batches.batch(0))

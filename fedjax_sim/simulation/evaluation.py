@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.client import ClientBatches, Task, evaluation, local_steps
+from fedjax_sim.client.frozen import BOUND, bound
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.arrays import PyTree
@@ -84,7 +85,7 @@ def evaluate(
     offsets = np.linspace(0, arrays.num_examples, shares + 1).astype(np.int64)
     made = isinstance(arrays, ProceduralData)  # whose examples have no place of their own
     pooled = arrays if made else FederatedData(arrays.arrays, offsets, arrays.index)
-    metrics = over_clients(_Measure(task), params, pooled, batching, mesh, lanes=1, task=task)
+    metrics = over_clients(_measure(task), params, pooled, batching, mesh, lanes=1, task=task)
     metrics = metrics_lib.reduce(metrics)
     if _traced(params):
         return {name: metric.compute() for name, metric in metrics.items()}
@@ -108,7 +109,7 @@ def evaluate_clients(
         array([1. , 6.5])
     """
     batching, mesh = Batching(batch_size, shuffle=False), placement.client_mesh(devices)
-    metrics = over_clients(_Measure(task), params, data, batching, mesh, task=task)
+    metrics = over_clients(_measure(task), params, data, batching, mesh, task=task)
     return ClientMetrics(metrics, data.sizes)
 
 
@@ -120,7 +121,13 @@ class _Measure(NamedTuple):
     def __call__(self, key: jax.Array, server: Params, row: PyTree, batches: ClientBatches) -> dict[str, Metric]:
         measure = evaluation(self.task)
         key = rng.key(0, Purpose.EVALUATE)  # one for all: clients of pooled data are none
-        return local_steps(lambda nothing, batch, key: (nothing, measure(server, batch, key)), (), batches, key)[1]
+        with bound(BOUND, batches.frozen):
+            return local_steps(lambda nothing, batch, key: (nothing, measure(server, batch, key)), (), batches, key)[1]
+
+
+def _measure(task: Task) -> _Measure:
+    """Its constants are an argument of the program."""
+    return _Measure(task if task.frozen is None else task._replace(frozen=BOUND))
 
 
 def _traced(params: Params) -> bool:

@@ -11,14 +11,14 @@ import numpy as np
 
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.types import RoundState
-from fedjax_sim.engine.device.placement import everywhere
+from fedjax_sim.engine.device import placement
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanShape
 from fedjax_sim.engine.plan.words import place_plans, unpack_plan
 from fedjax_sim.engine.round.block import Plans, block, pack
 from fedjax_sim.engine.round.phase import DeviceState, make_round
 from fedjax_sim.engine.round.waves import Waves
-from fedjax_sim.engine.store.residency import resident_arrays
+from fedjax_sim.engine.store.residency import Constants, everywhere
 from fedjax_sim.privacy.accounting import Meter
 from fedjax_sim.simulation import debug, first_state, lanes, ledger
 from fedjax_sim.simulation.epsilon import meter, spent
@@ -58,10 +58,14 @@ class Executor:
         self._programs: dict[tuple[PlanShape, int], Callable[..., Any]] = {}
 
     @functools.cached_property
-    def arrays(self) -> Any:
-        """The federation's arrays on every device, put there once."""
+    def constants(self) -> Constants:
+        """The federation's arrays and the task's frozen constants on every device, put there once."""
         assert self.parts.reader is None, "a streamed plan's order counts rows of its own block"
-        return resident_arrays(self.parts.mesh, self.parts.data)
+        return Constants(everywhere(self.parts.mesh, self.parts.data.arrays), self._frozen)
+
+    @functools.cached_property
+    def _frozen(self) -> Any:
+        return everywhere(self.parts.mesh, self.parts.algorithm.task.frozen)
 
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
@@ -91,9 +95,9 @@ class Executor:
         """Packed plans, on the devices."""
         return plans._replace(words=place_plans(self.parts.mesh, plans.words))
 
-    def examples(self, plans: Plans) -> Any:
+    def read(self, plans: Plans) -> Constants:
         """What those rounds read: the resident arrays, or what was streamed for them."""
-        return self.arrays if plans.examples is None else plans.examples.result()
+        return self.constants if plans.examples is None else Constants(plans.examples.result(), self._frozen)
 
     # Running
 
@@ -114,19 +118,19 @@ class Executor:
     def _attempt(
         self, state: RoundState, plans: Plans, copy: Callable[[Any], Any]
     ) -> tuple[RoundState, list[RoundMetrics]]:
-        arrays = self.examples(plans)
+        constants = self.read(plans)
         if self.parts.debug:
             for r in range(len(plans.cohorts)):
-                debug.run_clients(self.parts, state, unpack_plan(plans.words[r], plans.shape), arrays)
+                debug.run_clients(self.parts, state, unpack_plan(plans.words[r], plans.shape), constants)
         with debug.explained(self.parts.debug):
             programs = self.compile_count()
             if self._waves is not None:
-                made, rows, output = self._waves.round(state, plans, arrays)
+                made, rows, output = self._waves.round(state, plans, constants)
                 outputs = [output]
             else:
                 program = self.program(plans.shape, plans.slots)
                 made, count = copy(on_devices(state)), np.int32(len(plans.cohorts))
-                made, outputs = program(state.seeds, made, plans.words, count, arrays)
+                made, outputs = program(state.seeds, made, plans.words, count, constants)
                 rows = made.rows
             if self.compile_count() > programs:  # an allocation that fails is told now
                 jax.block_until_ready((made, outputs))
@@ -152,7 +156,7 @@ class Executor:
         return after, metrics
 
     def program(self, shape: PlanShape, slots: int) -> Callable[..., Any]:
-        """The program of up to `slots` rounds, `(seeds, state, words, count, arrays)`, kept once compiled."""
+        """The program of up to `slots` rounds, `(seeds, state, words, count, constants)`, kept once compiled."""
         if (shape, slots) not in self._programs:
             self._programs[shape, slots] = self.made(shape, slots)
         return self._programs[shape, slots]
@@ -161,7 +165,10 @@ class Executor:
         """That program, to be compiled."""
         run = block(make_round(self.parts, shape.capacity), shape, slots)
         # Without a say, XLA may place the state elsewhere than it was, and the next round is another program.
-        out = (first_state.shardings(self.parts), everywhere(self.parts.mesh) if self.parts.multi_process else None)
+        out = (
+            first_state.shardings(self.parts),
+            placement.everywhere(self.parts.mesh) if self.parts.multi_process else None,
+        )
         return jax.jit(run, donate_argnums=(1,) if self.parts.donates else (), out_shardings=out)
 
     def compile_count(self) -> int:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.aggregate import Context
+from fedjax_sim.client.frozen import bound
 from fedjax_sim.core import canonical
 from fedjax_sim.core.arrays import PyTree, Shapes
 from fedjax_sim.core.errors import ArgumentError, RunFolderError
@@ -23,6 +24,7 @@ from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.round.cohort_map import Lane, client_batches
 from fedjax_sim.engine.round.returned import checked_update
+from fedjax_sim.engine.store.residency import Constants
 from fedjax_sim.runs.folder import FREE, differing, versions
 
 Fingerprint = dict[str, Any]
@@ -30,7 +32,7 @@ Fingerprint = dict[str, Any]
 
 PARTS = ("algorithm", "aggregator", "sampler", "data")
 _COMPARED = (
-    ("algorithm", "", "algorithm"),
+    ("algorithm", "frozen", "algorithm"),
     ("aggregator", "chains", "aggregator"),
     ("sampler", "sampler", ""),
     ("data", "data", ""),
@@ -47,6 +49,7 @@ def fingerprint(parts: Parts) -> Fingerprint:
     found = versions()
     alone = lambda made: made._replace(aggregator=None)
     algorithm = alone(parts.algorithm)._replace(phases=tuple(map(alone, parts.algorithm.phases)))
+    algorithm = algorithm._replace(task=parts.algorithm.task._replace(frozen=None))
     sections: dict[str, Callable[[], dict[str, str]]] = {
         "programs": lambda: programs(parts),
         "algorithm": lambda: canonical.constants(algorithm),
@@ -55,6 +58,8 @@ def fingerprint(parts: Parts) -> Fingerprint:
         "sampler": lambda: canonical.constants(parts.sampler, code=True),
         "data": lambda: _data(parts.data),
     }
+    if parts.algorithm.task.frozen is not None:
+        sections["frozen"] = lambda: _frozen(parts.algorithm.task.frozen)
     made: Fingerprint = {
         "versions": {
             **{name: found[name] for name in _PACKAGES if name in found},
@@ -99,6 +104,8 @@ def programs(parts: Parts) -> dict[str, str]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     whole, real = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
     arrays = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), parts.data.arrays)
+    frozen = parts.algorithm.task.frozen
+    constants = Constants(arrays, frozen)
     found = {}
 
     def traced(name: str, function: Any, *arguments: Any) -> Any:
@@ -111,15 +118,20 @@ def programs(parts: Parts) -> dict[str, str]:
         chain, of = phase.aggregator, f" {i}" if len(parts.phases) > 1 else ""
 
         def client(
-            key: jax.Array, server: PyTree, row: PyTree, arrays: PyTree, zero: jax.Array, phase: Any = phase
+            key: jax.Array, server: PyTree, row: PyTree, constants: Constants, zero: jax.Array, phase: Any = phase
         ) -> Any:
             lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero, zero)
-            batches = client_batches(lane, zero[None], arrays, parts.batching, bound=zero, longest=0, alone=False)
-            return checked_update(phase.client(key, server, row, batches), row)
+            batches = client_batches(lane, zero[None], constants, parts.batching, bound=zero, longest=0, alone=False)
+            with bound(frozen, batches.frozen):
+                return checked_update(phase.client(key, server, row, batches), row)
 
-        payload = traced(f"algorithm: client{of}", client, key, server, row, arrays, whole).payload
+        def server_side(key: jax.Array, server: PyTree, aggregate: PyTree, here: PyTree, phase: Any = phase) -> Any:
+            with bound(frozen, here):
+                return phase.server(key, server, aggregate)
+
+        payload = traced(f"algorithm: client{of}", client, key, server, row, constants, whole).payload
         aggregate = _chain_programs(chain, of, payload, parts, traced, key, whole, real)
-        traced(f"algorithm: server{of}", phase.server, key, server, aggregate)
+        traced(f"algorithm: server{of}", server_side, key, server, aggregate, frozen)
     return found
 
 
@@ -168,6 +180,15 @@ def _shapes(data: FederatedData) -> list[tuple[str, str, tuple[int, ...]]]:
     return [(jax.tree_util.keystr(path), str(leaf.dtype), tuple(leaf.shape)) for path, leaf in paths]
 
 
+def _frozen(frozen: PyTree) -> dict[str, str]:
+    """A digest of each leaf, by its place."""
+    leaves = jax.tree_util.tree_leaves_with_path(frozen)
+    return {
+        f"frozen{jax.tree_util.keystr(path)}": f"{leaf.dtype}{list(leaf.shape)} {canonical.digest(leaf)}"
+        for path, leaf in leaves
+    }
+
+
 def _data(data: FederatedData) -> dict[str, str]:
     """Shapes, and digests of the first examples of clients all over the population: of all, where these are few."""
     found = {f"shape of {name}": f"{dtype}{list(shape[1:])}" for name, dtype, shape in _shapes(data)}
@@ -200,7 +221,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
     comparable = same_versions and old["given"] == new["given"] and bool(old["programs"]) and bool(new["programs"])
     differences, doubtful = {}, []
     for part, plain, traced in _COMPARED:
-        found = _Found.of(old[plain], new[plain]) if plain else _Found()
+        found = _Found.of(old.get(plain, {}), new.get(plain, {})) if plain else _Found()
         constants = _Found.of(old[traced], new[traced]) if traced else _Found()
         programs = [name for name in _unequal(old["programs"], new["programs"]) if name.startswith(f"{part}: ")]
         words = {**found.changed, **(found.others if same_versions else {})}

@@ -25,6 +25,8 @@ def for_simulation(parts: Parts, members: int = 1) -> int:
     goes on. Found once: it costs O(population).
     """
     num_params, platform = pytree.size(parts.model), parts.devices[0].platform
+    if platform == "cpu":  # where a lane's step reads frozen constants through the cache, as it does its own numbers
+        num_params += pytree.size(parts.algorithm.task.frozen)
     per_device = max(1, -(-parts.capacity // len(parts.devices)))
     most = auto_lanes(num_params, platform, per_device, members)
     if platform != "cpu":

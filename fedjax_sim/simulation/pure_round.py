@@ -77,8 +77,8 @@ def round_plan(executor: Executor, state: RoundState, rounds: int | None) -> tup
         )
     plans = executor.plan(state, count, count)
     if rounds is None:
-        return unpack_plan(plans.words[0], plans.shape), executor.arrays
-    return jax.vmap(lambda words: unpack_plan(words, plans.shape))(plans.words), executor.arrays
+        return unpack_plan(plans.words[0], plans.shape), executor.constants
+    return jax.vmap(lambda words: unpack_plan(words, plans.shape))(plans.words), executor.constants
 
 
 def round_function(parts: Parts, static: bool) -> RoundFunction:

@@ -55,8 +55,8 @@ class Profile:
         self._next["planning"] = self._lap()
         with jax.profiler.TraceAnnotation("transfer"):
             plans = self._executor.placed(plans)
-            arrays = self._executor.examples(plans)
-            jax.block_until_ready((plans.words, arrays))
+            constants = self._executor.read(plans)
+            jax.block_until_ready((plans.words, constants))
         self._next["transfer"] = self._lap()
         return plans
 

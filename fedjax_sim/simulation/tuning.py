@@ -39,28 +39,48 @@ def tune(executor: Executor, state: RoundState) -> None:
 def measured(executor: Executor, state: RoundState) -> dict[int, float]:
     """Seconds of a round by candidate, infinite for what does not fit the memory.
 
-    Candidates are half, twice and four times the rule's lanes, and these. Each one's round is compiled; what needs more
-    memory than a device has is left out, by the compiler's account or by the attempt; the others train the state's next
-    cohort, cut to `STEPS` steps a client, `TIMED` times. The result is kept for the process and, where compiled
-    programs are kept, beside them, by program and device.
+    The rule counts parameters; what a step keeps beside them the compiler says: where the rule's lanes need more memory
+    than a device has, by its account, as many as fit take their place. Candidates are half, twice and four times those,
+    and these. Each one's round is compiled; what does not fit, by that account or by the attempt, is left out; the
+    others train the state's next cohort, cut to `STEPS` steps a client, `TIMED` times. The result is kept for the
+    process and, where compiled programs are kept, beside them, by program and device.
     """
     parts, rule, slots = executor.parts, executor.lanes, executor.rounds_per_dispatch
-    per_device = -(-parts.capacity // len(parts.devices))
-    candidates = sorted({max(1, min(n, per_device)) for n in (rule // 2, rule, 2 * rule, 4 * rule)})
     cut = dataclasses.replace(parts, sampler=parts.sampler._replace(sample=_cut(parts.sampler.sample)))
-    key, found = "", {}
-    for lanes in sorted(candidates, key=lambda n: n != rule):
+
+    def lowered(lanes: int) -> Any:
         plans = executor.placed(pack(cut, state, 1, slots, lanes))
-        given = (state.seeds, on_devices(state), plans.words, np.int32(1), executor.examples(plans))
-        lowered = executor.made(plans.shape, slots).lower(*given)  # type: ignore[attr-defined]
-        if not key:
-            key = _key(parts, lowered, candidates)
-            found = _known(key)
-            if found:
-                return found
-        found[lanes] = _seconds(executor, lowered, given)
+        given = (state.seeds, on_devices(state), plans.words, np.int32(1), executor.read(plans))
+        return executor.made(plans.shape, slots).lower(*given), given  # type: ignore[attr-defined]
+
+    first, given = lowered(rule)
+    key = _key(parts, first)
+    found = _known(key)
+    if found:
+        return found
+    fits = _fitting(first, rule, memory_of(parts.devices[0]))
+    if fits == rule:
+        found[rule] = _seconds(executor, first, given)
+    per_device = -(-parts.capacity // len(parts.devices))
+    for lanes in sorted({max(1, min(n, per_device)) for n in (fits // 2, fits, 2 * fits, 4 * fits)} - {*found}):
+        if lanes < rule or fits == rule:
+            found[lanes] = _seconds(executor, *lowered(lanes))
     _keep(key, found)
     return found
+
+
+def _fitting(lowered: Any, lanes: int, memory: int) -> int:
+    """So many lanes, or as many as a program of so many lets expect to fit."""
+    try:
+        needs = lowered.compile().memory_analysis()
+    except FAILURES as error:
+        if not out_of_memory(error):
+            raise
+        return max(1, lanes // 2)
+    if needs is None or not needs.temp_size_in_bytes:
+        return lanes
+    fixed = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+    return max(1, min(lanes, lanes * (memory - fixed) // needs.temp_size_in_bytes))
 
 
 def _cut(sample: Any) -> Any:
@@ -101,10 +121,17 @@ def _seconds(executor: Executor, lowered: Any, given: PyTree) -> float:
 _tuned: dict[str, dict[int, float]] = {}
 
 
-def _key(parts: Parts, lowered: Any, candidates: list[int]) -> str:
+def _key(parts: Parts, lowered: Any) -> str:
     """Of a program and the devices that it runs on."""
     device = parts.devices[0]
-    told = (lowered.as_text(), jax.__version__, device.platform, device.device_kind, len(parts.devices), candidates)
+    told = (
+        lowered.as_text(),
+        jax.__version__,
+        device.platform,
+        device.device_kind,
+        len(parts.devices),
+        memory_of(device),
+    )
     return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
 

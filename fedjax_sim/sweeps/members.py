@@ -17,7 +17,7 @@ from jax.errors import JAXTypeError
 
 from fedjax_sim.core import rng
 from fedjax_sim.core.arrays import PyTree
-from fedjax_sim.core.errors import ArgumentError, check, deferring
+from fedjax_sim.core.errors import ArgumentError, check, deferring, is_traced
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Params, RoundState
 from fedjax_sim.data.federated import FederatedData
@@ -26,6 +26,7 @@ from fedjax_sim.engine.plan.planner import PlanShape
 from fedjax_sim.engine.plan.words import place_plans
 from fedjax_sim.engine.round.block import block, pack
 from fedjax_sim.engine.round.phase import make_round
+from fedjax_sim.engine.store.residency import Constants
 from fedjax_sim.simulation import first_state
 from fedjax_sim.simulation.lanes import for_simulation
 from fedjax_sim.simulation.loop import Evaluate
@@ -148,7 +149,7 @@ class Members:
     def rounds(self, state: Any, plan: Any) -> tuple[Any, list[Any]]:
         """Train: the states after, and what each round reports."""
         count = np.int32(len(plan.cohorts))
-        return self._program(plan, "rounds")(*self._everyone, state, plan.words, count, self.base.executor.arrays)
+        return self._program(plan, "rounds")(*self._everyone, state, plan.words, count, self.base.executor.constants)
 
     def measure(self, state: Any, plan: Any) -> tuple[Any, dict[str, Any]]:
         """The models, and what `evaluate` says of them, where it can be traced."""
@@ -216,7 +217,7 @@ class Members:
         fixed = {name: value for name, value in self.first.items() if name not in tracing}
 
         def member(
-            values: Any, seed: Any, params: PyTree, state: Any, words: jax.Array, count: jax.Array, arrays: PyTree
+            values: Any, seed: Any, params: PyTree, state: Any, words: jax.Array, count: jax.Array, constants: Constants
         ) -> Traced:
             with deferring() as checks:
                 sim = self.build(**fixed, **values)
@@ -226,7 +227,7 @@ class Members:
             one_round = _reporting(make_round(sim.parts, plan.shape.capacity, None if self.same_cohorts else AXIS))
             noise = seed if sim.parts.noise_seed is None else jnp.asarray(sim.parts.noise_seed).astype(jnp.uint32)
             seeds = jnp.stack([seed, noise])
-            after, rounds = block(one_round, plan.shape, self.slots)(seeds, state, words, count, arrays)
+            after, rounds = block(one_round, plan.shape, self.slots)(seeds, state, words, count, constants)
             model = sim.params(state)
             measured = self._measured(self.evaluate or sim.evaluate, model)
             return Traced(
@@ -246,7 +247,7 @@ class Members:
             jax.tree.map(wide, first_state.shapes(base.parts)),
             shaped(plan.words),
             jax.ShapeDtypeStruct((), jnp.int32),
-            jax.tree.map(shaped, base.executor.arrays),
+            jax.tree.map(shaped, base.executor.constants),
         )
         return _Trace(closed, jax.tree.structure(out), tuple(names))
 
@@ -299,8 +300,8 @@ class _Trace(NamedTuple):
 def _reporting(one_round: Callable[..., Any]) -> Callable[..., Any]:
     """The round, reporting what a sweep keeps: nothing for each client."""
 
-    def run(seeds: jax.Array, state: Any, plan: Any, arrays: PyTree):
-        state, output = one_round(seeds, state, plan, arrays)
+    def run(seeds: jax.Array, state: Any, plan: Any, constants: Constants):
+        state, output = one_round(seeds, state, plan, constants)
         bad = jnp.sum(~output.finite)
         return state, {"merged": output.merged, "count": output.count, "weight": output.weight, "nonfinite": bad}
 
@@ -322,6 +323,11 @@ def _check_same(base: Simulation, sim: Any) -> None:
         raise ArgumentError(
             f"build gave the sampler {base.sampler.name}, and then {sim.sampler.name}: it must be the same each time."
         )
+    if not _same_leaves(base.algorithm.task.frozen, sim.algorithm.task.frozen):
+        raise ArgumentError(
+            "build gave a task with other frozen constants than before: all members read the same. Make them outside "
+            "build."
+        )
     if not _same_data(base.data, sim.data):
         raise ArgumentError(
             f"build gave {base.data!r}, and then other data, {sim.data!r}: all members train on the same. Draw them "
@@ -332,8 +338,12 @@ def _check_same(base: Simulation, sim: Any) -> None:
 def _same_data(a: FederatedData, b: FederatedData) -> bool:
     if a is b:
         return True
-    one, other = (jax.tree.leaves((d.arrays, d.offsets, d.index)) for d in (a, b))
-    alike = jax.tree.structure(a.arrays) == jax.tree.structure(b.arrays) and len(one) == len(other)
-    return alike and all(
-        x is y or np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in zip(one, other, strict=True)
+    return _same_leaves((a.arrays, a.offsets, a.index), (b.arrays, b.offsets, b.index))
+
+
+def _same_leaves(a: PyTree, b: PyTree) -> bool:
+    one, other = jax.tree.leaves(a), jax.tree.leaves(b)
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x is y or (not is_traced(y) and np.array_equal(x, y, equal_nan=x.dtype.kind == "f"))
+        for x, y in zip(one, other, strict=True)
     )

@@ -55,7 +55,7 @@ def exported(sim):
     """The program of a block of rounds, as StableHLO."""
     state, slots = sim.init(), sim.rounds_per_dispatch
     plans = sim.executor.plan(state, 1, slots)
-    arrays = sim.executor.arrays if plans.examples is None else plans.examples.result()
+    arrays = sim.executor.read(plans)
     program = export.export(sim.executor.program(plans.shape, slots), platforms=PLATFORMS)
     device_state = DeviceState(state.server, state.aggregator, state.rows)
     made = program(np.zeros(2, np.uint32), device_state, plans.words, np.int32(1), arrays)

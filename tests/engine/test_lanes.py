@@ -206,7 +206,20 @@ def test_a_program_too_large_by_its_own_account_is_not_tried(monkeypatch, nothin
     sim = simulation(lanes="auto", autotune=True)
     sim.step(sim.init())
     assert set(sim.tuning.values()) == {float("inf")}
-    assert sim.lanes == 2
+    assert sim.lanes == 1
+
+
+def test_the_rule_gives_way_to_what_the_compiler_says(monkeypatch, nothing_known):
+    """Of lanes that need 6 times the memory that is left, a sixth; those at most as many are tried."""
+
+    class Needs:
+        temp_size_in_bytes, argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes = 600, 50, 70, 20
+
+    class Lowered:
+        compile = lambda self: self
+        memory_analysis = lambda self: Needs
+
+    assert [tuning._fitting(Lowered(), 64, memory) for memory in (1000, 700, 400, 200, 50)] == [64, 64, 32, 10, 1]
 
 
 @pytest.mark.parametrize(

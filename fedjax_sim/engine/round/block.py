@@ -14,6 +14,7 @@ from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanShape, PlanStats
 from fedjax_sim.engine.plan.words import pack_plans, unpack_plan
 from fedjax_sim.engine.round.phase import DeviceState, RoundOutput
+from fedjax_sim.engine.store.residency import Constants
 
 
 class Plans(NamedTuple):
@@ -73,14 +74,14 @@ def check_aggregation(parts: Parts, aggregator_states: PyTree, capacity: int) ->
 def block(one_round: Callable[..., Any], shape: PlanShape, slots: int) -> Callable[..., Any]:
     """Up to `slots` rounds in one dispatch; how many is traced. Outputs come as a list, one entry a slot."""
 
-    def run(seeds: jax.Array, state: DeviceState, words: jax.Array, count: jax.Array, arrays: PyTree):
+    def run(seeds: jax.Array, state: DeviceState, words: jax.Array, count: jax.Array, constants: Constants):
         plan_of = lambda r: unpack_plan(words[r], shape)
-        like = jax.eval_shape(lambda: one_round(seeds, state, plan_of(0), arrays)[1])
+        like = jax.eval_shape(lambda: one_round(seeds, state, plan_of(0), constants)[1])
         outputs = jax.tree.map(lambda a: jnp.zeros((slots, *a.shape), a.dtype), like)
 
         def body(r: Any, carry: tuple[DeviceState, RoundOutput]):
             state, outputs = carry
-            state, output = one_round(seeds, state, plan_of(r), arrays)
+            state, output = one_round(seeds, state, plan_of(r), constants)
             return state, jax.tree.map(lambda out, leaf: out.at[r].set(leaf), outputs, output)
 
         state, outputs = jax.lax.fori_loop(0, count, body, (state, outputs))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Context
 from fedjax_sim.client import ClientBatches
+from fedjax_sim.client.frozen import bound
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.metrics import Metric
@@ -41,7 +42,8 @@ class ClientSide:
         server, states, keys, this_round = broadcast
         client_row, aggregator_row = rows
         own = lambda purpose: jax.random.fold_in(keys[purpose], lane.client_id)
-        update = checked_update(self.phase.client(own(Purpose.CLIENT), server, client_row, batches), client_row)
+        with bound(self.parts.algorithm.task.frozen, batches.frozen):
+            update = checked_update(self.phase.client(own(Purpose.CLIENT), server, client_row, batches), client_row)
 
         weight = jnp.asarray(update.weight, jnp.float32)
         finite = jnp.isfinite(squared_norm((update.payload, update.state))) & jnp.isfinite(weight)

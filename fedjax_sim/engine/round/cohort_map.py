@@ -22,6 +22,7 @@ from fedjax_sim.core.types import RoundPlan
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.engine.device.placement import AXIS, REPLICATED, SHARDED, Dealt
 from fedjax_sim.engine.round import sums as sums_lib
+from fedjax_sim.engine.store.residency import Constants
 
 
 class Lane(NamedTuple):
@@ -39,7 +40,7 @@ class Lane(NamedTuple):
 def client_batches(
     lane: Lane,
     order: jax.Array,
-    arrays: PyTree,
+    constants: Constants,
     batching: Batching,
     *,
     bound: jax.Array | int,
@@ -56,13 +57,14 @@ def client_batches(
         client_id=lane.client_id,
         info={"weight": lane.weight, "version": lane.version},
         bound=bound,
-        arrays=arrays,
+        arrays=constants.examples,
         order=order,
         start=lane.start,
         stride=stride,
         batch_size=batching.batch_size,
         longest=longest,
         alone=alone,
+        frozen=constants.frozen,
     )
 
 
@@ -113,7 +115,7 @@ class _Client(NamedTuple):
 
 
 class CohortMap:
-    """A function of a whole cohort from a function of one client, `(broadcast, rows, plan, arrays) -> CohortResult`.
+    """A function of a whole cohort from a function of one client, `(broadcast, rows, plan, constants) -> CohortResult`.
 
     To be called under `jax.jit`. `rows` are tables whose leading axis is dealt over the devices in blocks; the client k
     of a block is its row k - (first of the block). Or, in waves: `begin`, `wave` again and again, `finish`.
@@ -152,32 +154,32 @@ class CohortMap:
         self._plainly = sums_lib.floating() if exact is None else sums_lib.exact(exact)
         self._for_messages = sums_lib.floating(own_type=True) if modular else self._plainly
 
-    def __call__(self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree) -> CohortResult:
-        def share(broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree) -> CohortResult:
+    def __call__(self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, constants: Constants) -> CohortResult:
+        def share(broadcast: PyTree, rows: PyTree, plan: RoundPlan, constants: Constants) -> CohortResult:
             plan = jax.tree.map(lambda leaf: leaf[0], plan)
             per_device = _length(rows)
             first = jax.lax.axis_index(AXIS) * per_device
             place = lambda chunk, lane: lane.client_id - first
-            client = self._client(broadcast, rows, plan, arrays)
+            client = self._client(broadcast, rows, plan, constants)
             sums, rows = self._chunks(client, rows, plan, self._zero(client, plan), place)
             return self._added(sums)._replace(rows=rows)
 
-        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
-        return self._over(share, specs, _RESULT)(broadcast, rows, plan, _arrays(arrays))
+        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(constants))
+        return self._over(share, specs, _RESULT)(broadcast, rows, plan, _arrays(constants))
 
-    def begin(self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree) -> Any:
+    def begin(self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, constants: Constants) -> Any:
         """A cohort's sums before the first wave, dealt over the devices; `rows` as for `wave`."""
 
-        def share(broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree) -> Any:
+        def share(broadcast: PyTree, rows: PyTree, plan: RoundPlan, constants: Constants) -> Any:
             plan = jax.tree.map(lambda leaf: leaf[0], plan)
-            zero = self._zero(self._client(broadcast, rows, plan, arrays), plan)
+            zero = self._zero(self._client(broadcast, rows, plan, constants), plan)
             return jax.tree.map(lambda leaf: leaf[None], zero)
 
-        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays))
-        return self._over(share, specs, SHARDED)(broadcast, rows, plan, _arrays(arrays))
+        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(constants))
+        return self._over(share, specs, SHARDED)(broadcast, rows, plan, _arrays(constants))
 
     def wave(
-        self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree, sums: PyTree, first: jax.Array
+        self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, constants: Constants, sums: PyTree, first: jax.Array
     ) -> tuple[PyTree, PyTree]:
         """`(sums, rows)` after as many chunks, from the first given on, as `rows` has clients for.
 
@@ -187,18 +189,18 @@ class CohortMap:
         """
 
         def share(
-            broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree, sums: PyTree, first: jax.Array
+            broadcast: PyTree, rows: PyTree, plan: RoundPlan, constants: Constants, sums: PyTree, first: jax.Array
         ) -> tuple[PyTree, PyTree]:
             plan, sums = jax.tree.map(lambda leaf: leaf[0], (plan, sums))
             lanes = plan.start.shape[1]
             place = lambda chunk, lane: (chunk - first) * lanes + jnp.arange(lanes)
             end = jnp.minimum(first + _length(rows) // lanes, plan.chunks)
-            client = self._client(broadcast, rows, plan, arrays)
+            client = self._client(broadcast, rows, plan, constants)
             sums, rows = self._chunks(client, rows, plan, sums, place, first, end)
             return jax.tree.map(lambda leaf: leaf[None], sums), rows
 
-        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(arrays), SHARDED, REPLICATED)
-        return self._over(share, specs, (SHARDED, SHARDED))(broadcast, rows, plan, _arrays(arrays), sums, first)
+        specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(constants), SHARDED, REPLICATED)
+        return self._over(share, specs, (SHARDED, SHARDED))(broadcast, rows, plan, _arrays(constants), sums, first)
 
     def finish(self, sums: PyTree) -> CohortResult:
         """What the waves have added up to; without rows."""
@@ -210,22 +212,24 @@ class CohortMap:
 
     # One device's share
 
-    def _client(self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, arrays: PyTree) -> "_Client":
+    def _client(self, broadcast: PyTree, rows: PyTree, plan: RoundPlan, constants: Constants) -> "_Client":
         """The function of one client, traced once, whoever wrote it: its convolutions rewritten where that pays."""
         alone = self._alone(plan)
 
         def client(
-            broadcast: PyTree, order: jax.Array, arrays: PyTree, lane: Lane, row: PyTree, bound: jax.Array
+            broadcast: PyTree, order: jax.Array, constants: Constants, lane: Lane, row: PyTree, bound: jax.Array
         ) -> ClientResult:
             steps = self.longest if self.static else bound
-            batches = client_batches(lane, order, arrays, self.batching, bound=steps, longest=self.longest, alone=alone)
+            batches = client_batches(
+                lane, order, constants, self.batching, bound=steps, longest=self.longest, alone=alone
+            )
             return self.one_client(broadcast, row, lane, batches)
 
         one: Any = lambda leaf, axes: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype)
         lane = Lane(**{name: one(getattr(plan, name), 2) for name in Lane._fields})
         row = jax.tree.map(lambda table: one(table, 1), rows)
-        run, like = traced(client, (broadcast, plan.order, arrays, lane, row, lane.steps), self.rewrite)
-        return _Client(lambda *each: run(broadcast, plan.order, arrays, *each), like)
+        run, like = traced(client, (broadcast, plan.order, constants, lane, row, lane.steps), self.rewrite)
+        return _Client(lambda *each: run(broadcast, plan.order, constants, *each), like)
 
     def _alone(self, plan: RoundPlan) -> bool:
         """A chunk is one client, whose own steps bound its loop."""
@@ -336,9 +340,10 @@ def _length(rows: PyTree) -> int:
     return leaves[0].shape[0] if leaves else 0
 
 
-def _spec(arrays: PyTree) -> Any:
-    return SHARDED if isinstance(arrays, Dealt) else REPLICATED
+def _spec(constants: Constants) -> Any:
+    return Constants(SHARDED if isinstance(constants.examples, Dealt) else REPLICATED, REPLICATED)
 
 
-def _arrays(arrays: PyTree) -> Any:
-    return arrays.arrays if isinstance(arrays, Dealt) else arrays
+def _arrays(constants: Constants) -> Constants:
+    examples = constants.examples
+    return Constants(examples.arrays if isinstance(examples, Dealt) else examples, constants.frozen)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Aggregator
+from fedjax_sim.client.frozen import bound
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.arrays import PyTree
@@ -22,6 +23,7 @@ from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.round.client_side import BITS, NONFINITE, ClientSide
 from fedjax_sim.engine.round.cohort_map import CohortMap, CohortResult, by_dtype
 from fedjax_sim.engine.round.returned import check_server
+from fedjax_sim.engine.store.residency import Constants
 
 
 @pytree
@@ -55,19 +57,19 @@ class RoundOutput:
 def make_round(
     parts: Parts, capacity: int, members: str | None = None, static: bool = False
 ) -> Callable[..., tuple[DeviceState, RoundOutput]]:
-    """The function of one round, `(seeds, state, plan, arrays) -> (state, output)`, to be compiled.
+    """The function of one round, `(seeds, state, plan, constants) -> (state, output)`, to be compiled.
 
     `seeds` are the run's and its noise's, [2] uint32; `members` and `static` are as in `CohortMap`.
     """
     phases = phase_rounds(parts, capacity, members, static)
 
-    def one_round(seeds: jax.Array, state: DeviceState, plan: RoundPlan, arrays: PyTree):
+    def one_round(seeds: jax.Array, state: DeviceState, plan: RoundPlan, constants: Constants):
         output = no_output(capacity)
         for phase in phases:
             broadcast = phase.broadcast(seeds, state, plan)
-            result = phase.train(broadcast, phase.rows(state.rows), plan, arrays)
+            result = phase.train(broadcast, phase.rows(state.rows), plan, constants)
             state = replace(state, rows=phase.with_rows(state.rows, result.rows))
-            state, output = phase.finish(broadcast, state, plan, result, output)
+            state, output = phase.finish(broadcast, state, plan, result, output, constants.frozen)
         return state, output
 
     return one_round
@@ -131,7 +133,13 @@ class PhaseRound:
         return ClientRows(client, _with_entry(rows.aggregator, self.index, own))
 
     def finish(
-        self, broadcast: PyTree, state: DeviceState, plan: RoundPlan, result: CohortResult, output: RoundOutput
+        self,
+        broadcast: PyTree,
+        state: DeviceState,
+        plan: RoundPlan,
+        result: CohortResult,
+        output: RoundOutput,
+        frozen: PyTree,
     ) -> tuple[DeviceState, RoundOutput]:
         """Reduce, decode and take a server step: the state after the phase, and what the round reports so far."""
         slots = plan.slot.reshape(-1)
@@ -149,7 +157,8 @@ class PhaseRound:
             if self.parts.exact:
                 collected = in_order(_scattered(collected, slots, _empty(collected, self.capacity)))
             total = self.aggregator.reducer.collect(*collected)
-        state, server_metrics = self._server(broadcast, state, plan, result, total)
+        with bound(self.parts.algorithm.task.frozen, frozen):
+            state, server_metrics = self._server(broadcast, state, plan, result, total)
 
         lanes, slots = self._whole((_by_lane(result.metrics), slots))
         (bad,) = jax.tree.leaves(lanes.pop(NONFINITE))

@@ -22,6 +22,7 @@ from fedjax_sim.engine.plan.words import unpack_plan
 from fedjax_sim.engine.round.block import Plans
 from fedjax_sim.engine.round.phase import DeviceState, PhaseRound, RoundOutput, no_output, phase_rounds
 from fedjax_sim.engine.store import row_file
+from fedjax_sim.engine.store.residency import Constants
 from fedjax_sim.engine.store.row_file import HostRows, Row
 
 WAVE = {"cpu": 2**24}
@@ -50,17 +51,17 @@ class Waves:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedjax_sim-rows")
         self._unwritten: deque[Future[None]] = deque()
 
-    def round(self, state: RoundState, plans: Plans, arrays: PyTree) -> tuple[DeviceState, HostRows, RoundOutput]:
+    def round(self, state: RoundState, plans: Plans, constants: Constants) -> tuple[DeviceState, HostRows, RoundOutput]:
         """One round: the server's state after it, the clients' rows, and what it reports; waits for no computation."""
         rows: HostRows = state.rows  # type: ignore[assignment]
         made = DeviceState(state.server, state.aggregator, ClientRows())
         seeds, output = state.seeds, None
         for programs in self.programs(plans.shape):
-            sums, rows = self._train(programs, (seeds, made, plans.words), rows, plans, arrays)
-            made, output = programs.finish(seeds, made, plans.words, sums, output)
+            sums, rows = self._train(programs, (seeds, made, plans.words), rows, plans, constants)
+            made, output = programs.finish(seeds, made, plans.words, sums, output, constants.frozen)
         return made, rows, output  # type: ignore[return-value]
 
-    def _train(self, programs: Programs, given: PyTree, rows: HostRows, plans: Plans, arrays: PyTree) -> Any:
+    def _train(self, programs: Programs, given: PyTree, rows: HostRows, plans: Plans, constants: Constants) -> Any:
         """A phase's sums, and the rows after it."""
         plan: RoundPlan = plans.rounds[0]
         chunks, lanes = chunks_of(plans.shape, self.parts.row_bytes, self.parts.mesh), plans.shape.lanes
@@ -70,10 +71,10 @@ class Waves:
             clients = clients_of(plan, first, chunks)
             block = read_rows(self.parts.mesh, rows, clients, chunks * lanes)
             if sums is None:
-                sums = programs.begin(*given, block, arrays)
+                sums = programs.begin(*given, block, constants)
             if len(self._unwritten) > 1:
                 wait([self._unwritten.popleft()])  # what went wrong is said where its state settles
-            sums, after = programs.wave(*given, block, arrays, sums, np.int32(first))
+            sums, after = programs.wave(*given, block, constants, sums, np.int32(first))
             made = [[rows.file.new() for _ in its] for its in clients]
             write = self._writer.submit(_write, after, made)
             self._unwritten.append(write)
@@ -91,28 +92,37 @@ class Waves:
         return self._programs[shape]
 
     def _compiled(self, phase: PhaseRound, shape: PlanShape) -> Programs:
-        def begin(seeds: jax.Array, state: DeviceState, words: jax.Array, block: ClientRows, arrays: PyTree) -> Any:
+        def begin(
+            seeds: jax.Array, state: DeviceState, words: jax.Array, block: ClientRows, constants: Constants
+        ) -> Any:
             plan = unpack_plan(words[0], shape)
-            return phase.train.begin(phase.broadcast(seeds, state, plan), phase.rows(block), plan, arrays)
+            return phase.train.begin(phase.broadcast(seeds, state, plan), phase.rows(block), plan, constants)
 
         def wave(
             seeds: jax.Array,
             state: DeviceState,
             words: jax.Array,
             block: ClientRows,
-            arrays: PyTree,
+            constants: Constants,
             sums: PyTree,
             first: jax.Array,
         ):
             plan = unpack_plan(words[0], shape)
             broadcast = phase.broadcast(seeds, state, plan)
-            sums, rows = phase.train.wave(broadcast, phase.rows(block), plan, arrays, sums, first)
+            sums, rows = phase.train.wave(broadcast, phase.rows(block), plan, constants, sums, first)
             return sums, phase.with_rows(block, rows)
 
-        def finish(seeds: jax.Array, state: DeviceState, words: jax.Array, sums: PyTree, output: RoundOutput | None):
+        def finish(
+            seeds: jax.Array,
+            state: DeviceState,
+            words: jax.Array,
+            sums: PyTree,
+            output: RoundOutput | None,
+            frozen: PyTree,
+        ):
             plan = unpack_plan(words[0], shape)
-            output = no_output(shape.capacity) if output is None else output
-            return phase.finish(phase.broadcast(seeds, state, plan), state, plan, phase.train.finish(sums), output)
+            output, result = no_output(shape.capacity) if output is None else output, phase.train.finish(sums)
+            return phase.finish(phase.broadcast(seeds, state, plan), state, plan, result, output, frozen)
 
         return Programs(jax.jit(begin), jax.jit(wave, donate_argnums=5), jax.jit(finish))
 

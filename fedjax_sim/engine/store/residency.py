@@ -16,6 +16,7 @@ import numpy as np
 
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, ClientError, check
+from fedjax_sim.core.pytree import pytree
 from fedjax_sim.core.types import RoundPlan
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.device import placement
@@ -58,10 +59,23 @@ def memory_of(device: placement.Device) -> int:
     return min(limits, default=2**34)
 
 
-def resident_arrays(mesh: jax.sharding.Mesh, data: FederatedData) -> Any:
-    """The federation's arrays on every device."""
+@pytree
+class Constants:
+    """What rounds read and leave as it is.
+
+    Attributes:
+        examples: pytree of [N, ...], everybody's, on every device; or `Dealt`, those of some rounds.
+        frozen: a task's frozen constants on every device, or None.
+    """
+
+    examples: PyTree
+    frozen: PyTree = None
+
+
+def everywhere(mesh: jax.sharding.Mesh, tree: PyTree) -> Any:
+    """Arrays on every device; files' are read whole."""
     whole = lambda leaf: leaf if isinstance(leaf, np.ndarray | jax.Array) else np.asarray(leaf)
-    return placement.replicate(mesh, jax.tree.map(whole, data.arrays))
+    return placement.replicate(mesh, jax.tree.map(whole, tree))
 
 
 class Reader:

@@ -49,6 +49,7 @@ def check_given(
     if noise_seed is not None:
         rng.check_seed(noise_seed, "noise_seed")
     check(on_nonfinite in ("raise", "drop"), "on_nonfinite", on_nonfinite, 'must be "raise" or "drop".')
+    check_leaves("task.frozen", algorithm.task.frozen)
     told = algorithm.num_clients
     check(told in (None, data.num_clients), "num_clients", told, f"the data have {data.num_clients}; leave it out.")
 
@@ -81,7 +82,6 @@ def assemble(
     model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
     server, row = shapes_of("algorithm.init's (server_state, row)", algorithm.init, model)
     check_computable(data.arrays)
-    check_leaves("task.frozen", algorithm.task.frozen)
     streamed = streams(execution.residency, data, mesh.local_devices[0])
     with explained(debug, data, batching):
         payloads = sent(phases, server, row, algorithm.task, data, batching)

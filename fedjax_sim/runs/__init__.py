@@ -13,3 +13,7 @@ from fedjax_sim.runs.loggers import JsonLines as JsonLines
 from fedjax_sim.runs.loggers import Logger as Logger
 from fedjax_sim.runs.loggers import TensorBoard as TensorBoard
 from fedjax_sim.runs.loggers import WandB as WandB
+from fedjax_sim.runs.stopping import Stop as Stop
+from fedjax_sim.runs.stopping import early_stop as early_stop
+from fedjax_sim.runs.stopping import keep_best as keep_best
+from fedjax_sim.runs.stopping import time_limit as time_limit

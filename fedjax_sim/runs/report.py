@@ -16,6 +16,7 @@ import numpy as np
 
 from fedjax_sim.core.errors import RunFolderError, check
 from fedjax_sim.runs import plots
+from fedjax_sim.runs.modes import lower_is_better
 from fedjax_sim.runs.profile import PARTS, split
 from fedjax_sim.runs.writing import replace, writing
 
@@ -36,8 +37,6 @@ from fedjax_sim.runs.report_words import (
     rounds_done,
     started,
 )
-
-LOWER_IS_BETTER = ("loss", "error", "perplexity", "mse", "mae", "rmse")
 
 
 def write(runs: Sequence["Run"], path: str | os.PathLike[str]) -> Path:
@@ -213,17 +212,6 @@ def _facts(runs: Sequence["Run"]) -> list[Row]:
     for key in about:
         rows.append((f"data: {key}", [plain(get(run, "data", key)) for run in runs]))
     return [row for row in rows if any(cell != NONE for cell in row[1])]
-
-
-def lower_is_better(name: str) -> bool:
-    """Whether a metric of that name is best at its least value; accuracies and what is unknown, at their greatest.
-
-    Example:
-        >>> from fedjax_sim.runs.report import lower_is_better
-        >>> lower_is_better("test/loss"), lower_is_better("test/accuracy")
-        (True, False)
-    """
-    return any(word in LOWER_IS_BETTER for word in name.lower().replace("/", "_").split("_"))
 
 
 def _scores(runs: Sequence["Run"], name: str) -> list[Cell]:

@@ -3,8 +3,8 @@
 import re
 from typing import TYPE_CHECKING
 
+from fedjax_sim.runs.modes import lower_is_better
 from fedjax_sim.runs.profile import PARTS, split
-from fedjax_sim.runs.report import lower_is_better
 
 if TYPE_CHECKING:
     from rich.table import Table

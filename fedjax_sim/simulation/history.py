@@ -1,20 +1,21 @@
 """What rounds report: metrics that stay on the devices until they are read."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_sim.core import html
+from fedjax_sim.core import html, latex
 from fedjax_sim.core.arrays import PyTree
-from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError
+from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check_count
 from fedjax_sim.core.metrics import Metric
-from fedjax_sim.core.types import Cohort
+from fedjax_sim.core.types import Cohort, Params
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanStats
 from fedjax_sim.engine.round.phase import RoundOutput
 from fedjax_sim.engine.store.data_checks import said_of
+from fedjax_sim.runs.modes import Mode, mode_of
 
 SHOWN = 10  # rounds of a history in a notebook
 
@@ -29,6 +30,7 @@ class RoundMetrics(Mapping[str, Any]):
         round: the round's number.
         cohort: who was drawn.
         evaluation: what the run's `evaluate` found after this round; empty if it was not asked.
+        params: in callbacks, after an evaluation, the model that was evaluated; None elsewhere.
 
     Example:
         >>> import jax.numpy as jnp, optax, fedjax_sim as fs
@@ -55,6 +57,7 @@ class RoundMetrics(Mapping[str, Any]):
         self._values: dict[str, Any] = {}
         self._own = (*output.merged, *_HOST_NAMES, *([_EPSILON] if epsilon else []))
         self.evaluation: dict[str, float] = {}
+        self.params: Params | None = None
 
     def _fetched(self) -> RoundOutput:
         if self._host is None:
@@ -167,8 +170,29 @@ def _advice(parts: Parts, clients: list[int]) -> str:
     return "Its data are finite: lower the client's learning rate, clip its gradients"
 
 
+class Best(NamedTuple):
+    """A metric's best value, and after how many rounds it was reached first.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+        >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.9)), data, fs.sampler.uniform(2), fs.Batching(2))
+        >>> state, history = sim.run(sim.init(), rounds=3)
+        >>> history.best("client/loss").rounds
+        3
+    """
+
+    value: float
+    rounds: int
+
+
 class History(Mapping[str, np.ndarray]):
     """The rounds of a run: `history["client/loss"]` is a column over them.
+
+    Attributes:
+        rounds: each one's metrics.
+        stopped: why a callback ended the run; None where none did.
 
     Example:
         >>> import fedjax_sim as fs
@@ -176,8 +200,9 @@ class History(Mapping[str, np.ndarray]):
         0
     """
 
-    def __init__(self, rounds: list[RoundMetrics] | None = None):
+    def __init__(self, rounds: list[RoundMetrics] | None = None, stopped: str | None = None):
         self.rounds: list[RoundMetrics] = list(rounds or [])
+        self.stopped = stopped
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name == "round":
@@ -192,6 +217,37 @@ class History(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    def best(self, name: str, mode: Mode | None = None) -> Best:
+        """A metric's best value, and after how many rounds it was reached first.
+
+        Args:
+            name: of a metric with a number a round.
+            mode: "min" or "max"; None for "min" where the name tells of a loss or an error, else "max".
+
+        Raises:
+            ArgumentError: no round has a number of that name.
+        """
+        column = self[name] if name in set(self) else np.zeros(0)
+        values = column.astype(np.float64) if column.ndim == 1 and column.dtype.kind in "fiub" else np.zeros(0)
+        if not np.any(~np.isnan(values)):
+            raise ArgumentError(f"metric={name!r}: no round has a number of that name; there are {sorted(self)}.")
+        at = int(np.nanargmin(values) if mode_of(name, mode) == "min" else np.nanargmax(values))
+        return Best(float(values[at]), self.rounds[at].round + 1)
+
+    def to_latex(self, names: Sequence[str] | None = None, every: int = 1) -> str:
+        """A table for a paper, in LaTeX with booktabs: a row for each `every`-th round, and the last.
+
+        Args:
+            names: its columns; None for the main ones.
+            every: rounds.
+        """
+        check_count("every", every)
+        names = list(self._main()) if names is None else list(names)
+        rounds = [m for m in self.rounds if (m.round + 1) % every == 0 or m is self.rounds[-1]]
+        shown = lambda value: "--" if value is None or np.isnan(value) else _short(value)
+        rows = [[str(m.round + 1), *(shown(m.get(name)) for name in names)] for m in rounds]
+        return latex.table(["rounds", *names], rows)
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row a round; needs pandas."""

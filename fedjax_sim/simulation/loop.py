@@ -64,6 +64,11 @@ def run_rounds(
             held = 1 if ahead and not schedule.due(state.round) and not record.stopping else 0
             while len(flight.pending) > held:
                 flight.settle()
+            if ended := record.ended:
+                flight.pending.clear()  # a dispatch in flight is as if it had not been
+                state, flight.history.stopped = flight.good, ended
+                record.note(f"ended after {state.round} rounds: {ended}")
+                break
             state = state if held else flight.good
             if schedule.checkpoints(state.round):
                 record.checkpoint(state)
@@ -117,7 +122,8 @@ class Flight:
         if self.evaluate is not None and self.schedule.evaluates(after.round):
             self.record.say("evaluating")
             model = executor.copy_if_donated(parts.algorithm.params(after.server))
-            metrics[-1].evaluation = evaluated(self.evaluate, placement.local(model))
+            metrics[-1].params = placement.local(model)
+            metrics[-1].evaluation = evaluated(self.evaluate, metrics[-1].params)
         self._keep(metrics)
         self.good, self.recorded = after, True
         self.pending.extend(later)
@@ -126,6 +132,7 @@ class Flight:
         for metrics in rounds:
             self.history.rounds.append(metrics)
             self.record.round(metrics)
+            metrics.params = None
 
     def land(self, error: BaseException) -> None:
         """After an error: save what is good, and say where it is."""

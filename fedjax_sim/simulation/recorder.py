@@ -23,6 +23,7 @@ from fedjax_sim.engine.store.row_table import trim
 from fedjax_sim.runs import checksums, loggers
 from fedjax_sim.runs.folder import RunFolder, read
 from fedjax_sim.runs.progress import Progress
+from fedjax_sim.runs.stopping import Stop
 from fedjax_sim.runs.writing import writing
 from fedjax_sim.simulation import fingerprint, first_state
 from fedjax_sim.simulation.executor import Executor
@@ -91,13 +92,15 @@ class Recording:
 
     def __init__(self, executor: Executor, callbacks: Iterable[Callback], run_dir: Any = None, profiled: bool = False):
         self._follows = executor.parts.multi_process and not processes.first()
-        self.executor, self.callbacks = executor, [] if self._follows else list(callbacks)
+        callbacks = list(callbacks)
+        self.executor, self.callbacks, self._may_end = executor, [] if self._follows else callbacks, bool(callbacks)
         self.folder = run_dir if isinstance(run_dir, RunFolder) or run_dir is None else RunFolder(run_dir)
         self.stopped_by: signal.Signals | None = None
         self._checkpoints: Checkpoints | None = None
         self._checksums: checksums.Checksums | None = None
         self._progress: Progress | None = None
         self._saved: int | None = None
+        self._ended: Stop | None = None
         self._profiled = profiled and not self._follows
         self.profile: Profile | None = None
 
@@ -195,6 +198,19 @@ class Recording:
         stop = self.stopped_by is not None
         return processes.any_of(stop) if self.executor.parts.multi_process and self.folder is not None else stop
 
+    @property
+    def ended(self) -> str | None:
+        """Why a callback ended the run, in this process or in the first; None while none did."""
+        ended = self._ended
+        if self.executor.parts.multi_process and self._may_end and processes.told(int(ended is not None)):
+            ended = ended or Stop("a callback of the first process did it")
+        return None if ended is None else ended.reason
+
+    def note(self, message: str) -> None:
+        """A line that stays."""
+        if self._progress is not None:
+            self._progress.note(message)
+
     def say(self, message: str) -> None:
         """What is going on now."""
         if self._progress is not None:
@@ -203,7 +219,9 @@ class Recording:
     def round(self, metrics: RoundMetrics) -> None:
         """A finished round."""
         for callback in self.callbacks:
-            callback(metrics)
+            said = callback(metrics)
+            if isinstance(said, Stop):
+                self._ended = self._ended or said
         if self._progress is not None:
             self._progress.round(metrics)
 

@@ -273,7 +273,7 @@ class Simulation:
             run_dir: a folder for the run, made if need be; or an `fs.runs.RunFolder`.
             checkpoint_every: rounds between checkpoints, of which the last three are kept; None for one at the
                 start and one at the end.
-            callbacks: functions of each finished round's metrics, in order; or `fs.runs.Logger`s.
+            callbacks: functions of each finished round's metrics, in order, or loggers; an `fs.runs.Stop` ends the run.
             profile: time planning, transfer and computation, one after another, and keep a trace in the folder.
 
         Raises:

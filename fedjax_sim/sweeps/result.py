@@ -3,16 +3,15 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.core import html
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count
+from fedjax_sim.runs.modes import Mode, mode_of
 from fedjax_sim.sweeps.grid import Setting, text
-
-Mode = Literal["min", "max"]
 
 
 class Member(NamedTuple):
@@ -211,16 +210,10 @@ class SweepResult:
         Raises:
             ArgumentError: no such metric, or no setting has a finite value of it.
         """
-        mode = self._mode(metric, mode)
+        mode = mode_of(metric, mode)
         scores = [score for score in self.scores(metric, last) if np.isfinite(score.mean)]
         check(scores, "metric", metric, "no setting has a finite value of it for every seed.")
         return (min if mode == "min" else max)(scores, key=lambda score: score.mean)
-
-    def _mode(self, metric: str, mode: Mode | None) -> Mode:
-        from fedjax_sim.runs.report import lower_is_better
-
-        check(mode in (None, "min", "max"), "mode", mode, 'must be "min", "max" or None.')
-        return mode or ("min" if lower_is_better(metric) else "max")
 
     def _check_name(self, name: str) -> None:
         check(name in self.names, "metric", name, f"unknown; there are {self.names}.")
@@ -259,7 +252,7 @@ class SweepResult:
         y = y or (free.pop() if free else None)
         if x is None or y is None or x == y:
             raise ArgumentError("a heatmap needs two hyperparameters of several values; for one, use error_bars.")
-        scores, mode = self.scores(metric, last), self._mode(metric, mode)
+        scores, mode = self.scores(metric, last), mode_of(metric, mode)
         return sweep_plots.heatmap(self.settings, [score.mean for score in scores], x, y, metric, mode)
 
     def error_bars(self, metric: str, last: int = 1) -> Any:

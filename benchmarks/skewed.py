@@ -93,7 +93,7 @@ def compare(name: str, work: works.Work, cohort: str, sizes: np.ndarray, lanes: 
 
 def refill(task: fs.Task, work: works.Work, sim: fs.Simulation, plan: Any, lanes: int) -> tuple[Any, Any]:
     """`(params, queues, arrays) -> params`, and the queues: each device's clients, in the engine's order."""
-    ids, steps = (leaf.reshape(len(leaf), -1) for leaf in (plan.client_id, plan.steps))
+    ids, steps = (leaf.reshape(len(leaf), -1) for leaf in (plan.lanes.client_id, plan.lanes.steps))
     start = sim.data.offsets[ids].astype(np.int32)
     size = np.where(steps > 0, sim.data.sizes_of(ids.ravel()).reshape(ids.shape), 0).astype(np.int32)
     pad = lambda leaf: np.pad(leaf, ((0, 0), (0, lanes))).astype(np.int32)  # nobody is behind the last

@@ -21,7 +21,8 @@ class ClientBatches:
         num_steps: [] int32, its local steps (0 for a client without examples).
         num_examples: [] float32, its examples, each counted once.
         client_id: [] int32, its number in the federation.
-        info: dict of the cohort's extras: `weight`, `version`.
+        info: dict of what the client knows of its round: `round`, [] int32, its number; `weight` and `version`, the
+            cohort's; and the sampler's own columns by their names, of the shapes and dtypes that it declares.
         bound: [] int32, the steps to run: the longest client of the chunk. Steps past `num_steps` are masked.
         arrays: pytree of [N, ...], everybody's examples.
         order: [M] int32, rows of `arrays`.

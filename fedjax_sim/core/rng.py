@@ -9,6 +9,7 @@ import enum
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.arrays import Array, Key, Scalar
@@ -74,6 +75,21 @@ def key(seed: Scalar, purpose: Purpose, round: Scalar = 0) -> Key:
         A typed key, scalar.
     """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), round)
+
+
+def client_key(key: Key, client_id: Scalar, copy: Scalar | None = None) -> Key:
+    """A client's own key of a round's.
+
+    Args:
+        key: of the round, for a purpose.
+        client_id: [] int32.
+        copy: [] int32, which copy of the client this is; None or 0 for one that is alone. Any other draws for itself,
+            from a key that no client's id gives.
+    """
+    if copy is not None:
+        of_copy = jax.random.fold_in(key, jnp.uint32(2**31) + jnp.asarray(copy).astype(jnp.uint32))
+        key = jnp.where(jnp.asarray(copy) > 0, of_copy, key)
+    return jax.random.fold_in(key, client_id)
 
 
 def generator(seed: int, purpose: Purpose, round: int = 0) -> np.random.Generator:

@@ -1,7 +1,7 @@
 """The records that pass between the parts. Axes: C cohort, D devices, T chunks, L lanes, M example rows."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,11 @@ class Cohort:
         max_steps: [C] int32 or None; a client stops after that many steps (slow devices).
         arrives: [C] bool or None; False for a client whose update is lost. Under noise for privacy it must depend
             neither on data nor on who the client is: the sampler's event speaks for it as well.
-        version: [C] int32 or None; the model version a client starts from (asynchronous methods).
+        version: [C] int32 or None; the round whose first server state a client starts from (asynchronous methods). Of a
+            sampler that says how many `versions` back it may ask clients get that state; of any other it is
+            `batches.info["version"]`, and no more.
+        columns: dict of name to [C, ...], whatever else clients shall know, as the sampler declares it in `columns`: a
+            client finds its own in `batches.info[name]`.
 
     Example:
         >>> import dataclasses, numpy as np, fedjax_sim as fs
@@ -121,6 +125,56 @@ class Cohort:
     max_steps: np.ndarray | None = None
     arrives: np.ndarray | None = None
     version: np.ndarray | None = None
+    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+Columns = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+"""A sampler's own columns: each one's name, dtype, and shape for one client."""
+
+
+@pytree
+class Lane:
+    """A client's place in a plan: scalars; or, in a plan, those of all lanes, [D, T, L, ...].
+
+    The one declaration of what the host tells the devices of a client: what is added here, the planner fills in, and it
+    is packed, sent, cut into chunks and handed to the function of one client as all the others are.
+
+    Attributes:
+        start: int32, where the client begins in `order`.
+        size: int32, its examples (each once).
+        steps: int32, its local steps; 0 marks an empty lane, or a client that sends its share of noise alone.
+        client_id: int32.
+        slot: int32, its place in the cohort; C marks an empty lane. None in the hands of a client: nothing may depend
+            on its place.
+        weight: float32, the cohort's importance weight; 0 in an empty lane.
+        version: int32, the cohort's `version`; without one 0, or the round where old server states are kept.
+        neighbour: int32, the next client in the ring of those that send, in order of their ids.
+        columns: dict of the sampler's own, each of its dtype and shape.
+        copy: int32, how many later places of the cohort train the same client; None where no cohort repeats one.
+    """
+
+    start: Planned
+    size: Planned
+    steps: Planned
+    client_id: Planned
+    slot: Planned
+    weight: Planned = dataclasses.field(metadata={"dtype": np.float32})
+    version: Planned
+    neighbour: Planned
+    columns: dict[str, Planned]
+    copy: Planned
+
+    @classmethod
+    def of(cls, make: Callable[[Any, tuple[int, ...]], Any], columns: Columns = (), repeats: bool = False) -> "Lane":
+        """Each column made from its dtype and the shape of one client's."""
+        plain = [field for field in dataclasses.fields(cls) if field.name not in ("columns", "copy")]
+        made = {field.name: make(field.metadata.get("dtype", np.int32), ()) for field in plain}
+        own = {name: make(dtype, shape) for name, dtype, shape in columns}
+        return cls(**made, columns=own, copy=make(np.int32, ()) if repeats else None)
+
+    def placeless(self) -> "Lane":
+        """Without its place in the cohort."""
+        return dataclasses.replace(self, slot=None)
 
 
 @pytree
@@ -128,28 +182,14 @@ class RoundPlan:
     """A round's work, dealt to devices, chunks and lanes; every shape is fixed by the sampler's capacity.
 
     Attributes:
-        order: [D, M] int32 rows of the data, client by client and epoch by epoch (CSR with `start`).
-        start: [D, T, L] int32, where a lane's client begins in `order`.
-        size: [D, T, L] int32, the client's examples (each once).
-        steps: [D, T, L] int32, its local steps; 0 marks an empty lane, or a client that sends its share of noise alone.
-        client_id: [D, T, L] int32.
-        slot: [D, T, L] int32, its place in the cohort; C marks an empty lane.
-        weight: [D, T, L] float32, the cohort's importance weight; 0 in an empty lane.
-        version: [D, T, L] int32, the cohort's `version`, 0 without one.
-        neighbour: [D, T, L] int32, the next client in the ring of those that send, in order of their ids.
+        order: [D, M] int32 rows of the data, client by client and epoch by epoch (CSR with `lanes.start`).
+        lanes: `Lane`, whose columns are [D, T, L, ...].
         chunks: [D] int32, chunks that hold work.
         round: [D] int32, the round's number.
     """
 
     order: Planned
-    start: Planned
-    size: Planned
-    steps: Planned
-    client_id: Planned
-    slot: Planned
-    weight: Planned
-    version: Planned
-    neighbour: Planned
+    lanes: Lane
     chunks: Planned
     round: Planned
 
@@ -180,6 +220,8 @@ class RoundState:
         rows: `ClientRows`; of rows on the host, `fedjax_sim.engine.store.row_file.HostRows`.
         ledger: what each past round released, for accountants (host, plain values; `fedjax_sim.simulation.ledger`).
         noise_seed: what noise for privacy is drawn from, a host int; None for the seed.
+        versions: what clients read of the last server states, [V, ...] a leaf, one entry a phase; None unless the
+            sampler asks for `versions`.
 
     Example:
         >>> import jax.numpy as jnp, optax, fedjax_sim as fs
@@ -200,6 +242,7 @@ class RoundState:
     rows: PyTree
     ledger: Any = None
     noise_seed: int | None = None
+    versions: PyTree = None
 
     @property
     def seeds(self) -> np.ndarray:

@@ -22,10 +22,12 @@ class Sent(NamedTuple):
     Attributes:
         payload: shapes of what the client function returns for the aggregator.
         downlink: bits of the server state's leaves that the client function reads.
+        read: for each leaf of the server state, whether it does.
     """
 
     payload: PyTree
     downlink: float
+    read: tuple[bool, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +91,16 @@ class Parts:
         return self.mesh.is_multi_process
 
     @property
+    def versions(self) -> int:
+        """V, server states of earlier rounds that are kept on the devices; 0 for none."""
+        return self.sampler.versions
+
+    @property
+    def large(self) -> bool:
+        """States hold tables, of rows or of old server states, and are not kept twice."""
+        return self.has_table or self.versions > 0
+
+    @property
     def donates(self) -> bool:
-        """Rows are updated in place, unless a failing round must be able to give back the state before it."""
-        return self.has_table and self.on_nonfinite == "drop"
+        """These are updated in place, unless a failing round must be able to give back the state before it."""
+        return self.large and self.on_nonfinite == "drop"

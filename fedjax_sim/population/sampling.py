@@ -4,12 +4,13 @@ A `Sampler` is a bundle of functions. Draws depend on (seed, round) alone; nothi
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from fedjax_sim.core import rng
+from fedjax_sim.core.arrays import Array, Scalar
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
@@ -88,6 +89,13 @@ class Sampler(NamedTuple):
         observe: `(state, cohort, per-client metrics) -> state`, or None for a sampler that needs no feedback:
             its rounds may be planned ahead.
         name: for messages.
+        columns: dict of name to what an empty place holds, a number or a small array: its cohorts have a column of that
+            name, shape and dtype, which clients find as `batches.info[name]`. None for none. What is named `scale`,
+            a float32 a client, multiplies its message in the sum, and not its weight in the mean.
+        repeats: its cohorts may hold a client more than once. Copies train as of the round's start, each from draws of
+            its own; the one at the latest place draws as it would alone, and its row is kept. Metrics are per place.
+        versions: how many server states before the round's own its cohorts may ask for by `Cohort.version`; so many are
+            kept on the devices. 0 for none.
 
     Example:
         >>> import fedjax_sim as fs
@@ -108,6 +116,9 @@ class Sampler(NamedTuple):
     event: Callable[[int], SamplingEvent | SeparationEvent] | None = None
     observe: Observe | None = None
     name: str = "sampler"
+    columns: Mapping[str, Array | Scalar] | None = None
+    repeats: bool = False
+    versions: int = 0
 
 
 def cohort(ids: np.ndarray, capacity: int) -> Cohort:
@@ -267,12 +278,12 @@ def _dealt(seed: int, num_clients: int) -> np.ndarray:
     return rng.generator(seed, Purpose.GROUP).permutation(num_clients).astype(np.int32)
 
 
-def fixed(cohorts: Sequence[Sequence[int]] | np.ndarray) -> Sampler:
+def fixed(cohorts: Sequence[Sequence[int]] | np.ndarray, repeats: bool = False) -> Sampler:
     """Cohorts given beforehand, one row a round. No accounting event.
 
     Args:
-        cohorts: [R, C] client ids, or R rows of different lengths (an empty one is an empty cohort). A client
-            may not appear twice in a row.
+        cohorts: [R, C] client ids, or R rows of different lengths (an empty one is an empty cohort).
+        repeats: a client may appear more than once in a row, as where cohorts were drawn with replacement.
 
     Raises:
         ArgumentError: an id outside the population or twice in a row; a round after the last row.
@@ -289,7 +300,8 @@ def fixed(cohorts: Sequence[Sequence[int]] | np.ndarray) -> Sampler:
     for r, row in enumerate(rows):
         whole = not len(row) or np.issubdtype(row.dtype, np.integer)
         check(whole, f"cohorts[{r}]", row, "client ids are whole numbers.")
-        check(len(np.unique(row)) == len(row), f"cohorts[{r}]", row, "names a client more than once.")
+        once = repeats or len(np.unique(row)) == len(row)
+        check(once, f"cohorts[{r}]", row, "names a client more than once; let it do so with repeats=True.")
     largest = max(1, max(len(row) for row in rows))
 
     def init(num_clients: int) -> int:
@@ -313,4 +325,5 @@ def fixed(cohorts: Sequence[Sequence[int]] | np.ndarray) -> Sampler:
         capacity=lambda num_clients: largest,
         expected=lambda num_clients: float(np.mean([len(row) for row in rows])),
         name=f"fixed({len(rows)} cohorts)",
+        repeats=repeats,
     )

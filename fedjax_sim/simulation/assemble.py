@@ -9,12 +9,13 @@ from fedjax_sim.aggregate.checks import check_sampler
 from fedjax_sim.algorithms.base import Algorithm, Pass
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.arrays import PyTree
-from fedjax_sim.core.errors import check, is_traced
+from fedjax_sim.core.errors import check, check_count, is_traced
 from fedjax_sim.core.kinds import check_computable, check_leaves, shapes_of
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.device.placement import client_mesh
 from fedjax_sim.engine.parts import Parts
+from fedjax_sim.engine.plan import given
 from fedjax_sim.engine.plan.planner import Planner
 from fedjax_sim.engine.round.block import check_aggregation
 from fedjax_sim.engine.round.sent import sent
@@ -45,6 +46,7 @@ def check_given(
         ("batching", batching, Batching),
     ):
         check(isinstance(value, kind), name, value, f"must be a {kind.__name__}.")
+    check_count("sampler.versions", sampler.versions, minimum=0)
     rng.check_seed(seed)
     if noise_seed is not None:
         rng.check_seed(noise_seed, "noise_seed")
@@ -74,7 +76,7 @@ def assemble(
         ArgumentError: parts that do not fit together.
     """
     check_given(algorithm, data, sampler, batching, seed, noise_seed, on_nonfinite)
-    sampler_state = sampler.init(data.num_clients)
+    sampler_state, columns = sampler.init(data.num_clients), given.kinds(given.declared(sampler.columns))
     expected, capacity = float(sampler.expected(data.num_clients)), int(sampler.capacity(data.num_clients))
     phases = _passes(algorithm, sampler, data.num_clients, expected)
     everyone = participation.shared_out(phases)
@@ -84,7 +86,7 @@ def assemble(
     check_computable(data.arrays)
     streamed = streams(execution.residency, data, mesh.local_devices[0])
     with explained(debug, data, batching):
-        payloads = sent(phases, server, row, algorithm.task, data, batching)
+        payloads = sent(phases, server, row, algorithm.task, data, batching, columns)
     data_checks.check_all(algorithm.task, data, streamed)
     states, aggregator_rows = aggregators(phases, payloads)
     participation.check_rows(phases, sampler, data.num_clients, row)
@@ -114,7 +116,7 @@ def assemble(
         rows=rows,
         has_table=has_table,
         row_bytes=row_bytes,
-        planner=Planner(data, batching, mesh.size, homes, streamed, everyone),
+        planner=Planner(data, batching, mesh.size, homes, streamed, everyone, sampler),
         reader=Reader(data, mesh, algorithm.task.check) if streamed else None,
     )
     check_aggregation(parts, states, capacity)
@@ -140,6 +142,7 @@ def _passes(algorithm: Algorithm, sampler: Sampler, num_clients: int, expected: 
     for phase in phases:
         check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
     participation.check_participation(phases, sampler, num_clients, expected)
+    participation.check_repeats(phases, sampler)
     return phases
 
 

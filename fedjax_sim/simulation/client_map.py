@@ -19,13 +19,13 @@ from fedjax_sim.core.errors import check, check_count, is_traced
 from fedjax_sim.core.kinds import check_computable
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.core.types import ClientRows, RoundPlan
+from fedjax_sim.core.types import ClientRows, Lane, RoundPlan
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.device import placement
 from fedjax_sim.engine.plan.planner import Planner, PlanShape
 from fedjax_sim.engine.round import waves
-from fedjax_sim.engine.round.cohort_map import ClientResult, CohortMap, Lane
+from fedjax_sim.engine.round.cohort_map import ClientResult, CohortMap
 from fedjax_sim.engine.store import data_checks, residency, row_table
 from fedjax_sim.engine.store.residency import Constants
 from fedjax_sim.engine.store.row_file import HostRows
@@ -181,7 +181,7 @@ def over_clients(
         kept = groups.compute(plan, Constants(read(), frozen))
         if first + size < len(ids):
             group = begin(first + size)  # read while this one is computed
-        slots = plan.slot.reshape(-1)
+        slots = plan.lanes.slot.reshape(-1)
         out = _gathered(out, kept, first + slots, slots < size, len(ids), traced)
     return out.value
 

@@ -15,8 +15,9 @@ from fedjax_sim.data.batching import Batching
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.device.placement import Dealt
 from fedjax_sim.engine.parts import Parts
-from fedjax_sim.engine.round.cohort_map import Lane, client_batches
+from fedjax_sim.engine.round.cohort_map import client_batches
 from fedjax_sim.engine.round.returned import checked_update
+from fedjax_sim.engine.round.versions import of_version
 from fedjax_sim.engine.store.residency import Constants
 from fedjax_sim.engine.store.row_table import client_row
 
@@ -69,15 +70,18 @@ def run_clients(parts: Parts, state: RoundState, plan: RoundPlan, constants: Con
         ClientError: the function failed; names the client and its batch's shapes, from the original error.
     """
     phase = parts.phases[0]
-    plan, server = jax.device_get(plan), jax.device_get(state.server)
+    plan, server = jax.device_get((plan, state.server))
+    ring = None if state.versions is None else state.versions[0]
     dealt = constants.examples if isinstance(constants.examples, Dealt) else None
     share = jax.device_get(dealt.arrays if dealt else constants.examples)
     share, frozen = jax.tree.map(jnp.asarray, (share, constants.frozen))
     blocks = len(parts.devices) if dealt else 1
-    for d, t, place in zip(*(plan.steps > 0).nonzero(), strict=True):
-        lane = Lane(**{name: jnp.asarray(getattr(plan, name)[d, t, place]) for name in Lane._fields})
+    for d, t, place in zip(*(plan.lanes.steps > 0).nonzero(), strict=True):
+        lane = jax.tree.map(lambda column, at=(d, t, place): jnp.asarray(column[at]), plan.lanes.placeless())
+        this_round = jnp.asarray(plan.round[d])
         batches = client_batches(
             lane,
+            this_round,
             jnp.asarray(plan.order[d]),
             Constants(jax.tree.map(lambda a, d=d: a.reshape(blocks, -1, *a.shape[1:])[d % blocks], share), frozen),
             parts.batching,
@@ -88,9 +92,11 @@ def run_clients(parts: Parts, state: RoundState, plan: RoundPlan, constants: Con
         client = int(lane.client_id)
         key = jax.random.fold_in(rng.key(state.seed, Purpose.CLIENT, int(plan.round[d])), 0)
         row = jax.tree.map(jnp.asarray, client_row(state.rows, client))
+        key = rng.client_key(key, client, lane.copy)
         try:
             with jax.disable_jit(), bound(parts.algorithm.task.frozen, frozen):
-                checked_update(phase.client(jax.random.fold_in(key, client), server, row, batches), row)
+                seen = of_version(ring, server, lane.version, this_round, parts.sent[0].read)
+                checked_update(phase.client(key, seen, row, batches), row)
         except Exception as error:
             shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", batches.batch(0))
             raise ClientError(

@@ -141,6 +141,7 @@ class Executor:
             aggregator=made.aggregator,
             sampler=plans.sampler_state,
             rows=rows,
+            versions=made.versions,
         )
         return self._reported(after, plans, outputs)
 
@@ -211,7 +212,7 @@ class Executor:
 
 def on_devices(state: RoundState) -> DeviceState:
     """The part of a state that a program takes."""
-    return DeviceState(state.server, state.aggregator, state.rows)
+    return DeviceState(state.server, state.aggregator, state.rows, state.versions)
 
 
 @jax.jit

@@ -19,10 +19,11 @@ from fedjax_sim.client.frozen import bound
 from fedjax_sim.core import canonical
 from fedjax_sim.core.arrays import PyTree, Shapes
 from fedjax_sim.core.errors import ArgumentError, RunFolderError
-from fedjax_sim.core.types import Aggregate
+from fedjax_sim.core.types import Aggregate, Lane
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.parts import Parts
-from fedjax_sim.engine.round.cohort_map import Lane, client_batches
+from fedjax_sim.engine.plan import given
+from fedjax_sim.engine.round.cohort_map import client_batches
 from fedjax_sim.engine.round.returned import checked_update
 from fedjax_sim.engine.store.residency import Constants
 from fedjax_sim.runs.folder import FREE, differing, versions
@@ -41,6 +42,7 @@ _COMPARED = (
 CLIENTS, BYTES = 256, 1 << 24
 """Of the data, the first examples of so many clients are read, and about so many bytes."""
 _TOLD = 3
+_UNASKED = {"None", "False", "0"}
 _PACKAGES = ("python", "fedjax-sim", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -120,8 +122,10 @@ def programs(parts: Parts) -> dict[str, str]:
         def client(
             key: jax.Array, server: PyTree, row: PyTree, constants: Constants, zero: jax.Array, phase: Any = phase
         ) -> Any:
-            lane = Lane(zero, zero, zero, zero, zero.astype(jnp.float32), zero, zero)
-            batches = client_batches(lane, zero[None], constants, parts.batching, bound=zero, longest=0, alone=False)
+            of_zero = lambda dtype, shape: jnp.broadcast_to(zero.astype(dtype), shape)
+            lane = Lane.of(of_zero, given.kinds(parts.planner.columns))
+            made = dict(bound=zero, longest=0, alone=False)
+            batches = client_batches(lane, zero, zero[None], constants, parts.batching, **made)
             with bound(frozen, batches.frozen):
                 return checked_update(phase.client(key, server, row, batches), row)
 
@@ -251,6 +255,8 @@ class _Found(NamedTuple):
         if not old or not new:  # it could not be told
             return cls()
         pairs = {name: (old.get(name), new.get(name)) for name in _unequal(old, new)}
+        # What an earlier version did not have, and nobody asked for, is no difference.
+        pairs = {name: pair for name, pair in pairs.items() if None not in pair or not _UNASKED & {*pair}}
         plain = {name for name, pair in pairs.items() if not any(word is None or word[:1] == "<" for word in pair)}
         return cls(
             {name: pair for name, pair in pairs.items() if name in plain},

@@ -15,6 +15,7 @@ from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import ClientRows, Params, RoundState
 from fedjax_sim.engine.device import placement
 from fedjax_sim.engine.parts import Parts, Sent
+from fedjax_sim.engine.round import versions
 from fedjax_sim.engine.round.phase import DeviceState
 from fedjax_sim.engine.round.returned import check_params
 from fedjax_sim.engine.store import row_table
@@ -29,9 +30,8 @@ def begin(parts: Parts, params: Params | None) -> RoundState:
     first = functools.partial(make, parts)
     made = jax.jit(first, out_shardings=shardings(parts))(placement.replicate(parts.mesh, params))
     rows = HostRows(jax.device_get(made.rows), parts.data.num_clients) if parts.rows == "host" else made.rows
-    return RoundState(
-        0, parts.seed, made.server, made.aggregator, parts.sampler_state, rows, noise_seed=parts.noise_seed
-    )
+    own = dict(noise_seed=parts.noise_seed, versions=made.versions)
+    return RoundState(0, parts.seed, made.server, made.aggregator, parts.sampler_state, rows, **own)
 
 
 def make(parts: Parts, params: Params) -> DeviceState:
@@ -42,7 +42,14 @@ def make(parts: Parts, params: Params) -> DeviceState:
     rows = ClientRows(row, aggregator_rows)
     if parts.rows != "host":
         rows = row_table.make_table(rows, parts.data.num_clients, len(parts.devices))
-    return strong(DeviceState(server, states, rows))
+    return strong(DeviceState(server, states, rows, rings(parts, server)))
+
+
+def rings(parts: Parts, server: PyTree) -> PyTree:
+    """The old server states of a run that begins with this one, an entry a phase; None where none are kept."""
+    if not parts.versions:
+        return None
+    return tuple(versions.first(server, sent.read, parts.versions) for sent in parts.sent)
 
 
 def shapes(parts: Parts) -> DeviceState:
@@ -61,7 +68,8 @@ def shardings(parts: Parts) -> Any:
     """Where a state's parts are; a prefix of it."""
     everywhere = placement.everywhere(parts.mesh)
     rows = everywhere if parts.rows == "host" else placement.dealt(parts.mesh)
-    return DeviceState(everywhere, everywhere, ClientRows(rows, rows))  # type: ignore[arg-type]
+    kept = everywhere if parts.versions else None
+    return DeviceState(everywhere, everywhere, ClientRows(rows, rows), kept)  # type: ignore[arg-type]
 
 
 def blank(parts: Parts) -> RoundState:
@@ -70,16 +78,16 @@ def blank(parts: Parts) -> RoundState:
     rows = made.rows
     if parts.rows != "host":
         rows = jax.eval_shape(functools.partial(row_table.trim, num_clients=parts.data.num_clients), rows)
-    return RoundState(
-        0, parts.seed, made.server, made.aggregator, parts.sampler_state, rows, noise_seed=parts.noise_seed
-    )
+    own = dict(noise_seed=parts.noise_seed, versions=made.versions)
+    return RoundState(0, parts.seed, made.server, made.aggregator, parts.sampler_state, rows, **own)
 
 
 def placed(parts: Parts, state: RoundState) -> RoundState:
-    """A state from the host, where rounds leave it."""
+    """A state from the host, where rounds leave it; without old server states, as if all had been this one."""
     rows: PyTree = ClientRows()
     if parts.rows != "host":
         rows = row_table.pad(state.rows, parts.data.num_clients, len(parts.devices))
-    made = placement.put(DeviceState(state.server, state.aggregator, rows), shardings(parts))
+    kept = rings(parts, state.server) if state.versions is None else state.versions
+    made = placement.put(DeviceState(state.server, state.aggregator, rows, kept), shardings(parts))
     rows = state.rows if parts.rows == "host" else made.rows
-    return dataclasses.replace(state, server=made.server, aggregator=made.aggregator, rows=rows)
+    return dataclasses.replace(state, server=made.server, aggregator=made.aggregator, rows=rows, versions=made.versions)

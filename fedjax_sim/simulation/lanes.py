@@ -123,5 +123,5 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _gone(state: RoundState) -> bool:
-    leaves = jax.tree.leaves((state.server, state.aggregator, state.rows))
+    leaves = jax.tree.leaves((state.server, state.aggregator, state.rows, state.versions))
     return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)

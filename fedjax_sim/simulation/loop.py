@@ -49,8 +49,8 @@ def run_rounds(
     if profile is not None and evaluate is not None:
         evaluate = profile.evaluating(evaluate)
     flight = Flight(executor, state, schedule, evaluate, record)
-    # One dispatch is in flight while the one before it is checked; states that hold rows are not kept twice.
-    ahead = not parts.has_table and parts.sampler.observe is None
+    # One dispatch is in flight while the one before it is checked; states that hold tables are not kept twice.
+    ahead = not parts.large and parts.sampler.observe is None
     try:
         record.say("compiling")
         count = schedule.count(state.round)

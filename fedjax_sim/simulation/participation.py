@@ -35,6 +35,25 @@ def check_participation(phases: Phases, sampler: Sampler, num_clients: int, expe
         )
 
 
+def check_repeats(phases: Phases, sampler: Sampler) -> None:
+    """Raise `ArgumentError` where a client may be in a cohort twice, or scaled, and a chain counts on its bound."""
+    scaled = "scale" in (sampler.columns or {})
+    for phase in phases if sampler.repeats or scaled else ():
+        facts = phase.aggregator.facts
+        if scaled and (facts.noisy or facts.weighted):
+            raise ArgumentError(
+                f"{sampler.name} scales clients' messages, and {phase.aggregator.name} adds noise by a bound of them, "
+                "or sums them as integers: use fs.sampler.poisson, uniform or min_separation."
+            )
+        if facts.noisy or facts.modulus is not None:
+            what = "adds noise for privacy" if facts.noisy else "masks each client's message by its id"
+            why = "moves the sum by twice its bound" if facts.noisy else "would send one of its messages in clear"
+            raise ArgumentError(
+                f"{sampler.name} may draw a client twice in a round, and {phase.aggregator.name} {what}: a client that "
+                f"is there twice {why}. Use fs.sampler.poisson, uniform or min_separation."
+            )
+
+
 def check_rows(phases: Phases, sampler: Sampler, num_clients: int, row: PyTree) -> None:
     """Raise `ArgumentError` where clients keep something that tells who was drawn before, and draws are to amplify."""
     law = event(sampler, num_clients)

@@ -31,6 +31,7 @@ class PureState:
         rows: `ClientRows`, tables on the devices.
         seeds: [2] uint32, the run's and its noise's, that draws on the devices are keyed by.
         round: [] int32, the next round's number, by which they are keyed, too.
+        versions: what clients read of the last server states, as in `fs.RoundState`; or None.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, optax, fedjax_sim as fs
@@ -51,6 +52,7 @@ class PureState:
     rows: PyTree
     seeds: jax.Array
     round: Any
+    versions: PyTree = None
 
 
 RoundFunction = Callable[[PureState, RoundPlan, Any], tuple[PureState, dict[str, Any]]]
@@ -60,9 +62,8 @@ RoundFunction = Callable[[PureState, RoundPlan, Any], tuple[PureState, dict[str,
 def pure_state(parts: Parts, state: RoundState) -> PureState:
     """`sim.pure_state`."""
     numbers = state.seeds, np.int32(state.round)
-    return PureState(
-        state.server, state.aggregator, state.rows, *placement.put(numbers, placement.everywhere(parts.mesh))
-    )
+    placed = placement.put(numbers, placement.everywhere(parts.mesh))
+    return PureState(state.server, state.aggregator, state.rows, *placed, versions=state.versions)
 
 
 def round_plan(executor: Executor, state: RoundState, rounds: int | None) -> tuple[RoundPlan, Any]:
@@ -92,15 +93,16 @@ def round_function(parts: Parts, static: bool) -> RoundFunction:
     everywhere: Any
     everywhere, placed = placement.everywhere(parts.mesh), first_state.shardings(parts)
     # Rounds leave a state where `pure_state` has it, so that the next one is the same program.
-    out = PureState(placed.server, placed.aggregator, placed.rows, everywhere, everywhere)
+    out = PureState(placed.server, placed.aggregator, placed.rows, everywhere, everywhere, placed.versions)
 
     @functools.partial(jax.jit, out_shardings=(out, None))
     def one(state: PureState, plan: RoundPlan, arrays: PyTree) -> tuple[PureState, dict[str, Any]]:
-        _, chunks, lanes = plan.start.shape
-        made = DeviceState(state.server, state.aggregator, state.rows)
+        _, chunks, lanes = plan.lanes.start.shape
+        made = DeviceState(state.server, state.aggregator, state.rows, state.versions)
         plan = replace(plan, round=jnp.broadcast_to(state.round, plan.round.shape))
         made, output = make_round(parts, chunks * lanes, static=static)(state.seeds, made, plan, arrays)
-        after = replace(state, server=made.server, aggregator=made.aggregator, rows=made.rows, round=state.round + 1)
+        names = ("server", "aggregator", "rows", "versions")
+        after = replace(state, round=state.round + 1, **{name: getattr(made, name) for name in names})
         return after, _numbers(output)
 
     return one

@@ -360,8 +360,10 @@ def _restored(
         executor.use(record["layout"]["lanes"])
     like = first_state.blank(parts)
     if others & {"sampler", "data"}:  # its state may be of another population
-        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("['sampler']")}
-        state = dataclasses.replace(fill(dataclasses.replace(like, sampler=None), leaves, record), sampler=like.sampler)
+        own = ("['sampler']", "['versions']")
+        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith(own)}
+        state = fill(dataclasses.replace(like, sampler=None, versions=None), leaves, record)
+        state = dataclasses.replace(state, sampler=like.sampler)
     else:
         state = fill(like, leaves, record)
     seeds = {name: getattr(parts, name) for name in ("seed", "noise_seed") if name in others}

@@ -48,8 +48,8 @@ def own_rows(data, client, batching):
 def lanes_of(plan):
     """(device, chunk, lane) of each client in the plan, and its record."""
     names = "start", "size", "steps", "client_id", "slot", "weight", "version"
-    for at in np.ndindex(plan.slot.shape):
-        lane = {name: getattr(plan, name)[at] for name in names}
+    for at in np.ndindex(plan.lanes.slot.shape):
+        lane = {name: getattr(plan.lanes, name)[at] for name in names}
         if lane["steps"]:
             yield at, lane
 
@@ -143,7 +143,7 @@ def test_plan_holds_exactly_the_cohorts_work(case):
             expected[int(place)] = used, each, steps
     found = list(lanes_of(plan))
     assert sorted(lane["slot"] for _, lane in found) == sorted(expected)
-    assert (plan.slot[plan.steps == 0] == shape.capacity).all()
+    assert (plan.lanes.slot[plan.lanes.steps == 0] == shape.capacity).all()
     for (device, chunk, _), lane in found:
         place = int(lane["slot"])
         assert lane["client_id"] == cohort.ids[place]
@@ -178,7 +178,7 @@ def test_plan_holds_exactly_the_cohorts_work(case):
             assert seen == dict.fromkeys(own, batching.epochs)
 
     # Statistics.
-    longest = [[max(chunk) for chunk in device] for device in plan.steps.tolist()]
+    longest = [[max(chunk) for chunk in device] for device in plan.lanes.steps.tolist()]
     computed, loads = sum(map(sum, longest)) * lanes, [sum(device) for device in longest]
     total = sum(steps for _, _, steps in expected.values())
     assert (made.clients, made.steps) == (len(expected), total)
@@ -333,7 +333,7 @@ def test_cohorts_that_cannot_be_planned(ids, message):
 def test_an_empty_round_is_a_plan(devices, lanes, ids):
     cohort = cohort_of(ids, capacity=4)
     plan, made, _ = make_plan(federation([3, 0]), fs.Batching(2), cohort, devices, lanes)
-    assert not plan.steps.any()
+    assert not plan.lanes.steps.any()
     assert not plan.chunks.any()
     assert made == (0, 0, 0, 0, 1.0, 1.0, len(ids), 0)
 

@@ -18,10 +18,8 @@ from tests.engine import toys
 
 A = np.ndarray
 COHORT = {"ids": Int32[A, "C"], "valid": Bool[A, "C"], "weight": Float32[A, "C"]}
-PLAN = {
-    "order": Int32[A, "D M"],
-    "chunks": Int32[A, "D"],
-    "round": Int32[A, "D"],
+PLAN = {"order": Int32[A, "D M"], "chunks": Int32[A, "D"], "round": Int32[A, "D"]}
+LANES = {
     "weight": Float32[A, "D T L"],
     **dict.fromkeys(("start", "size", "steps", "client_id", "slot", "version", "neighbour"), Int32[A, "D T L"]),
 }
@@ -61,12 +59,11 @@ def test_plans(sizes, devices, lanes, extra, batch, epochs, homes):
     shape = planner.shape(capacity, lanes)
     cohort, _ = toys.script([range(len(sizes))], capacity).sample([range(len(sizes))], 0, 0)
     plan, _ = planner.plan(cohort, shape, seed=0, round=2)
-    assert not wrong((COHORT, cohort), (PLAN, plan))
+    assert not wrong((COHORT, cohort), (PLAN, plan), (LANES, plan.lanes))
     words = pack_plans([plan, plan])
     again = jax.tree.map(np.asarray, unpack_plan(jnp.asarray(words[1]), shape))
-    assert not wrong((PLAN, again))
-    for name in PLAN:
-        np.testing.assert_array_equal(getattr(again, name), getattr(plan, name), err_msg=name)
+    assert not wrong((PLAN, again), (LANES, again.lanes))
+    jax.tree.map(np.testing.assert_array_equal, again, plan)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -94,18 +91,18 @@ def test_results_of_a_cohort(name, devices):
     plan = jax.tree.map(np.asarray, plan)
     like = lambda leaf: np.zeros(leaf.shape, leaf.dtype)
     arrays = jax.tree.map(like, result)
-    assert not wrong((PLAN, plan), (RESULT, arrays))
+    assert not wrong((PLAN, plan), (LANES, plan.lanes), (RESULT, arrays))
     payload, linear = sim.parts.sent[0].payload, name != "median"
     for kept, axes in ((arrays.total, ""), (arrays.messages, "D T L ")):
         if linear == (axes == ""):
             for leaf, own in zip(jax.tree.leaves(kept), jax.tree.leaves(payload), strict=True):
                 with jaxtyped("context"):
-                    assert isinstance(plan.steps, Int32[A, "D T L"])
+                    assert isinstance(plan.lanes.steps, Int32[A, "D T L"])
                     assert isinstance(leaf, Shaped[A, axes + " ".join(map(str, own.shape))])
         else:
             assert not jax.tree.leaves(kept)
     for leaf in jax.tree.leaves(arrays.metrics):
-        assert leaf.shape[:3] == plan.steps.shape
+        assert leaf.shape[:3] == plan.lanes.steps.shape
     for leaf, row in zip(jax.tree.leaves(result.rows), jax.tree.leaves((state.rows.client, None)), strict=True):
         assert (leaf.shape, leaf.dtype) == (row.shape, row.dtype)
 
@@ -116,7 +113,7 @@ def test_a_wrong_axis_is_seen():
     shape = planner.shape(4, 2)
     cohort, _ = toys.script([range(4)]).sample([range(4)], 0, 0)
     plan, _ = planner.plan(cohort, shape, seed=0, round=0)
-    assert not wrong((PLAN, plan))
-    assert len(wrong((PLAN, dataclasses.replace(plan, steps=plan.steps[:, :, :1])))) == 1
+    assert not wrong((PLAN, plan), (LANES, plan.lanes))
+    assert len(wrong((LANES, dataclasses.replace(plan.lanes, steps=plan.lanes.steps[:, :, :1])))) == 1
     cohort = dataclasses.replace(cohort, ids=cohort.ids.astype(np.float32))
     assert wrong((COHORT, cohort)) == ["ids: float32(4,)"]

@@ -146,9 +146,9 @@ def by_hand(sim, params, rate, name):
     add = jax.jit(lambda a, b, scale: jax.tree.map(lambda x, y: x + scale * y, a, b))
     for plan in sim.executor.pack(state, ROUNDS, ROUNDS).rounds:
         sent = []
-        for lane in np.argwhere(plan.steps > 0):
+        for lane in np.argwhere(plan.lanes.steps > 0):
             at = tuple(lane)
-            client, size, start = (int(leaf[at]) for leaf in (plan.client_id, plan.size, plan.start))
+            client, size, start = (int(leaf[at]) for leaf in (plan.lanes.client_id, plan.lanes.size, plan.lanes.start))
             row = rows.get(client, zeros)
             drift = add(control, row, -1.0) if name == "scaffold" else zeros
             model, steps = params, 0

@@ -5,26 +5,30 @@ loaded), and each device's queue is cut into chunks of L lanes. A plan depends o
 alone, so that later rounds can be planned while the device computes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.core.types import Cohort, RoundPlan
+from fedjax_sim.core.types import Cohort, Columns, Lane, RoundPlan
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.engine.plan import given
+from fedjax_sim.population.sampling import Sampler
 
 
 class PlanShape(NamedTuple):
-    """The static sizes of a plan: devices, chunks, lanes, rows of `order`, and places in the cohort."""
+    """What is static of a plan: devices, chunks, lanes, rows of `order`, places in the cohort; the lanes' columns."""
 
     devices: int
     chunks: int
     lanes: int
     rows: int
     capacity: int
+    columns: Columns = ()
+    repeats: bool = False
 
 
 class PlanStats(NamedTuple):
@@ -62,6 +66,8 @@ class Planner:
         streamed: `order` counts rows within the examples that a device's clients of the round hold together, client
             after client in the order of its lanes, instead of rows of the federation.
         everyone: clients that arrive have a lane even if they take no step: each adds its share of noise.
+        sampler: whose cohorts it plans: their own columns, how old versions may be, and whether they may name a client
+            more than once. None for cohorts of plain ids.
     """
 
     def __init__(
@@ -72,9 +78,14 @@ class Planner:
         homes: np.ndarray | None = None,
         streamed: bool = False,
         everyone: bool = False,
+        sampler: Sampler | None = None,
     ):
         self.data, self.batching, self.devices, self.homes = data, batching, devices, homes
         self.streamed, self.everyone = streamed, everyone
+        self.sampler = "the sampler" if sampler is None else sampler.name
+        self.columns = given.declared(None if sampler is None else sampler.columns)
+        self.repeats = sampler is not None and sampler.repeats
+        self.versions = 0 if sampler is None else sampler.versions
         self.longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
         self._shapes: dict[tuple[int, int], PlanShape] = {}
         self._examples: dict[PlanShape, int] = {}
@@ -86,7 +97,7 @@ class Planner:
         return self._shapes[capacity, lanes]
 
     def _shape(self, capacity: int, lanes: int) -> PlanShape:
-        top = min(capacity, self.data.num_clients)
+        top = self._top(capacity)
         if self.devices > 1 and self.homes is not None:
             rows = max(self._most(self.batching.count_rows, top, d) for d in range(self.devices))
         else:
@@ -95,7 +106,12 @@ class Planner:
             # greedy dealing: a device exceeds the mean load by at most one client
             steps = -(-self._most(self.batching.count_steps, top) // self.devices) + self.longest
             rows = min(steps * self.batching.batch_size, rows)
-        return PlanShape(self.devices, max(1, -(-capacity // lanes)), lanes, max(rows, 1), capacity)
+        sizes = (self.devices, max(1, -(-capacity // lanes)), lanes, max(rows, 1), capacity)
+        return PlanShape(*sizes, given.kinds(self.columns), self.repeats)
+
+    def _top(self, capacity: int) -> int:
+        """Clients of a cohort at most."""
+        return capacity if self.repeats else min(capacity, self.data.num_clients)
 
     def examples(self, shape: PlanShape) -> int:
         """Examples that no device's clients of a round exceed together, each counted once: rows to stream.
@@ -107,7 +123,7 @@ class Planner:
         return self._examples[shape]
 
     def _count_examples(self, shape: PlanShape) -> int:
-        top = min(shape.capacity, self.data.num_clients)
+        top = self._top(shape.capacity)
         if self.devices > 1 and self.homes is not None:
             return max(1, *(self._most(self.batching.count_examples, top, d) for d in range(self.devices)))
         return max(1, min(self._most(self._trained, top), shape.rows if self._keeps_all else 2**62))
@@ -121,11 +137,14 @@ class Planner:
         return np.where(self.batching.count_steps(sizes) > 0, self.batching.count_examples(sizes), 0)
 
     def _most(self, count, top: int, device: int | None = None) -> int:
-        """The greatest sum of `count(sizes)` over `top` clients, of all or of those at home on a device."""
+        """The greatest sum of `count(sizes)` over `top` clients, of all or of those at home on a device.
+
+        Where a cohort may repeat clients, over the largest, so many times.
+        """
         sizes, clients = self.data.kinds(None if device is None else self.homes == device)  # type: ignore[operator]
         values = count(sizes)
         order = np.argsort(-values, kind="stable")
-        taken = np.minimum(np.cumsum(clients[order]), top)
+        taken = np.full(len(order), top) if self.repeats else np.minimum(np.cumsum(clients[order]), top)
         return int(np.diff(taken, prepend=0) @ values[order])
 
     def plan(self, cohort: Cohort, shape: PlanShape, seed: int, round: int) -> tuple[RoundPlan, PlanStats]:
@@ -138,46 +157,54 @@ class Planner:
             round: the round's number.
 
         Raises:
-            ArgumentError: a client outside the population, or twice in the cohort.
+            ArgumentError: a client outside the population, or twice in a cohort that may not repeat any; columns that
+                the sampler does not declare, or a version that is not kept.
         """
-        D, T, L, M, C = shape
+        D, T, L, M, C = shape[:5]
         slot = self._active(cohort)
+        columns = given.columns_of(cohort, self.columns, self.sampler)
         ids = cohort.ids[slot].astype(np.int64)
         sizes = self.data.sizes_of(ids)
         steps, rows = self.batching.count_steps(sizes), self.batching.count_rows(sizes)
         if cohort.max_steps is not None:
             steps = np.minimum(steps, np.asarray(cohort.max_steps)[slot])
             rows = self.batching.count_rows(sizes, steps)
-        order = np.lexsort((ids, -steps))
-        slot, ids, steps, rows = slot[order], ids[order], steps[order], rows[order]
+        load = given.most_steps(ids, steps) if self.repeats else steps
+        order = np.lexsort((ids, -load))
+        slot, ids, steps, rows, load = slot[order], ids[order], steps[order], rows[order], load[order]
+        copy = given.later_copies(ids) if self.repeats else None
         examples = np.where(steps > 0, self.batching.count_examples(sizes[order]), 0)
-        device = deal(np.maximum(steps, 1), D) if self.homes is None else self.homes[ids]
+        device = deal(np.maximum(load, 1), D) if self.homes is None else self.homes[ids]
 
         place = _rank_within(device, D)
         flat = (device * T + place // L) * L + place % L
         counts = np.bincount(device, minlength=D)
         start = _start_within(device, rows, D)
 
-        def lanes(values, fill: int = 0, dtype: type = np.int32):
-            out = np.full(D * T * L, fill, dtype)
+        def lanes(values, fill: Any = 0, dtype: Any = np.int32):
+            out = np.full((D * T * L, *np.shape(fill)), fill, dtype)
             out[flat] = values
-            return out.reshape(D, T, L)
+            return out.reshape(D, T, L, *np.shape(fill))
 
         table = np.zeros(D * M, np.int32)
         first = _start_within(device, examples, D) if self.streamed else self.data.offsets[ids]
         n = int((steps > 0).sum())  # those that train come first
-        self._fill(table, (device * M + start)[:n], ids[:n], examples[:n], first[:n], rows[:n], seed, round)
+        self._fill(table, (device * M + start)[:n], ids[:n], examples[:n], first[:n], rows[:n], seed, round, copy)
         longest = lanes(steps).max(axis=-1).sum(axis=-1)
         plan = RoundPlan(
             order=table.reshape(D, M),
-            start=lanes(start),
-            size=lanes(examples),
-            steps=lanes(steps),
-            client_id=lanes(ids),
-            slot=lanes(slot, fill=C),
-            weight=lanes(cohort.weight[slot], dtype=np.float32),
-            version=lanes(0 if cohort.version is None else cohort.version[slot]),
-            neighbour=lanes(_next_in_ring(ids)),
+            lanes=Lane(
+                start=lanes(start),
+                size=lanes(examples),
+                steps=lanes(steps),
+                client_id=lanes(ids),
+                slot=lanes(slot, fill=C),
+                weight=lanes(cohort.weight[slot], dtype=np.float32),
+                version=lanes(given.versions_of(cohort, slot, round, self.versions, self.sampler)),
+                neighbour=lanes(_next_in_ring(ids)),
+                columns={name: lanes(columns[name][slot], of, of.dtype) for name, of in self.columns.items()},
+                copy=None if copy is None else lanes(copy),
+            ),
             chunks=(-(-counts // L)).astype(np.int32),
             round=np.full(D, round, np.int32),
         )
@@ -203,9 +230,10 @@ class Planner:
                 f"cohort.ids span {drawn.min()}..{drawn.max()}: must lie in "
                 f"0..{self.data.num_clients - 1}, the population's clients."
             )
-        if len(np.unique(drawn)) < len(drawn):
+        if not self.repeats and len(np.unique(drawn)) < len(drawn):
             raise ArgumentError(
-                "cohort.ids name a client more than once: raise its weight instead, as its update is the same."
+                "cohort.ids name a client more than once: raise its weight instead; or declare Sampler(repeats=True), "
+                "and each copy trains and draws for itself."
             )
         if cohort.arrives is not None:
             valid = valid & np.asarray(cohort.arrives, bool)
@@ -216,7 +244,7 @@ class Planner:
         sizes = self.data.sizes_of(np.where(valid, ids, 0))
         return np.flatnonzero(valid & (self.batching.count_steps(sizes) > 0))
 
-    def _fill(self, table, start, ids, size, first, rows, seed: int, round: int) -> None:
+    def _fill(self, table, start, ids, size, first, rows, seed: int, round: int, copy=None) -> None:
         """Write each client's rows, which begin at `first`, into `table` from `start`, in a new order an epoch."""
         if not len(ids):
             return
@@ -230,7 +258,8 @@ class Planner:
         epoch, rank = np.divmod(within, size[client])
         position = rank
         if self.batching.shuffle:
-            draw = rng.hash32(seed, Purpose.SHUFFLE, round, ids[client], within)
+            counter = within if copy is None else within + (copy[client] << 32)
+            draw = rng.hash32(seed, Purpose.SHUFFLE, round, ids[client], counter)
             position = _sort_segments(np.cumsum(rank == 0) - 1, draw, rank)
         if not np.array_equal(rows, drawn):  # a remainder, or an epoch that stays unfinished
             within = epoch * stride[client] + rank

@@ -1,23 +1,29 @@
 """Plans as 32-bit words: one transfer to the devices a block, and there plans again."""
 
-import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim.core.arrays import Array
-from fedjax_sim.core.types import RoundPlan
+from fedjax_sim.core.types import Lane, RoundPlan
 from fedjax_sim.engine.device.placement import dealt, put
 from fedjax_sim.engine.plan.planner import PlanShape
 
 
 def pack_plans(plans: list[RoundPlan]) -> np.ndarray:
     """Plans as one array of 32-bit words, [R, D, W]: one transfer instead of ten."""
-    words = [[leaf.reshape(len(leaf), -1).view(np.int32) for leaf in jax.tree.leaves(plan)] for plan in plans]
+    words = [[_words(leaf) for leaf in jax.tree.leaves(plan)] for plan in plans]
     return np.stack([np.concatenate(parts, axis=1) for parts in words])
+
+
+def _words(leaf: np.ndarray) -> np.ndarray:
+    """[D, words] int32: a leaf's bytes, with zeros after those of shorter numbers that do not fill a word."""
+    rows = np.ascontiguousarray(leaf).reshape(len(leaf), -1)
+    if rows.itemsize != 4:
+        rows = np.pad(rows.view(np.uint8), [(0, 0), (0, -rows.shape[1] * rows.itemsize % 4)])
+    return rows.view(np.int32)
 
 
 def place_plans(mesh: Mesh, words: Array) -> jax.Array:
@@ -25,17 +31,35 @@ def place_plans(mesh: Mesh, words: Array) -> jax.Array:
     return put(words, dealt(mesh, words.ndim - 2))
 
 
+def plan_like(shape: PlanShape) -> RoundPlan:
+    """Shapes and dtypes of a plan's arrays."""
+    devices, chunks, lanes, rows = shape[:4]
+    of = lambda dtype, *shape: jax.ShapeDtypeStruct((devices, *shape), dtype)
+    each = Lane.of(lambda dtype, own: of(dtype, chunks, lanes, *own), shape.columns, shape.repeats)
+    return RoundPlan(order=of(np.int32, rows), lanes=each, chunks=of(np.int32), round=of(np.int32))
+
+
 def unpack_plan(words: jax.Array, shape: PlanShape) -> RoundPlan:
     """The plan of one round from its words, [D, W], inside the compiled program."""
-    devices, chunks, lanes, rows, _ = shape
-    each = (devices, chunks, lanes)
-    like = RoundPlan(*[(devices, rows), *[each] * 8, (devices,), (devices,)])
-    at, leaves = 0, {}
-    for field in dataclasses.fields(RoundPlan):
-        leaf_shape = getattr(like, field.name)
-        size = math.prod(leaf_shape[1:])
-        leaf = words[:, at : at + size].reshape(leaf_shape)
-        if field.name == "weight":
-            leaf = jax.lax.bitcast_convert_type(leaf, jnp.float32)
-        leaves[field.name], at = leaf, at + size
-    return RoundPlan(**leaves)
+    like, structure = jax.tree.flatten(plan_like(shape))
+    at, leaves = 0, []
+    for leaf in like:
+        count = math.prod(leaf.shape[1:])
+        end = at + -(-count * leaf.dtype.itemsize // 4)
+        leaves.append(_numbers(words[:, at:end], leaf))
+        at = end
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _numbers(words: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """A leaf from its words, [D, words]."""
+    if like.dtype == np.int32:
+        return words.reshape(like.shape)
+    if like.dtype.itemsize == 4:
+        return jax.lax.bitcast_convert_type(words.reshape(like.shape), like.dtype)
+    if like.dtype.itemsize == 8:
+        return jax.lax.bitcast_convert_type(words.reshape(*like.shape, 2), like.dtype)
+    short = np.uint8 if like.dtype == bool else like.dtype
+    numbers = jax.lax.bitcast_convert_type(words, short).reshape(len(words), -1)
+    numbers = numbers[:, : math.prod(like.shape[1:])].reshape(like.shape)
+    return numbers != 0 if like.dtype == bool else numbers

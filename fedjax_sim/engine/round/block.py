@@ -95,4 +95,5 @@ def widened(cohort: Cohort, capacity: int) -> Cohort:
     missing = capacity - len(cohort.ids)
     if not missing:
         return cohort
-    return jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, missing)), cohort)
+    places = lambda leaf: [(0, missing), *[(0, 0)] * (np.ndim(leaf) - 1)]
+    return jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), places(leaf)), cohort)

@@ -10,14 +10,17 @@ from fedjax_sim.aggregate import Context
 from fedjax_sim.client import ClientBatches
 from fedjax_sim.client.frozen import bound
 from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core import rng
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import squared_norm, where
 from fedjax_sim.core.rng import Purpose
+from fedjax_sim.core.types import Lane
 from fedjax_sim.engine.parts import Parts
-from fedjax_sim.engine.round.cohort_map import ClientResult, Lane
+from fedjax_sim.engine.round.cohort_map import ClientResult
 from fedjax_sim.engine.round.returned import checked_update
 from fedjax_sim.engine.round.sums import fits
+from fedjax_sim.engine.round.versions import of_version
 
 BITS = ("aggregate/uplink_bits", "aggregate/downlink_bits")
 NONFINITE = "nonfinite"
@@ -32,16 +35,18 @@ class ClientSide:
     """
 
     def __init__(self, parts: Parts, index: int):
-        self.parts, self.phase, self.downlink = parts, parts.phases[index], parts.sent[index].downlink
+        self.parts, self.phase = parts, parts.phases[index]
+        _, self.downlink, self.read = parts.sent[index]
         self.aggregator = self.phase.aggregator
         self.facts = self.aggregator.facts
         self.local = any(m.where == "local" for m in self.facts.noise)
         self.shares = self.local or any(m.where == "distributed" for m in self.facts.noise)
 
     def __call__(self, broadcast: PyTree, rows: PyTree, lane: Lane, batches: ClientBatches) -> ClientResult:
-        server, states, keys, this_round = broadcast
+        server, states, keys, this_round, ring = broadcast
         client_row, aggregator_row = rows
-        own = lambda purpose: jax.random.fold_in(keys[purpose], lane.client_id)
+        own = lambda purpose: rng.client_key(keys[purpose], lane.client_id, lane.copy)
+        server = of_version(ring, server, lane.version, this_round, self.read)
         with bound(self.parts.algorithm.task.frozen, batches.frozen):
             update = checked_update(self.phase.client(own(Purpose.CLIENT), server, client_row, batches), client_row)
 
@@ -66,6 +71,8 @@ class ClientSide:
         own_keys = own(Purpose.ENCODE), own(Purpose.NOISE)
         encoded = self.aggregator.encode(own_keys[0], states, aggregator_row, payload, context, own_keys[1])
         message = self.aggregator.receive(own(Purpose.RECEIVE), states, encoded.message)
+        if "scale" in lane.columns:
+            message = jax.tree.map(lambda leaf: _scaled(leaf, lane.columns["scale"]), message)
         factor = sends if self.facts.weighted or self.shares else weight
         if (
             self.parts.exact and not self.facts.weighted
@@ -97,6 +104,12 @@ class ClientSide:
         if self.facts.max_weight is not None:
             weight = jnp.clip(jnp.round(weight), 0, self.facts.max_weight)
         return jnp.where(contributes, weight, 0.0)
+
+
+def _scaled(leaf: jax.Array, scale: jax.Array) -> jax.Array:
+    """Whole numbers as fractions; others keep their type."""
+    leaf = leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(jnp.float32)
+    return leaf * scale.astype(leaf.dtype)
 
 
 def _reported(

@@ -18,27 +18,16 @@ from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.convolution import Convolutions, rewritten, traced
 from fedjax_sim.core.metrics import Metric
-from fedjax_sim.core.types import RoundPlan
+from fedjax_sim.core.types import Lane, RoundPlan
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.engine.device.placement import AXIS, REPLICATED, SHARDED, Dealt
 from fedjax_sim.engine.round import sums as sums_lib
 from fedjax_sim.engine.store.residency import Constants
 
 
-class Lane(NamedTuple):
-    """One client's place in the plan: scalars."""
-
-    start: jax.Array
-    size: jax.Array
-    steps: jax.Array
-    client_id: jax.Array
-    weight: jax.Array
-    version: jax.Array
-    neighbour: jax.Array
-
-
 def client_batches(
     lane: Lane,
+    round: jax.Array,
     order: jax.Array,
     constants: Constants,
     batching: Batching,
@@ -55,7 +44,7 @@ def client_batches(
         num_steps=lane.steps,
         num_examples=lane.size.astype(jnp.float32),
         client_id=lane.client_id,
-        info={"weight": lane.weight, "version": lane.version},
+        info={"weight": lane.weight, "version": lane.version, "round": round, **lane.columns},
         bound=bound,
         arrays=constants.examples,
         order=order,
@@ -192,7 +181,7 @@ class CohortMap:
             broadcast: PyTree, rows: PyTree, plan: RoundPlan, constants: Constants, sums: PyTree, first: jax.Array
         ) -> tuple[PyTree, PyTree]:
             plan, sums = jax.tree.map(lambda leaf: leaf[0], (plan, sums))
-            lanes = plan.start.shape[1]
+            lanes = plan.lanes.start.shape[1]
             place = lambda chunk, lane: (chunk - first) * lanes + jnp.arange(lanes)
             end = jnp.minimum(first + _length(rows) // lanes, plan.chunks)
             client = self._client(broadcast, rows, plan, constants)
@@ -217,32 +206,38 @@ class CohortMap:
         alone = self._alone(plan)
 
         def client(
-            broadcast: PyTree, order: jax.Array, constants: Constants, lane: Lane, row: PyTree, bound: jax.Array
+            round: jax.Array, broadcast: PyTree, order: jax.Array, constants: Constants, *each: Any
         ) -> ClientResult:
-            steps = self.longest if self.static else bound
-            batches = client_batches(
-                lane, order, constants, self.batching, bound=steps, longest=self.longest, alone=alone
-            )
+            lane, row, bound = each
+            made = dict(bound=self.longest if self.static else bound, longest=self.longest, alone=alone)
+            batches = client_batches(lane, round, order, constants, self.batching, **made)
             return self.one_client(broadcast, row, lane, batches)
 
         one: Any = lambda leaf, axes: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype)
-        lane = Lane(**{name: one(getattr(plan, name), 2) for name in Lane._fields})
+        lane = jax.tree.map(lambda column: one(column, 2), plan.lanes.placeless())
         row = jax.tree.map(lambda table: one(table, 1), rows)
-        run, like = traced(client, (broadcast, plan.order, constants, lane, row, lane.steps), self.rewrite)
-        return _Client(lambda *each: run(broadcast, plan.order, constants, *each), like)
+        shared = (plan.round, broadcast, plan.order, constants)
+        run, like = traced(client, (*shared, lane, row, lane.steps), self.rewrite)
+        return _Client(lambda *each: run(*shared, *each), like)
 
     def _alone(self, plan: RoundPlan) -> bool:
         """A chunk is one client, whose own steps bound its loop."""
-        return plan.start.shape[1] == 1 and self.members is None and not self.static
+        return plan.lanes.start.shape[1] == 1 and self.members is None and not self.static
 
     def _run(self, client: "_Client", rows: PyTree, plan: RoundPlan, chunk: jax.Array, place: Any):
-        """A chunk's clients: their results, [L, ...], and the places of their rows; an empty lane's is past the end."""
-        at = lambda name: jax.lax.dynamic_index_in_dim(getattr(plan, name), chunk, 0, False)
-        queue = Lane(**{name: at(name) for name in Lane._fields})
+        """A chunk's clients: results, [L, ...], and the places where rows are kept; past the end where none is.
+
+        Of a client with several lanes all read its row as it was before the phase, and the last copy's is kept: they
+        are on one device, in order, so that no chunk before that one's writes it.
+        """
+        at = lambda column: jax.lax.dynamic_index_in_dim(column, chunk, 0, False)
+        queue = jax.tree.map(at, plan.lanes.placeless())
         bound = queue.steps[0] if self._alone(plan) else self._longest_member(jnp.max(queue.steps))
         places = jnp.where(queue.steps > 0, place(chunk, queue), _length(rows))
         mine = jax.tree.map(lambda table: table.at[places].get(mode="clip"), rows)
-        if plan.start.shape[1] > 1:
+        if queue.copy is not None:
+            places = jnp.where(queue.copy == 0, places, _length(rows))
+        if plan.lanes.start.shape[1] > 1:
             return jax.vmap(client.run, in_axes=(0, 0, None))(queue, mine, bound), places
         lane, row = jax.tree.map(lambda leaf: leaf[0], (queue, mine))
         single = client.run(lane, row, bound)
@@ -252,11 +247,11 @@ class CohortMap:
         return bound if self.members is None else jax.lax.pmax(bound, self.members)
 
     def _all_chunks(self, plan: RoundPlan) -> Any:
-        return plan.start.shape[0] if self.static else self._longest_member(plan.chunks)
+        return plan.lanes.start.shape[0] if self.static else self._longest_member(plan.chunks)
 
     def _zero(self, client: "_Client", plan: RoundPlan) -> Any:
         """Nothing added yet, and room for what is kept of each client."""
-        chunks, lanes = plan.start.shape
+        chunks, lanes = plan.lanes.start.shape
         like: ClientResult = client.like
         buffer = lambda tree: jax.tree.map(lambda a: jnp.zeros((chunks, lanes, *a.shape), a.dtype), tree)
         kept = (

@@ -23,6 +23,7 @@ from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.round.client_side import BITS, NONFINITE, ClientSide
 from fedjax_sim.engine.round.cohort_map import CohortMap, CohortResult, by_dtype
 from fedjax_sim.engine.round.returned import check_server
+from fedjax_sim.engine.round.versions import remembered
 from fedjax_sim.engine.store.residency import Constants
 
 
@@ -33,6 +34,7 @@ class DeviceState:
     server: PyTree
     aggregator: PyTree
     rows: ClientRows
+    versions: PyTree = None
 
 
 @pytree
@@ -116,10 +118,11 @@ class PhaseRound:
         )
 
     def broadcast(self, seeds: jax.Array, state: DeviceState, plan: RoundPlan) -> Any:
-        """What all clients see: server state, the transforms' state, the round's keys and its number."""
+        """What all clients see: server state, the transforms' state, the round's keys and number, old server states."""
         this_round = plan.round[0]
         keys = rng.round_keys(seeds, _PURPOSES, this_round, self.index)
-        return state.server, state.aggregator[self.index], keys, this_round
+        ring = None if state.versions is None else state.versions[self.index]
+        return state.server, state.aggregator[self.index], keys, this_round, ring
 
     def rows(self, rows: ClientRows) -> Any:
         """Those that this phase's clients have."""
@@ -142,12 +145,12 @@ class PhaseRound:
         frozen: PyTree,
     ) -> tuple[DeviceState, RoundOutput]:
         """Reduce, decode and take a server step: the state after the phase, and what the round reports so far."""
-        slots = plan.slot.reshape(-1)
+        slots = plan.lanes.slot.reshape(-1)
 
         def in_order(tree: PyTree) -> Any:
             """From places in the cohort to the order of client ids, whole on every device."""
             last = jnp.full(self.capacity, jnp.iinfo(jnp.int32).max)
-            order = jnp.argsort(last.at[slots].set(plan.client_id.reshape(-1), mode="drop"))
+            order = jnp.argsort(last.at[slots].set(plan.lanes.client_id.reshape(-1), mode="drop"))
             whole = jax.lax.with_sharding_constraint((tree, order), everywhere(self.parts.mesh))
             return jax.tree.map(lambda leaf: leaf[whole[1]], whole[0])
 
@@ -182,7 +185,7 @@ class PhaseRound:
         self, broadcast: PyTree, state: DeviceState, plan: RoundPlan, result: CohortResult, total: PyTree
     ) -> tuple[DeviceState, dict[str, Metric]]:
         """The server's side of the chain, and its step; its metrics."""
-        server, aggregator_state, keys, _ = broadcast
+        server, aggregator_state, keys, this_round, ring = broadcast
         aggregator, parts = self.aggregator, self.parts
         bound, step = aggregator.bound_and_step(aggregator_state, parts.sent[self.index].payload)
         aggregate, new_aggregator_state, metrics = aggregator.server(
@@ -196,7 +199,7 @@ class PhaseRound:
                 step=step,
                 sums=result.sums,
                 round_key=keys[Purpose.SHARED],
-                shares=jnp.sum((plan.weight > 0).astype(jnp.float32)) if parts.everyone else None,
+                shares=jnp.sum((plan.lanes.weight > 0).astype(jnp.float32)) if parts.everyone else None,
                 population=parts.data.num_clients,
             ),
             parts.expected,
@@ -208,7 +211,11 @@ class PhaseRound:
         # Nobody contributed: the model stays, unless noise must be released all the same.
         go = (result.count > 0) | aggregator.facts.noisy
         new_states = _with_entry(state.aggregator, self.index, where(go, new_aggregator_state, aggregator_state))
-        return replace(state, server=where(go, new_server, server), aggregator=new_states), metrics
+        state = replace(state, server=where(go, new_server, server), aggregator=new_states)
+        if ring is not None:
+            ring = remembered(ring, server, this_round, parts.sent[self.index].read)
+            state = replace(state, versions=_with_entry(state.versions, self.index, ring))
+        return state, metrics
 
     def _whole(self, lanes: PyTree) -> Any:
         """What is kept of each client, [N, ...] a leaf, for every process: in one message for each dtype."""

@@ -54,7 +54,7 @@ class Waves:
     def round(self, state: RoundState, plans: Plans, constants: Constants) -> tuple[DeviceState, HostRows, RoundOutput]:
         """One round: the server's state after it, the clients' rows, and what it reports; waits for no computation."""
         rows: HostRows = state.rows  # type: ignore[assignment]
-        made = DeviceState(state.server, state.aggregator, ClientRows())
+        made = DeviceState(state.server, state.aggregator, ClientRows(), state.versions)
         seeds, output = state.seeds, None
         for programs in self.programs(plans.shape):
             sums, rows = self._train(programs, (seeds, made, plans.words), rows, plans, constants)
@@ -68,7 +68,7 @@ class Waves:
         new: dict[int, Row] = {}
         writes, sums = [], None
         for first in range(0, int(max(plan.chunks.max(), 1)), chunks):
-            clients = clients_of(plan, first, chunks)
+            clients, copies = clients_of(plan, first, chunks), copies_of(plan, first, chunks)
             block = read_rows(self.parts.mesh, rows, clients, chunks * lanes)
             if sums is None:
                 sums = programs.begin(*given, block, constants)
@@ -79,9 +79,11 @@ class Waves:
             write = self._writer.submit(_write, after, made)
             self._unwritten.append(write)
             writes.append(write)
-            for its, rows_made in zip(clients, made, strict=True):
-                for client, row in zip(its, rows_made, strict=True):
-                    row.written, new[client] = write, row
+            for its, which, rows_made in zip(clients, copies, made, strict=True):
+                for client, copy, row in zip(its, which, rows_made, strict=True):
+                    row.written = write
+                    if not copy:
+                        new[client] = row
         return sums, rows.updated(new, writes)
 
     def programs(self, shape: PlanShape) -> list[Programs]:
@@ -145,9 +147,19 @@ def chunks_of(shape: PlanShape, row_bytes: int, mesh: Mesh) -> int:
 
 def clients_of(plan: RoundPlan, first: int, chunks: int) -> list[list[int]]:
     """Of each device, the clients of so many chunks from the first on: those of its first lanes there."""
+    return _of_lanes(plan, plan.lanes.client_id, first, chunks)
+
+
+def copies_of(plan: RoundPlan, first: int, chunks: int) -> list[list[int]]:
+    """Of each device, which copies of them those are: 0 for those whose rows are kept."""
+    copies = plan.lanes.copy
+    return _of_lanes(plan, np.zeros_like(plan.lanes.steps) if copies is None else copies, first, chunks)
+
+
+def _of_lanes(plan: RoundPlan, column: np.ndarray, first: int, chunks: int) -> list[list[int]]:
     part = (slice(None), slice(first, first + chunks))
-    steps, ids = (leaf[part].reshape(len(leaf), -1) for leaf in (plan.steps, plan.client_id))
-    return [ids[d, steps[d] > 0].tolist() for d in range(len(ids))]
+    steps, values = (leaf[part].reshape(len(leaf), -1) for leaf in (plan.lanes.steps, column))
+    return [values[d, steps[d] > 0].tolist() for d in range(len(values))]
 
 
 def read_rows(mesh: Mesh, rows: HostRows, clients: list[list[int]], count: int) -> ClientRows:

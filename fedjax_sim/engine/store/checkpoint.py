@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 _SINCE_DIGESTS = ("fingerprint", "digest")
 
-_PARTS = ("server", "aggregator", "sampler", "rows")
+_PARTS = ("server", "aggregator", "sampler", "rows", "versions")
 _HOST_ROWS = "['rows']"
 
 

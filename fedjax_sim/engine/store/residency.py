@@ -120,8 +120,8 @@ class Reader:
 
     def _wanted(self, plan: RoundPlan) -> list[tuple[np.ndarray, np.ndarray]]:
         """Each device's clients, in the order of its lanes, and their examples."""
-        trains = plan.steps > 0
-        return [(ids[on], size[on]) for ids, size, on in zip(plan.client_id, plan.size, trains, strict=True)]
+        lanes = plan.lanes
+        return [(ids[on], size[on]) for ids, size, on in zip(lanes.client_id, lanes.size, lanes.steps > 0, strict=True)]
 
     def _read(self, wanted: Any, rounds: list[int], slots: int, room: int) -> placement.Dealt:
         def empty(like: PyTree) -> np.ndarray:

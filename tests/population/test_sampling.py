@@ -8,6 +8,7 @@ import fedjax_sim as fs
 from fedjax_sim.core.types import Cohort
 from fedjax_sim.engine.plan.planner import Planner
 from fedjax_sim.population import sampling
+from fedjax_sim.population.sampler.in_turn import SMALL, permuted
 
 K, ROUNDS = 40, 30
 SAMPLERS = {
@@ -17,6 +18,9 @@ SAMPLERS = {
     "poisson_rare": fs.sampler.poisson(0.01),
     "poisson_all": fs.sampler.poisson(1),
     "min_separation": fs.sampler.min_separation(3, 4),
+    "cross_silo": fs.sampler.cross_silo(),
+    "cyclic": fs.sampler.cyclic(7),
+    "shuffled_epochs": fs.sampler.shuffled_epochs(8),
     "fixed": fs.sampler.fixed(np.arange(ROUNDS * 5).reshape(ROUNDS, 5) % K),
     "fixed_ragged": fs.sampler.fixed([range(r % 4) for r in range(ROUNDS)]),
 }
@@ -87,6 +91,9 @@ def test_expected_is_the_mean_size(sampler):
         ("uniform", ("without_replacement", K, None, 7)),
         ("poisson", ("poisson", K, 0.2, None)),
         ("min_separation", ("min_separation", K, 3, 4)),
+        ("cross_silo", ("without_replacement", K, None, K)),
+        ("cyclic", ("min_separation", K, 6, 7)),
+        ("shuffled_epochs", None),
         ("fixed", None),
     ],
 )
@@ -151,6 +158,42 @@ def test_participations_are_apart_and_all_take_part():
     assert len(set(groups)) == 3
 
 
+@pytest.mark.parametrize("size", [1, 7, 13, 40])
+def test_shuffled_epochs_have_everybody_once(size):
+    rounds = -(-K // size)
+    drawn = members(fs.sampler.shuffled_epochs(size), 3 * rounds).reshape(3, rounds, K)
+    assert (drawn.sum(axis=1) == 1).all()
+    assert (drawn.sum(axis=2)[:, :-1] == size).all()
+    if size == 7:
+        assert len({epoch.tobytes() for epoch in drawn}) == 3
+        assert (members(fs.sampler.shuffled_epochs(size), 6, seed=1) != drawn[0]).any()
+
+
+def test_permutations_are_uniform():
+    """Each client in each place as often, and each ordered pair of places too."""
+    count, epochs = 5, 1500
+    orders = np.array([permuted(3, epoch, np.arange(count), count) for epoch in range(epochs)])
+    pairs = np.bincount(orders[:, 0] * count + orders[:, 4], minlength=count**2).reshape(count, count)
+    assert stats.chisquare(pairs[~np.eye(count, dtype=bool)]).pvalue > 1e-3
+    count, places = SMALL + 1, np.array([0, 1, 2, SMALL])
+    orders = np.array([permuted(3, epoch, places, count) for epoch in range(epochs)])
+    for column in orders.T:
+        assert stats.kstest(column / count, "uniform").pvalue > 1e-3
+    correlation = np.corrcoef(orders.T)[np.triu_indices(4, 1)]
+    assert np.abs(correlation).max() < 4.5 / epochs**0.5
+    for count in (1, 2, SMALL, SMALL + 1, 10_000):
+        assert (np.sort(permuted(0, 1, np.arange(count), count)) == np.arange(count)).all()
+    some = permuted(0, 0, np.array([10**9, 5]), 10**9 + 1)
+    assert ((some >= 0) & (some <= 10**9)).all()
+
+
+def test_cyclic_blocks_come_again_and_again():
+    drawn = members(fs.sampler.cyclic(7), 21)
+    assert (drawn[:7] == drawn[7:14]).all()
+    assert (drawn[:7].sum(axis=0) == 1).all()
+    assert (members(fs.sampler.cyclic(7), 7, seed=1) != drawn[:7]).any()
+
+
 def test_rounds_are_independent():
     taken = members(fs.sampler.poisson(0.3), 6000, clients=12)
     assert near((taken[:-1] & taken[1:]).mean(axis=0), 0.09, 6000).all()
@@ -204,6 +247,9 @@ def test_poisson_capacity_is_rarely_exceeded(clients, q):
         (lambda: fs.sampler.poisson(1.5), "probability=1.5"),
         (lambda: fs.sampler.poisson(-0.1), "probability=-0.1"),
         (lambda: fs.sampler.poisson(float("nan")), "probability=nan"),
+        (lambda: fs.sampler.cyclic(41).init(K), "blocks=41: the population has only 40"),
+        (lambda: fs.sampler.cyclic(0), "blocks=0"),
+        (lambda: fs.sampler.shuffled_epochs(41).init(K), "cohort_size=41"),
         (lambda: fs.sampler.fixed([]), "at least one round"),
         (lambda: fs.sampler.fixed([[0, 1], [2, 1, 2]]), r"cohorts\[1\]=.*more than once"),
         (lambda: fs.sampler.min_separation(0, 2), "cohort_size=0"),

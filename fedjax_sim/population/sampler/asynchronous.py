@@ -1,0 +1,169 @@
+"""Asynchronous rounds: clients are handed the model whenever one is free, and a round is one update of the server.
+
+Who arrives when does not depend on parameters, so that it is a simulation of events on the host; a round takes the
+clients whose updates the server waits for, each from the model that it was handed (`Cohort.version`).
+"""
+
+import functools
+import heapq
+import math
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.core import rng
+from fedjax_sim.core.errors import check, check_count
+from fedjax_sim.core.rng import Purpose
+from fedjax_sim.core.types import Cohort
+from fedjax_sim.population.sampling import Sampler
+from fedjax_sim.population.staleness import Staleness, polynomial
+
+State = dict[str, Any]
+"""Places of clients at work, [M] each: `client`, `version`, `ticket` (in the order of handing out), `due`, infinite for
+a place that is free; the time `now`; `owed`, places that are free; `handed` out and `dropped` so far; `population`."""
+
+
+def asynchronous(
+    concurrency: int,
+    buffer: int,
+    staleness: Staleness | None = None,
+    max_staleness: int | None = None,
+    durations: float | np.ndarray = 1.0,
+) -> Sampler:
+    r"""Clients that work side by side, each from the newest model when it starts; the server waits for K updates.
+
+    .. math:: x \leftarrow x + \frac 1 K \sum_{k = 1}^K s(\tau_k) \Delta_k
+
+    FedBuff (Nguyen et al. 2022, Algorithm 1) with `fs.fedavg(..., aggregator=fs.aggregate.mean("uniform"))`, whose
+    server optimizer has the place of the plain sum. A round is one update of the server. :math:`\tau` counts the
+    updates since the client was handed its model, against which :math:`\Delta` is. At equal times all arrivals, and
+    the updates that they complete, come before all departures; arrivals are in the order of handing out. A client is at
+    work once at most, and may all the same arrive twice for one update. It is drawn at random among those not at work.
+
+    No accounting event: refused under noise for privacy.
+
+    Args:
+        concurrency: M, clients at work.
+        buffer: K, updates that the server waits for; at most M.
+        staleness: s; None for `fs.population.polynomial(0.5)`.
+        max_staleness: staler updates are dropped, and do not count as one of the K; None drops none. So many old server
+            states are kept on the devices; under None as many as the durations can ask for.
+        durations: how long a client takes, a positive number or [K] of them, in any unit.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> sampler = fs.sampler.asynchronous(concurrency=6, buffer=2)
+        >>> state, seen = sampler.init(100), []
+        >>> for round in range(6):
+        ...     cohort, state = sampler.sample(state, round, seed=0)
+        ...     seen += (round - cohort.version).tolist()
+        >>> seen
+        [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2]
+    """
+    check_count("concurrency", concurrency)
+    check_count("buffer", buffer)
+    check(buffer <= concurrency, "buffer", buffer, f"no more than concurrency={concurrency} are ever at work.")
+    if max_staleness is not None:
+        check_count("max_staleness", max_staleness, minimum=0)
+    weights = polynomial() if staleness is None else staleness
+    times = np.asarray(durations, np.float64)
+    good = times.ndim <= 1 and times.size > 0 and np.isfinite(times).all() and (times > 0).all()
+    check(bool(good), "durations", durations, "must be a positive number, or [K] of them, one a client.")
+
+    def init(num_clients: int) -> State:
+        check(concurrency <= num_clients, "concurrency", concurrency, f"the population has {num_clients} clients.")
+        check(
+            times.shape in ((), (num_clients,)), "durations", times.shape, f"the population has {num_clients} clients."
+        )
+        places = {name: np.zeros(concurrency, np.int64) for name in ("client", "version", "ticket")}
+        counts = {name: np.int64(0) for name in ("handed", "dropped")}
+        free = {"due": np.full(concurrency, np.inf), "now": np.float64(0), "owed": np.int64(concurrency)}
+        return {**places, **free, **counts, "population": np.int64(num_clients)}
+
+    def sample(state: State, round: int, seed: int):
+        arrived, after = _until_full(state, round, seed, buffer, max_staleness, times)
+        ids, version = (np.array(column, np.int32) for column in zip(*arrived, strict=True))
+        scale = np.asarray(weights(round - version), np.float32)
+        ones = np.ones(buffer, np.float32)
+        return Cohort(ids, ones > 0, ones, version=version, columns={"scale": scale}), after
+
+    return Sampler(
+        init=init,
+        sample=sample,
+        capacity=lambda num_clients: buffer,
+        expected=lambda num_clients: float(buffer),
+        name=f"asynchronous({concurrency}, {buffer})",
+        columns={"scale": np.float32(0)},
+        repeats=True,
+        versions=_stalest(concurrency, buffer, times) if max_staleness is None else max_staleness,
+    )
+
+
+def _stalest(concurrency: int, buffer: int, times: np.ndarray) -> int:
+    """Updates that can pass while a client is at work: of each other place as many arrivals as fit beside it."""
+    each = math.ceil(times.max() / times.min() - 1e-9)
+    return ((concurrency - 1) * each + buffer - 1) // buffer
+
+
+def _until_full(
+    state: State, version: int, seed: int, buffer: int, max_staleness: int | None, times: np.ndarray
+) -> tuple[list[tuple[int, int]], State]:
+    """The arrivals, (client, version) each, that the server's next update waits for; the state just after them."""
+    columns = (state[name].tolist() for name in ("due", "ticket", "client", "version"))
+    heap = [place for place in zip(*columns, strict=True) if place[0] < math.inf]
+    heapq.heapify(heap)
+    now, owed, handed, dropped = (state[name].item() for name in ("now", "owed", "handed", "dropped"))
+    working, population, arrived = {place[2] for place in heap}, int(state["population"]), []
+    while len(arrived) < buffer:
+        if owed and (not heap or heap[0][0] > now):  # all of this instant have arrived
+            for ticket in range(handed, handed + owed):
+                client = _free_client(seed, population, ticket, working)
+                working.add(client)
+                due = now + float(times[client] if times.ndim else times)
+                heapq.heappush(heap, (due, ticket, client, version))
+            handed, owed = handed + owed, 0
+        now, _, client, its = heapq.heappop(heap)
+        working.remove(client)
+        owed += 1
+        if max_staleness is not None and version - its > max_staleness:
+            dropped += 1
+        else:
+            arrived.append((client, its))
+    heap += [(math.inf, 0, 0, 0)] * owed
+    due, ticket, client, its = zip(*heap, strict=True)
+    places = {"ticket": ticket, "client": client, "version": its}
+    after = {name: np.array(values, np.int64) for name, values in places.items()}
+    counts = {"owed": owed, "handed": handed, "dropped": dropped, "population": population}
+    after |= {name: np.int64(value) for name, value in counts.items()}
+    return arrived, {**after, "due": np.array(due), "now": np.float64(now)}
+
+
+TICKETS, ATTEMPTS = 1024, 4
+"""Draws that are made at once, and how often each is tried before what is left is looked at."""
+
+
+def _free_client(seed: int, population: int, ticket: int, working: set[int]) -> int:
+    """Of those that are not at work, each as likely: by rejection, and where few are left, from a list of them."""
+    block, within = divmod(ticket, TICKETS)
+    draws = _draws(seed, block)[within]
+    for draw in draws[:-1]:
+        client = int(draw * population)
+        if client not in working:
+            return client
+    free = [client for client in range(population) if client not in working] if population < 4 * len(working) else None
+    if free is not None:
+        return free[int(draws[-1] * len(free))]
+    more = rng.generator(seed, Purpose.GROUP, ticket)
+    while (client := int(more.integers(population))) in working:
+        pass
+    return client
+
+
+@functools.lru_cache(maxsize=8)
+def _draws(seed: int, block: int) -> list[list[float]]:
+    """[TICKETS, ATTEMPTS + 1] uniform numbers of 53 bits."""
+    count = ATTEMPTS + 1
+    ticket, attempt = np.divmod(np.arange(TICKETS * count), count)
+    high, low = (rng.hash32(seed, Purpose.SAMPLE, block, ticket, 2 * attempt + i) for i in (0, 1))
+    bits = (high << np.uint64(21)) | (low >> np.uint64(11))
+    return (bits.astype(np.float64) * 2.0**-53).reshape(TICKETS, count).tolist()

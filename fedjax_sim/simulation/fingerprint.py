@@ -124,7 +124,7 @@ def programs(parts: Parts) -> dict[str, str]:
         ) -> Any:
             of_zero = lambda dtype, shape: jnp.broadcast_to(zero.astype(dtype), shape)
             lane = Lane.of(of_zero, given.kinds(parts.planner.columns))
-            made = dict(bound=zero, longest=0, alone=False)
+            made: Any = dict(bound=zero, longest=0, alone=False)
             batches = client_batches(lane, zero, zero[None], constants, parts.batching, **made)
             with bound(frozen, batches.frozen):
                 return checked_update(phase.client(key, server, row, batches), row)

@@ -251,6 +251,7 @@ def test_scaled_messages_of_integers_and_of_a_median():
         (lambda: fs.sampler.asynchronous(3, 1, durations=0.0), "durations=0.0: must be a positive number"),
         (lambda: fs.sampler.asynchronous(3, 1, durations=np.array([1, np.nan])), "must be a positive number"),
         (lambda: fs.sampler.asynchronous(3, 1, max_staleness=-1), "max_staleness=-1"),
+        (lambda: fs.sampler.asynchronous(30, 1, durations=[1, 9]), "max_staleness=None: .* may be 261 updates old"),
         (lambda: fs.sampler.asynchronous(61, 1).init(K), "concurrency=61: the population has 60"),
         (lambda: fs.sampler.asynchronous(3, 1, durations=np.ones(59)).init(K), r"durations=\(59,\): the population"),
         (lambda: fs.population.polynomial(-1.0), "exponent=-1.0"),

@@ -209,7 +209,7 @@ class CohortMap:
             round: jax.Array, broadcast: PyTree, order: jax.Array, constants: Constants, *each: Any
         ) -> ClientResult:
             lane, row, bound = each
-            made = dict(bound=self.longest if self.static else bound, longest=self.longest, alone=alone)
+            made: Any = dict(bound=self.longest if self.static else bound, longest=self.longest, alone=alone)
             batches = client_batches(lane, round, order, constants, self.batching, **made)
             return self.one_client(broadcast, row, lane, batches)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.arrays import PyTree, Scalar
+from fedjax_sim.core.arrays import PyTree
 
 Ring = tuple[jax.Array, ...]
 """[V, ...] for each leaf of the server state that a phase's clients read."""
@@ -26,7 +26,7 @@ def first(server: PyTree, read: Sequence[bool], count: int) -> Ring:
     return tuple(jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))) for leaf in _of(server, read))
 
 
-def remembered(ring: Ring, server: PyTree, round: Scalar, read: Sequence[bool]) -> Ring:
+def remembered(ring: Ring, server: PyTree, round: jax.Array, read: Sequence[bool]) -> Ring:
     """The ring with a round's state in the place of the oldest."""
     put = jax.lax.dynamic_update_index_in_dim
     return tuple(
@@ -34,7 +34,7 @@ def remembered(ring: Ring, server: PyTree, round: Scalar, read: Sequence[bool]) 
     )
 
 
-def of_version(ring: Ring | None, server: PyTree, version: Scalar, round: Scalar, read: Sequence[bool]) -> PyTree:
+def of_version(ring: Ring | None, server: PyTree, version: jax.Array, round: jax.Array, read: Sequence[bool]) -> PyTree:
     """The server state that clients of a version read, this round's or an old one; what none reads is this round's."""
     if ring is None:
         return server

@@ -18,6 +18,9 @@ from fedjax_sim.core.types import Cohort
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.population.staleness import Staleness, polynomial
 
+MOST = 100
+"""Old server states that are kept without being asked for."""
+
 State = dict[str, Any]
 """Places of clients at work, [M] each: `client`, `version`, `ticket` (in the order of handing out), `due`, infinite for
 a place that is free; the time `now`; `owed`, places that are free; `handed` out and `dropped` so far; `population`."""
@@ -47,7 +50,7 @@ def asynchronous(
         buffer: K, updates that the server waits for; at most M.
         staleness: s; None for `fs.population.polynomial(0.5)`.
         max_staleness: staler updates are dropped, and do not count as one of the K; None drops none. So many old server
-            states are kept on the devices; under None as many as the durations can ask for.
+            states are kept on the devices; under None as many as the durations can ask for, at most `MOST`.
         durations: how long a client takes, a positive number or [K] of them, in any unit.
 
     Example:
@@ -87,6 +90,13 @@ def asynchronous(
         ones = np.ones(buffer, np.float32)
         return Cohort(ids, ones > 0, ones, version=version, columns={"scale": scale}), after
 
+    versions = _stalest(concurrency, buffer, times) if max_staleness is None else max_staleness
+    check(
+        max_staleness is not None or versions <= MOST,
+        "max_staleness",
+        max_staleness,
+        f"by these durations an update may be {versions} updates old, and so many models would be kept: say how many.",
+    )
     return Sampler(
         init=init,
         sample=sample,
@@ -95,7 +105,7 @@ def asynchronous(
         name=f"asynchronous({concurrency}, {buffer})",
         columns={"scale": np.float32(0)},
         repeats=True,
-        versions=_stalest(concurrency, buffer, times) if max_staleness is None else max_staleness,
+        versions=versions,
     )
 
 

@@ -125,7 +125,7 @@ def test_plan_holds_exactly_the_cohorts_work(case):
     assert plan.order.shape == (devices, shape.rows)
     assert plan.order.dtype == np.int32
     for name in "start", "size", "steps", "client_id", "slot", "weight", "version":
-        field = getattr(plan, name)
+        field = getattr(plan.lanes, name)
         assert field.shape == (devices, shape.chunks, lanes)
         assert field.dtype == (np.float32 if name == "weight" else np.int32)
     assert plan.chunks.shape == plan.round.shape == (devices,)

@@ -213,7 +213,7 @@ class PhaseRound:
         new_states = _with_entry(state.aggregator, self.index, where(go, new_aggregator_state, aggregator_state))
         state = replace(state, server=where(go, new_server, server), aggregator=new_states)
         if ring is not None:
-            ring = remembered(ring, server, this_round, parts.sent[self.index].read)
+            ring = remembered(ring, server, this_round, parts.sent[self.index].read, result.count)
             state = replace(state, versions=_with_entry(state.versions, self.index, ring))
         return state, metrics
 

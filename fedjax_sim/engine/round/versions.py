@@ -26,8 +26,18 @@ def first(server: PyTree, read: Sequence[bool], count: int) -> Ring:
     return tuple(jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))) for leaf in _of(server, read))
 
 
-def remembered(ring: Ring, server: PyTree, round: jax.Array, read: Sequence[bool]) -> Ring:
-    """The ring with a round's state in the place of the oldest."""
+def remembered(ring: Ring, server: PyTree, round: jax.Array, read: Sequence[bool], count: jax.Array) -> Ring:
+    """The ring with a round's state in the place of the oldest.
+
+    Args:
+        ring: before.
+        server: the state that the round began with.
+        round: its number.
+        read: for each leaf of the state, whether clients read it.
+        count: clients that contributed, known when the last one has read the ring. The place is made to depend on it:
+            XLA then writes into the ring, and otherwise into a copy of it.
+    """
+    round = round + (count < 0)
     put = jax.lax.dynamic_update_index_in_dim
     return tuple(
         put(states, leaf, round % len(states), 0) for states, leaf in zip(ring, _of(server, read), strict=True)

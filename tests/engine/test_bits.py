@@ -63,9 +63,8 @@ def test_those_who_train_form_one_ring_in_order_of_their_ids(lanes, devices):
     for ids in ([7, 1, 3, 0, 11], [4], [1]):
         cohort = fs.sampler.cohort(np.array(ids), 6)
         plan, _ = planner.plan(cohort, planner.shape(6, lanes), seed=0, round=0)
-        lanes = plan.lanes
-        busy = lanes.steps > 0
-        found = dict(zip(lanes.client_id[busy].tolist(), lanes.neighbour[busy].tolist(), strict=True))
+        of, busy = plan.lanes, plan.lanes.steps > 0
+        found = dict(zip(of.client_id[busy].tolist(), of.neighbour[busy].tolist(), strict=True))
         ring = sorted(set(ids) - {1})
         assert found == dict(zip(ring, ring[1:] + ring[:1], strict=True))
 

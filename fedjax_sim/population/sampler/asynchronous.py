@@ -7,6 +7,7 @@ clients whose updates the server waits for, each from the model that it was hand
 import functools
 import heapq
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def asynchronous(
     buffer: int,
     staleness: Staleness | None = None,
     max_staleness: int | None = None,
-    durations: float | np.ndarray = 1.0,
+    durations: float | Sequence[float] | np.ndarray = 1.0,
 ) -> Sampler:
     r"""Clients that work side by side, each from the newest model when it starts; the server waits for K updates.
 

@@ -1,5 +1,7 @@
 """Draws with unequal chances, and the weights that undo them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fedjax_sim.core import rng
@@ -8,8 +10,11 @@ from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Cohort
 from fedjax_sim.population.sampling import Sampler
 
+Numbers = Sequence[float] | np.ndarray
+"""[K], one a client."""
 
-def importance(chances: np.ndarray, draws: int, sizes: np.ndarray | None = None) -> Sampler:
+
+def importance(chances: Numbers, draws: int, sizes: Numbers | None = None) -> Sampler:
     r"""Clients drawn with replacement, each time k with its own chance, and each update scaled to undo it.
 
     .. math:: \hat u = \frac 1 m \sum_{j=1}^m \frac{p_{k_j}}{q_{k_j}} u_{k_j}, \qquad

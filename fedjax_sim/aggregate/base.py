@@ -31,6 +31,8 @@ class Context(NamedTuple):
         weight: [] float32, the client's effective weight; 0 where it contributes nothing, but 1 where it adds noise.
         expected: the sampler's expected cohort.
         step: [] float32, how much one unit of the incoming integers is worth; 1 where they are no integers.
+        receive_key: what this transform's `receive` will get as its key: by it a client knows what the server decodes,
+            also where that draws; None outside of a round, and where nothing is received.
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -48,6 +50,7 @@ class Context(NamedTuple):
     weight: Scalar = 1.0
     expected: Scalar = 1.0
     step: Scalar = 1.0
+    receive_key: Key | None = None
 
 
 class Mechanism(NamedTuple):

@@ -107,7 +107,10 @@ class Aggregator(NamedTuple):
                 payload = jax.tree.map(lambda p: p * jnp.asarray(context.weight).astype(p.dtype), payload)
             mine = folded.part(t, payload)
             own = context._replace(
-                round_key=jax.random.fold_in(context.round_key, i), bound=folded.incoming(t, bounds), step=step
+                round_key=jax.random.fold_in(context.round_key, i),
+                bound=folded.incoming(t, bounds),
+                step=step,
+                receive_key=_folded(context.receive_key, i) if t.receives else None,
             )
             own_key, row = self._key(i, key, noise_key), folded.no_row(t, mine) if rows is None else rows[i]
             sums.append(t.sums(own_key, states[i], mine, own))
@@ -270,6 +273,10 @@ def as_aggregator(aggregator: Aggregator | Reducer | Transform | None) -> Aggreg
     if isinstance(aggregator, Transform):
         return chain(aggregator)
     raise ArgumentError(f"aggregator={aggregator!r}: must be a chain, a reducer or a transform.")
+
+
+def _folded(key: Key | None, i: int) -> Key | None:
+    return None if key is None else jax.random.fold_in(key, i)
 
 
 def _join(metrics: Mapping[str, V], more: Mapping[str, V], transform: Transform) -> dict[str, V]:

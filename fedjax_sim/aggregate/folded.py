@@ -103,4 +103,5 @@ def total_bits(bits: Folded) -> Scalar:
 
 def _context_like() -> Context:
     zero, one = jnp.zeros((), jnp.int32), jnp.ones(())
-    return Context(zero, zero, jax.random.key(0), jnp.asarray(jnp.inf, jnp.float32), zero, one, 1.0, one)
+    key, unbounded = jax.random.key(0), jnp.asarray(jnp.inf, jnp.float32)
+    return Context(zero, zero, key, unbounded, zero, one, 1.0, one, key)

@@ -152,7 +152,7 @@ def _decoded(chain: Aggregator, key: Key, part: PyTree) -> tuple[PyTree, Scalar]
         )
     one, zero = jnp.ones(()), jnp.zeros((), jnp.int32)
     encode, shared, receive, decode = jax.random.split(key, 4)
-    context = Context(zero, zero, shared, jnp.asarray(jnp.inf, jnp.float32), weight=one)
+    context = Context(zero, zero, shared, jnp.asarray(jnp.inf, jnp.float32), weight=one, receive_key=receive)
     encoded = chain.encode(encode, states, None, part, context)
     message = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), chain.receive(receive, states, encoded.message))
     alone = Aggregate(message, one, one, sums=(None,) * len(chain.transforms), round_key=shared)

@@ -148,7 +148,8 @@ def _chain_programs(
     def client(
         key: jax.Array, round_key: Any, states: PyTree, rows: PyTree, payload: PyTree, zero: jax.Array, one: jax.Array
     ) -> Any:
-        context = Context(zero, zero, round_key, one, neighbour=zero, weight=one, expected=parts.expected)
+        told = {"neighbour": zero, "weight": one, "expected": parts.expected, "receive_key": key}
+        context = Context(zero, zero, round_key, one, **told)
         encoded = chain.encode(key, states, rows, payload, context)
         return chain.receive(key, states, encoded.message), encoded.sums
 

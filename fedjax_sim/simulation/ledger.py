@@ -62,8 +62,9 @@ def _scaled(mechanism: Any, aggregator: PyTree, payload: PyTree, expected: float
         raise ArgumentError(f"{aggregator.name}: its bound is traced, and accounting needs a number.")
     zero, one = jnp.zeros((), jnp.int32), jnp.ones(())
     unbounded = jnp.asarray(jnp.inf, jnp.float32)
-    context = Context(zero, zero, jax.random.key(0), unbounded, zero, weight=one, expected=expected, step=one)
-    message = jax.eval_shape(lambda p: aggregator.client(jax.random.key(0), states, rows, p, context)[0], payload)
+    key = jax.random.key(0)
+    context = Context(zero, zero, key, unbounded, zero, weight=one, expected=expected, step=one, receive_key=key)
+    message = jax.eval_shape(lambda p: aggregator.client(key, states, rows, p, context)[0], payload)
     shares = (mechanism.details or {}).get("survivors") or expected
     details = {"norm": float(bound) / float(step), "dimension": pytree.size(message), "shares": shares}
     return mechanism._replace(details=details)

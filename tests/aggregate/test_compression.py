@@ -398,10 +398,38 @@ def test_bits_count_all_that_is_sent(name):
 # Error feedback and low rank
 
 
-@pytest.mark.parametrize("inner", [A.top_k(0.2), A.sign(), A.drive(biased=True), A.random_k(0.3, scale=False)])
-def test_error_feedback_loses_nothing(inner):
-    """What was sent and what is left add up to all updates."""
-    chain = A.chain(A.error_feedback(inner))
+def noisy():
+    """A channel that adds noise of its own as the server decodes."""
+    return A.Transform("noisy", receive=lambda key, state, message: message + jax.random.normal(key, message.shape))
+
+
+def dithered():
+    """Whole numbers after a dither that the server draws again and takes away."""
+    dither = lambda key, leaf: jax.random.uniform(key, leaf.shape, minval=-0.5, maxval=0.5)
+
+    def client(key, state, row, payload, context):
+        return jnp.round(payload + dither(context.receive_key, payload)), row, {}
+
+    return A.Transform("dithered", client=client, receive=lambda key, state, m: m - dither(key, m))
+
+
+FED_BACK = {
+    "top_k": A.top_k(0.2),
+    "sign": A.sign(),
+    "drive": A.drive(biased=True),
+    "eden": A.eden(2, biased=True),
+    "random_k": A.random_k(0.3, scale=False),
+    "k_level": A.k_level(16),
+    "qsgd": A.qsgd(16),
+    "dithered": dithered(),
+    "noisy": noisy(),
+}
+
+
+@pytest.mark.parametrize("name", FED_BACK)
+def test_error_feedback_loses_nothing(name):
+    """What was received and what is left add up to all updates, also where the server draws as it decodes."""
+    chain = A.chain(A.error_feedback(FED_BACK[name]))
     updates = jnp.asarray(np.random.default_rng(0).normal(size=(12, 33)), jnp.float32)
     states, rows = chain.init(updates[0])
     step = jax.jit(functools.partial(_sent, chain))
@@ -415,8 +443,9 @@ def test_error_feedback_loses_nothing(inner):
 
 
 def _sent(chain, key, states, rows, update):
-    message, rows, _ = chain.client(key, states, rows, update, context())
-    return chain.receive(key, states, message), rows
+    receive = jax.random.fold_in(key, 1)
+    message, rows, _ = chain.client(key, states, rows, update, context()._replace(receive_key=receive))
+    return chain.receive(receive, states, message), rows
 
 
 @pytest.mark.parametrize("rank", [1, 3])

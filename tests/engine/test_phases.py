@@ -220,3 +220,24 @@ def test_rows_of_transforms():
     assert not jax.tree.leaves(second)
     # Round 2 draws clients 2 and 6, lagging 1 each, and 8 and 11, lagging 0.
     assert float(state.server["second"]) == pytest.approx(0.5)
+
+
+def test_error_feedback_knows_what_the_server_decodes():
+    """The server draws as it decodes, and all that it adds up is what clients sent, less what they still hold."""
+    noise = lambda key, state, message: message + jax.random.normal(key, message.shape)
+    channel = fs.aggregate.Transform("channel", receive=noise)
+    halved = fs.aggregate.Transform("halved", client=lambda key, state, row, p, context: (p / 2, row, {}))
+    aggregator = fs.aggregate.chain(halved, fs.aggregate.error_feedback(channel), reduce=fs.aggregate.mean("uniform"))
+    algorithm = fs.Algorithm(
+        toys.task(),
+        lambda params: (jnp.zeros(3), None),
+        lambda key, server, row, batches: fs.ClientUpdate(2 * jnp.arange(3.0)),
+        lambda key, server, aggregate: server + aggregate.value * aggregate.count,
+        aggregator,
+    )
+    sim = simulation(algorithm)
+    state, _ = sim.run(sim.init(), 3)
+    (memory,) = jax.tree.leaves(state.rows.aggregator)
+    assert np.abs(memory).max() > 0.1
+    sent = sum(toys.SIZES[k] > 0 for cohort in COHORTS for k in cohort) * np.arange(3.0)
+    np.testing.assert_allclose(state.server + np.sum(memory, 0), sent, atol=1e-4)

@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregate.base import Facts, Message, State, Transform
-from fedjax_sim.core.arrays import Key, PyTree
+from fedjax_sim.aggregate.base import Facts, Transform
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.core.metrics import Mean
 from fedjax_sim.core.pytree import squared_norm
@@ -17,8 +16,9 @@ def error_feedback(transform: Transform) -> Transform:
 
     .. math:: w_t = v_t + e_t, \qquad \text{send } C(w_t), \qquad e_{t+1} = w_t - \hat w_t
 
-    where :math:`\hat w_t` is what the server decodes. So nothing is lost, only late:
-    :math:`\sum_{t<T} \hat w_t + e_T = \sum_{t<T} v_t`. A client that takes part seldom adds an old memory.
+    where :math:`\hat w_t` is what the server decodes, with the server's key for this message where decoding draws. So
+    nothing is lost, only late: :math:`\sum_{t<T} \hat w_t + e_T = \sum_{t<T} v_t`. A client that takes part seldom adds
+    an old memory.
 
     The memory is a row of the size of the update for each client of the population, kept and checkpointed by the
     engine.
@@ -59,7 +59,7 @@ def error_feedback(transform: Transform) -> Transform:
         inner, memory = row
         wanted = jax.tree.map(jnp.add, payload, memory)
         message, inner, metrics = transform.client(key, state, inner, wanted, context)
-        memory = jax.tree.map(jnp.subtract, wanted, _decoded(transform, key, state, message))
+        memory = jax.tree.map(jnp.subtract, wanted, transform.receive(context.receive_key, state, message))
         norm = Mean(jnp.sqrt(squared_norm(memory)), jnp.ones(()))
         return message, (inner, memory), {**metrics, "feedback_norm": norm}
 
@@ -78,8 +78,3 @@ def error_feedback(transform: Transform) -> Transform:
         facts=facts,
         bound=lambda state, incoming, dim: jnp.full((), jnp.inf, jnp.float32),
     )
-
-
-def _decoded(transform: Transform, key: Key, state: State, message: Message) -> PyTree:
-    """What the server makes of one message."""
-    return transform.receive(key, state, message)

@@ -67,10 +67,11 @@ class ClientSide:
             neighbour=lane.neighbour,
             weight=sends.astype(jnp.float32) if self.shares else weight,
             expected=self.parts.expected,
+            receive_key=own(Purpose.RECEIVE),
         )
         own_keys = own(Purpose.ENCODE), own(Purpose.NOISE)
         encoded = self.aggregator.encode(own_keys[0], states, aggregator_row, payload, context, own_keys[1])
-        message = self.aggregator.receive(own(Purpose.RECEIVE), states, encoded.message)
+        message = self.aggregator.receive(context.receive_key, states, encoded.message)
         if "scale" in lane.columns:
             message = jax.tree.map(lambda leaf: _scaled(leaf, lane.columns["scale"]), message)
         factor = sends if self.facts.weighted or self.shares else weight

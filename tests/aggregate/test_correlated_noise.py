@@ -88,11 +88,12 @@ def toeplitz(column, n):
 
 
 def test_banded_noise_is_the_inverse_of_its_matrix():
+    """In rounds past those that are planned, too, whose noise stays that of the plan."""
     pytest.importorskip("jax_privacy")
-    n, bound, z = 7, 0.5, 0.8
-    transform = fs.aggregate.banded_noise(z, bands=3, rounds=n, coefficients=COLUMN)
+    n, planned, bound, z = 7, 5, 0.5, 0.8
+    transform = fs.aggregate.banded_noise(z, bands=3, rounds=planned, coefficients=COLUMN)
     noise = added(transform, n, bound=bound)
-    sigma = z * bound * banded_sensitivity(COLUMN, 3, n)
+    sigma = z * bound * banded_sensitivity(COLUMN, 3, planned)
     inverse = np.linalg.inv(toeplitz(COLUMN, n))
     np.testing.assert_allclose(noise @ noise.T / noise.shape[1] / sigma**2, inverse @ inverse.T, atol=0.12)
     white = toeplitz(COLUMN, n) @ noise

@@ -5,6 +5,7 @@ distribution whose rounding errs to the low side. Among the clients are some wit
 which send zero; the noise is that of all who were drawn (`test_shares.py` measures that it is).
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -17,6 +18,7 @@ from scipy import stats
 
 import fedjax_sim as fs
 from fedjax_sim.engine.round.block import pack
+from fedjax_sim.simulation import epsilon as epsilon_lib
 from fedjax_sim.simulation import ledger as ledger_lib
 from tests.privacy.rounding import rounded
 
@@ -242,17 +244,33 @@ def test_a_tree(efficient):
         check(sim.epsilon(rounds=rounds, delta=DELTA).epsilon, least((noise(0, 1), noise(0, 0), trees)), at_most=2)
 
 
-def test_banded_noise():
+@pytest.mark.parametrize("column", [[1.0, 0.6, 0.3], [1.0, 1.0, -0.4]], ids=str)
+def test_banded_noise(column):
+    """Of fewer rounds than planned, as many, and more: any of a client's rounds, so far apart, may be its own."""
     pytest.importorskip("jax_privacy")
-    z, column, n, b = 1.5, [1.0, 0.6, 0.3], 8, 4
+    z, n, b = 1.5, 8, 4
     banded = fs.aggregate.banded_noise(z, bands=3, rounds=n, separation=b, coefficients=column)
     sim = simulation(banded, sampler=fs.sampler.min_separation(3, b))
-    for rounds in (3, 8, 10):
+    meter = epsilon_lib.meter(sim.parts)
+
+    def moved(rounds):
+        """By how much the most telling of all ways to take part moves what is released, in units of Z."""
         matrix = sum(c * np.eye(rounds, k=-i) for i, c in enumerate(column))
-        planned = sum(c * np.eye(n, k=-i) for i, c in enumerate(column))
-        moved = lambda m: np.linalg.norm(m @ (np.arange(len(m)) % b == 0))  # in every b-th round
-        noise = gaussian(z * moved(planned) / moved(matrix))
-        check(sim.epsilon(rounds=rounds, delta=DELTA).epsilon, least((noise(0, 1), noise(0, 0), 1)), at_most=1.1)
+        ways = (np.array(way) for way in itertools.product((0, 1), repeat=rounds))
+        return max(np.linalg.norm(matrix @ way) for way in ways if all(np.diff(np.flatnonzero(way)) >= b))
+
+    for rounds in (3, 8, 9, 13):
+        noise = gaussian(z * moved(n) / moved(rounds))
+        bound = least((noise(0, 1), noise(0, 0), 1))
+        ledger = None
+        for _ in range(rounds):
+            ledger = ledger_lib.entered(ledger, sim.executor.released, 3, 3)
+        state = fs.RoundState(rounds, 5, None, None, None, None, ledger)
+        for claim in (sim.epsilon(rounds=rounds, delta=DELTA), sim.epsilon(state=state, delta=DELTA)):
+            check(claim.epsilon, bound, at_most=1.1)
+        part = dataclasses.replace(state, round=2, ledger=[{**ledger[0], "rounds": 2}])
+        assert sim.epsilon(rounds=rounds - 2, state=part, delta=DELTA) == sim.epsilon(rounds=rounds, delta=DELTA)
+        assert epsilon_lib.spent(meter, ledger, rounds) >= sim.epsilon(state=state).epsilon
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "fixed"])

@@ -59,6 +59,10 @@ class Batching:
         each = self.count_epoch_steps(sizes)
         return each * self.epochs if self.steps is None else np.where(each > 0, self.steps, 0)
 
+    def most_steps(self, sizes) -> int:
+        """Local steps of the client that has most; 0 of none."""
+        return int(self.count_steps(sizes).max(initial=0))
+
     def count_rows(self, sizes, steps=None) -> np.ndarray:
         """[K] entries a client takes in a plan's `order`: one for each example of each step, so at most steps x B."""
         each = np.maximum(self.count_epoch_steps(sizes), 1)

@@ -94,7 +94,7 @@ def map_clients(
     rng.check_seed(seed)
     check_count("round", round, minimum=0)
     ids = None if clients is None else _checked_ids(clients, data.num_clients)
-    longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
+    longest = batching.most_steps(data.kinds()[0])
     mesh = placement.client_mesh(devices)
     given = dict(rows=rows, ids=ids, seed=seed, round=round, lanes=lanes, longest=longest, task=task)
     if task is not None and task.frozen is not None:

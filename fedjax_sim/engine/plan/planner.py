@@ -86,7 +86,7 @@ class Planner:
         self.columns = given.declared(None if sampler is None else sampler.columns)
         self.repeats = sampler is not None and sampler.repeats
         self.versions = 0 if sampler is None else sampler.versions
-        self.longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
+        self.longest = batching.most_steps(data.kinds()[0])
         self._shapes: dict[tuple[int, int], PlanShape] = {}
         self._examples: dict[PlanShape, int] = {}
 

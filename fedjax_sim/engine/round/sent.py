@@ -30,7 +30,7 @@ def sent(
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data.arrays)
     constants = Constants(shapes, task.frozen)
-    longest = int(batching.count_steps(data.kinds()[0]).max(initial=0))
+    longest = batching.most_steps(data.kinds()[0])
 
     def update(phase: Pass, server: PyTree, row: PyTree, constants: Constants, zero: jax.Array):
         lane = Lane.of(lambda dtype, shape: jnp.broadcast_to(zero.astype(dtype), shape), columns)

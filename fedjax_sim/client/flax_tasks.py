@@ -5,7 +5,7 @@ A module's parameters are its variables, as Flax itself names them: `{"params": 
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as linen
@@ -264,14 +264,18 @@ def _check_convolution(next_function: Callable[..., Any], args: Any, kwargs: Any
     module = context.module
     if isinstance(module, linen.Conv | linen.ConvTranspose) and context.method_name == "__call__":
         x = args[0] if args else kwargs["inputs"]
-        size = module.kernel_size
-        axes = (1 if isinstance(size, int) else len(size)) + 2
-        if jnp.ndim(x) < axes:
-            raise ArgumentError(
-                f"{module.name or type(module).__name__} with kernel_size={size} gets inputs {jnp.shape(x)}: must have "
-                f"{axes} axes, [B, ..., channels]. Add the missing one, as x[..., None] for one channel."
-            )
+        _check_axes(module.name or type(module).__name__, module.kernel_size, x)
     return next_function(*args, **kwargs)
+
+
+def _check_axes(name: str, kernel_size: int | Sequence[int], x: Array) -> None:
+    """Refuse a convolution's inputs without channels, whose batch it would take for an axis of a picture."""
+    axes = (1 if isinstance(kernel_size, int) else len(kernel_size)) + 2
+    if jnp.ndim(x) < axes and type(x).__name__ != "BatchTracer":  # the module's own vmap holds the batch's axis
+        raise ArgumentError(
+            f"{name} with kernel_size={kernel_size} gets inputs {jnp.shape(x)}: must have {axes} axes, "
+            "[B, ..., channels]. Add the missing one, as x[..., None] for one channel."
+        )
 
 
 def _mask_batch_norm(mask: jax.Array) -> Callable[..., Any]:
@@ -296,6 +300,8 @@ def _nnx(model: Model, inputs: str, frozen: bool) -> _Module:
     training, testing = nnx.clone(template), nnx.clone(template)
     training.train()
     testing.eval()
+    for module in (training, testing):
+        _check_convolutions(module)
     graphs = {
         train: nnx.split(module, nnx.Param, nnx.BatchStat, ...)
         for train, module in ((True, training), (False, testing))
@@ -330,6 +336,24 @@ def _nnx(model: Model, inputs: str, frozen: bool) -> _Module:
         return outputs, {"batch_stats": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))}
 
     return _Module(init, apply, ("batch_stats",) if stats else ())
+
+
+def _check_convolutions(module: nnx.Module) -> None:
+    """Have a module's convolutions look at their inputs: as linen's, they take such without the batch's axis."""
+    for _, part in nnx.iter_graph(module):
+        if isinstance(part, nnx.Conv | nnx.ConvTranspose):
+            part.__class__ = _checking(type(part))
+
+
+@functools.cache
+def _checking(kind: type[Any]) -> type[Any]:
+    """That class of convolutions, which looks at its inputs before it is called."""
+
+    def call(self: Any, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        _check_axes(kind.__name__, self.kernel_size, inputs)
+        return kind.__call__(self, inputs, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__doc__": kind.__doc__})
 
 
 def _filled(state: Any, values: PyTree) -> Any:

@@ -275,11 +275,43 @@ class Pictures(nn.Module):
         return nn.Dense(3)(x.reshape(x.shape[0], -1))
 
 
+class NnxPictures(nnx.Module):
+    def __init__(self, rngs, kind=nnx.Conv):
+        self.conv = kind(1, 2, (3, 3), rngs=rngs)
+        self.dense = nnx.Linear(72, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.conv(x)
+        return self.dense(x.reshape(x.shape[0], -1))
+
+
+class Transposed(NnxPictures):
+    def __init__(self, rngs):
+        super().__init__(rngs, nnx.ConvTranspose)
+
+
+class Wide(NnxPictures):
+    """Whose channels are as many as the pictures are wide: Flax itself would take them."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs, lambda _, *args, **kwargs: nnx.Conv(6, *args, **kwargs))
+
+
+class OneByOne(NnxPictures):
+    def __call__(self, x):
+        return self.dense(jax.vmap(self.conv)(x).reshape(x.shape[0], -1))
+
+
+NO_CHANNELS = r"Conv with kernel_size=\(3, 3\) gets inputs \(2, 6, 6\): must have 4 axes.*x\[..., None\]"
 RANKS = {
     "other data": (Linen(), (4,), (1, 4), r"input 'x' has examples of shape \(1, 4\): the task's sample has \(4,\)"),
     "other width": (Linen(), (4,), (6,), r"input 'x', \[B, ...\] = \(2, 6\): .*sample, \(1, 4\)"),
     "a number an example": (Linen(), (), (), r"input 'x', \[B, ...\] = \(2,\): "),
     "no channels": (Pictures(), (6, 6), (6, 6), r"Conv_0 with kernel_size=\(3, 3\) gets inputs \(1, 6, 6\): .* 4 axes"),
+    "nnx, no channels": (NnxPictures, (6, 6), (6, 6), NO_CHANNELS),
+    "nnx, a module": (NnxPictures(nnx.Rngs(0)), (6, 6), (6, 6), NO_CHANNELS),
+    "nnx, transposed": (Transposed, (6, 6), (6, 6), r"ConvTranspose with kernel_size=\(3, 3\) gets inputs \(2, 6, 6\)"),
+    "nnx, as many channels": (Wide, (6, 6), (6, 6), NO_CHANNELS),
 }
 
 
@@ -296,6 +328,20 @@ def test_inputs_of_a_wrong_rank(case):
 
     with pytest.raises(fs.FedSimError, match=message):
         meet()
+
+
+def test_nnx_convolutions_that_look_at_their_inputs_compute_the_same():
+    """The user's module keeps its class; a batch's axis may be the module's own vmap."""
+    pictures = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
+    batch = {"x": pictures, "y": np.zeros(4, np.int32), "mask": np.ones(4, np.float32)}
+    given = NnxPictures(nnx.Rngs(3))
+    for model in (given, OneByOne):
+        task = fs.classification(model, batch)
+        loss = task.loss(task.init(KEY), batch, KEY).value
+        module = given if model is given else model(nnx.Rngs(KEY))
+        expected = optax.softmax_cross_entropy_with_integer_labels(module(jnp.asarray(pictures)), batch["y"])
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+        assert type(module.conv) is nnx.Conv
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from flax.errors import ScopeParamShapeError
 
-from fedjax_sim.client.labels import example_of, label_check, whole
+from fedjax_sim.client.labels import categories_check, example_of, label_check, whole
 from fedjax_sim.client.task import Columns, Loss, LossResult, Task, named_loss
 from fedjax_sim.core.arrays import Array, Batch, PyTree
 from fedjax_sim.core.convolution import Convolutions, check_convolutions
@@ -91,7 +91,7 @@ def classification(
         convolutions=convolutions,
     )
     classes = functools.partial(num_classes, model, example_of(sample), inputs, labels, preprocess, batch_stats)
-    return task._replace(check=label_check(labels, classes))
+    return task._replace(check=label_check(labels, classes, before=task.check))
 
 
 def num_classes(
@@ -203,7 +203,14 @@ def flax_task(
     def evaluate(params: Params, batch: Batch, key: Key) -> Loss:
         return run(params, batch, key, False)
 
-    return Task(module.init, train_loss, collections=module.collections, evaluate=evaluate, convolutions=convolutions)
+    return Task(
+        module.init,
+        train_loss,
+        collections=module.collections,
+        evaluate=evaluate,
+        check=categories_check(sample),
+        convolutions=convolutions,
+    )
 
 
 def _module(model: Model, example: Callable[[], jax.Array], inputs: str, batch_stats: BatchStats | None) -> _Module:

@@ -1,4 +1,4 @@
-"""Class labels: whole numbers from 0 on, looked at on the host before anything is trained on them."""
+"""Class labels, whole numbers from 0 on, and other codes: looked at on the host before anything is trained on them."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_sim.client.task import Columns, ColumnsCheck
 from fedjax_sim.core.arrays import Array
 from fedjax_sim.core.errors import ArgumentError, is_traced
-from fedjax_sim.core.kinds import is_computable
+from fedjax_sim.core.kinds import categories_of, is_computable
 
 
 def check_labels(name: str, y: Array, classes: int, ignored: int | None = None) -> None:
@@ -48,17 +48,45 @@ def check_labels(name: str, y: Array, classes: int, ignored: int | None = None) 
         )
 
 
-def label_check(name: str, classes: Callable[[], int | None], ignored: int | None = None) -> ColumnsCheck:
+def categories_check(sample: Columns) -> ColumnsCheck | None:
+    """A task's `check` that codes stand for what they stand for in its sample; None where that has no codes.
+
+    Args:
+        sample: the columns that the task was made with, which know their categories where a source read them.
+    """
+    known = {name: dict(found) for name, column in sample.items() if (found := categories_of(column))}
+    if not known:
+        return None
+
+    def check(columns: Columns) -> None:
+        for name, own in known.items():
+            other = categories_of(columns.get(name))
+            for column in own.keys() & other.keys():
+                if own[column] != other[column]:
+                    raise ArgumentError(
+                        f"column {name!r}: the codes of {column!r} stand for {other[column]:.200}, but in the task's "
+                        f"sample for {own[column]:.200}. Read these data with categories=, the sample's federation."
+                    )
+
+    return check
+
+
+def label_check(
+    name: str, classes: Callable[[], int | None], ignored: int | None = None, before: ColumnsCheck | None = None
+) -> ColumnsCheck:
     """A task's `check` of its labels.
 
     Args:
         name: the column.
         classes: called once, when labels are first looked at; None where the column is not what the loss reads.
         ignored: as in `check_labels`.
+        before: another check, which comes first.
     """
     classes = functools.cache(classes)
 
     def check(columns: Columns) -> None:
+        if before is not None:
+            before(columns)
         y = columns.get(name)
         if y is None or is_traced(y) or np.asarray(y).dtype.kind not in "biuf":
             return

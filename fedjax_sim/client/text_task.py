@@ -64,4 +64,4 @@ def next_token(
 
     task = flax_task(model, sample, loss, inputs=inputs, preprocess=preprocess)
     classes = functools.partial(num_classes, model, example_of(sample), inputs, labels, preprocess, None)
-    return task._replace(check=label_check(labels, classes, ignored=pad))
+    return task._replace(check=label_check(labels, classes, pad, task.check))

@@ -1,6 +1,7 @@
-"""What devices compute with: numbers, and no text; and what kind of numbers a state keeps."""
+"""What devices compute with: numbers, and no text; what codes stand for; and what kind of numbers a state keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,52 @@ import numpy as np
 from fedjax_sim.core.arrays import Array, PyTree, Shapes
 from fedjax_sim.core.errors import ArgumentError
 
+_CATEGORIES = "fedjax_sim.categories"
+
+
+def with_categories(codes: np.ndarray, categories: Mapping[str, str]) -> np.ndarray:
+    """The same codes, whose dtype remembers what they stand for: so do views, rows and copies, not what they look up.
+
+    Args:
+        codes: [N, ...].
+        categories: column of a file to its categories, as one text.
+
+    Example:
+        >>> codes = with_categories(np.zeros(3, np.int32), {"colour": '["blue", "red"]'})
+        >>> categories_of(codes[1:]), categories_of(np.array([5])[codes])
+        ({'colour': '["blue", "red"]'}, {})
+    """
+    return codes.view(np.dtype(codes.dtype, metadata={_CATEGORIES: dict(categories)})) if categories else codes
+
+
+def categories_of(column: object) -> Mapping[str, str]:
+    """What a column's codes stand for, if it knows."""
+    return (getattr(getattr(column, "dtype", None), "metadata", None) or {}).get(_CATEGORIES, {})
+
+
+def is_wide(dtype: np.dtype) -> bool:
+    """Whether numbers are floats of more than 64 bits, or pairs of such: no device has them."""
+    return dtype.kind in "fc" and dtype.itemsize > (8 if dtype.kind == "f" else 16)
+
+
+def in_native_order(array: np.ndarray) -> np.ndarray:
+    """An array with its numbers' bytes in the machine's order, copied where they are not.
+
+    Example:
+        >>> in_native_order(np.array([1.5], ">f4"))
+        array([1.5], dtype=float32)
+    """
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
 
 def is_computable(array: Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether an array's entries are numbers, truth values or JAX keys."""
-    return any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.extended))
+    """Whether an array's entries are numbers, truth values or JAX keys, in a form that devices have."""
+    kinds = (jnp.number, jnp.bool_, jax.dtypes.extended)
+    return any(jnp.issubdtype(array.dtype, kind) for kind in kinds) and not _foreign(array.dtype)
+
+
+def _foreign(dtype: Any) -> bool:
+    return isinstance(dtype, np.dtype) and (is_wide(dtype) or not dtype.isnative or dtype.kind == "m")
 
 
 def check_computable(arrays: PyTree) -> None:
@@ -20,10 +63,16 @@ def check_computable(arrays: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         if is_computable(leaf):
             continue
-        name = jax.tree_util.keystr(path, simple=True, separator="/") or "arrays"
-        what = {"M": "dates", "m": "spans of time"}.get(leaf.dtype.kind, "text or Python objects")
+        name, kind = jax.tree_util.keystr(path, simple=True, separator="/") or "arrays", leaf.dtype
+        if kind.kind in "biufc":
+            wide = {"f": "np.float64", "c": "np.complex128"}.get(kind.kind) if is_wide(kind) else None
+            what, into = ("long doubles", wide) if wide else ("bytes in another order", 'x.dtype.newbyteorder("=")')
+            raise ArgumentError(
+                f"column {name!r} holds {what} ({kind.str}), which devices do not have: convert it, x.astype({into})."
+            )
+        what = {"M": "dates", "m": "spans of time", "V": "records"}.get(kind.kind, "text or Python objects")
         raise ArgumentError(
-            f"column {name!r} holds {what} ({leaf.dtype}), with which devices do not compute. Turn it into numbers, as "
+            f"column {name!r} holds {what} ({kind}), with which devices do not compute. Turn it into numbers, as "
             f'fs.data.sources.table(..., categories={{"{name}": [...]}}) does of texts and fs.data.next_token_windows '
             "of sentences, or leave the column out."
         )

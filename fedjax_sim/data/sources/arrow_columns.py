@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.kinds import with_categories
 from fedjax_sim.data.federated import CATEGORIES, FederatedData
 from fedjax_sim.data.sources import csv_text
 from fedjax_sim.data.sources.limits import check_room
@@ -115,7 +116,10 @@ def read(
         return made
 
     def entry(columns: str | list[str]) -> np.ndarray:
-        return one(columns) if isinstance(columns, str) else stacked({name: one(name) for name in columns}, where)
+        names = [columns] if isinstance(columns, str) else columns
+        made = one(columns) if isinstance(columns, str) else stacked({name: one(name) for name in columns}, where)
+        coded = {name: about[CATEGORIES + name] for name in names if CATEGORIES + name in about}
+        return with_categories(made, coded)
 
     return {name: entry(columns) for name, columns in layout.items()}, about
 

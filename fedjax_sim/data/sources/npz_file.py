@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.kinds import in_native_order, is_wide
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sources.grouping import group, text_of
 from fedjax_sim.data.sources.limits import check_growth, check_memory
@@ -23,7 +24,8 @@ def npz(path: str | Path, *, client: str | None = None, verify: bool = False) ->
 
     Either the file says whose rows are whose by arrays `offsets` [K + 1] and, where rows are in another order, `index`,
     as `fs.data.FederatedData` has them, and perhaps `client_ids` [K]; or a column names each row's client. Members that
-    `np.savez` wrote are memory-mapped, those of `np.savez_compressed` are read.
+    `np.savez` wrote are memory-mapped, those of `np.savez_compressed` are read, and so are numbers whose bytes are in
+    another order than the machine's, which are turned round.
 
     Args:
         path: the file.
@@ -35,7 +37,7 @@ def npz(path: str | Path, *, client: str | None = None, verify: bool = False) ->
 
     Raises:
         ArgumentError: a file that is damaged, is no .npz, or unpacks to more than the memory; arrays of objects, which
-            could run code, of dates or of records; offsets that do not fit; no such column.
+            could run code, of dates, records or long doubles; offsets that do not fit; no such column.
 
     Example:
         >>> import tempfile, pathlib, numpy as np, fedjax_sim as fs
@@ -99,6 +101,9 @@ def _members(path: Path, verify: bool) -> dict[str, Any]:
                         f"{path}: {name!r} should hold {list(shape)} of {dtype}, but has "
                         f"{info.file_size - start} bytes."
                     )
+                if stored and not dtype.isnative:  # is read, to be turned round
+                    needed += 2 * info.file_size
+                    check_memory(f"{path}", needed, "store it in this machine's order of bytes, and it is mapped.")
                 if dtype.kind in "SU":
                     needed += TEXT * math.prod(shape)
                     check_growth(f"{path}", needed // 2, held, "store texts as arrays of numbers.")
@@ -106,7 +111,7 @@ def _members(path: Path, verify: bool) -> dict[str, Any]:
                 if stored and info.compress_size != info.file_size:
                     raise ArgumentError(f"{path}: {name!r} has two sizes, {info.compress_size} and {info.file_size}.")
                 order = "F" if fortran else "C"
-                if stored and math.prod(shape) and dtype.kind not in "SU":
+                if stored and math.prod(shape) and dtype.kind not in "SU" and dtype.isnative:
                     value = np.memmap(path, dtype, "r", _data_start(file, info) + start, shape, order)
                     while verify and member.read(1 << 22):  # at its end zipfile compares the CRC-32
                         pass
@@ -114,7 +119,7 @@ def _members(path: Path, verify: bool) -> dict[str, Any]:
                     value = np.frombuffer(bytearray(member.read()), dtype).reshape(shape, order=order)
             if value.ndim == 0:
                 raise ArgumentError(f"{path}: {name!r} is a single value; arrays [N, ...] are wanted.")
-            arrays[name] = _bytes(value, f"{path}: {name!r}") if dtype.kind in "SU" else value
+            arrays[name] = _bytes(value, f"{path}: {name!r}") if dtype.kind in "SU" else in_native_order(value)
     return arrays
 
 
@@ -124,10 +129,10 @@ def _header(member: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dty
         raise ArgumentError(f"{where}: is of .npy version {version}; plain arrays are of 1.0 or 2.0.")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(member)
-    if dtype.kind not in "biufcSU" or any(length < 0 for length in shape):
+    if dtype.kind not in "biufcSU" or is_wide(dtype) or any(length < 0 for length in shape):
         raise ArgumentError(
-            f"{where}: holds {dtype} of shape {shape}; numbers and texts of a fixed width can be read. "
-            "Objects are not loaded, as they could run code: store them as arrays of numbers."
+            f"{where}: holds {dtype} of shape {shape}; numbers of 64 bits at most and texts of a fixed width can be "
+            "read. Objects are not loaded, as they could run code: store them as arrays of numbers."
         )
     return shape, fortran, dtype
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.kinds import in_native_order, is_wide
 from fedjax_sim.data.store.cache_files import (
     BLOCK,
     VERSION,
@@ -132,7 +133,7 @@ class Writer:
             if column["dtype"] == "bytes":
                 self._append_strings(f"{i}", list(value))
             else:
-                self._append(f"{i}", value.astype(value.dtype.newbyteorder("="), copy=False).tobytes())
+                self._append(f"{i}", in_native_order(value).tobytes())
         self._append("sizes", np.int64(next(iter(lengths.values()))).tobytes())
         self._append_strings("ids", [client_id.encode()])
         self.num_clients += 1
@@ -140,8 +141,8 @@ class Writer:
             self._flush()
 
     def _append_strings(self, name: str, values: list[bytes]) -> None:
-        if other := next((value for value in values if type(value) is not bytes), None):
-            raise ArgumentError(f"a column of objects holds {type(other).__name__}; only `bytes` can be kept.")
+        if others := [value for value in values if type(value) is not bytes]:
+            raise ArgumentError(f"a column of objects holds {type(others[0]).__name__}; only `bytes` can be kept.")
         data = b"".join(values)
         ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)))
         start = self.text_ends.get(name, 0)
@@ -175,8 +176,10 @@ class Writer:
 
 
 def _column(name: str, value: np.ndarray) -> Column:
-    if value.dtype.kind not in "biufcO":
-        raise ArgumentError(f"column {name!r} has dtype {value.dtype}; numbers and `bytes` objects can be kept.")
+    if value.dtype.kind not in "biufcO" or is_wide(value.dtype):
+        raise ArgumentError(
+            f"column {name!r} has dtype {value.dtype}; numbers of 64 bits at most and `bytes` objects can be kept."
+        )
     dtype = "bytes" if value.dtype.kind == "O" else value.dtype.newbyteorder("=").str
     return {"name": name, "dtype": dtype, "shape": list(value.shape[1:])}
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedjax_sim.core.errors import ArgumentError, check
+from fedjax_sim.core.kinds import in_native_order, is_wide
 
 
 class DiskArray:
@@ -18,7 +19,7 @@ class DiskArray:
 
     Args:
         path: the file.
-        dtype: of the entries.
+        dtype: of the entries in the file; rows come in the machine's order of bytes.
         shape: [N, ...], in C order.
         offset: bytes before the first entry.
 
@@ -34,7 +35,9 @@ class DiskArray:
     """
 
     def __init__(self, path: str | os.PathLike[str], dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int = 0):
-        self.path, self.dtype, self.shape, self.offset = Path(path), np.dtype(dtype), tuple(shape), int(offset)
+        self.path, self.shape, self.offset = Path(path), tuple(shape), int(offset)
+        self.stored = np.dtype(dtype)
+        self.dtype = self.stored.newbyteorder("=")
         check(len(self.shape) >= 1, "shape", shape, "must be [N, ...].")
         check(not self.dtype.hasobject, "dtype", dtype, "Python objects cannot be read row by row.")
         self._row = math.prod(self.shape[1:]) * self.dtype.itemsize
@@ -65,9 +68,10 @@ class DiskArray:
         wanted = np.where(wanted < 0, wanted + len(self), wanted)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"rows {rows} of {self}")
-        out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+        out = np.empty((len(wanted), *self.shape[1:]), self.stored)
         if out.nbytes:
             self._read(wanted, out.reshape(-1).view(np.uint8))
+        out = in_native_order(out)
         return out if rows.ndim else out[0]
 
     def _read(self, rows: np.ndarray, out: np.ndarray) -> None:
@@ -126,7 +130,8 @@ def on_disk(source: str | os.PathLike[str] | np.memmap) -> DiskArray:
             f"source={str(source)!r}: is no .npy file of numbers, or a damaged one ({what})."
         ) from error
     kind = mapped.dtype
-    check(kind.kind in "biufc", "source", source, f"holds {kind}: numbers can be read row by row.")
+    readable = kind.kind in "biufc" and not is_wide(kind)
+    check(readable, "source", source, f"holds {kind}: numbers of 64 bits at most can be read row by row.")
     check(mapped.ndim >= 1, "source", source, "holds one value; arrays [N, ...] are wanted.")
     check(mapped.flags.c_contiguous, "source", source, "is not in C order: save np.ascontiguousarray of it.")
     if mapped.filename is None:

@@ -107,11 +107,17 @@ def rows():
     return pa.table({name: pa.array(list(column)) for name, column in arrays().items()})
 
 
-def parquet(folder):
-    import pyarrow.parquet
+def parquet(**options):
+    def make(folder):
+        import pyarrow.parquet
 
-    pyarrow.parquet.write_table(rows(), folder / "a.parquet", row_group_size=16, write_page_checksum=True)
-    return folder / "a.parquet"
+        pyarrow.parquet.write_table(rows(), folder / "a.parquet", row_group_size=16, **options)
+        return folder / "a.parquet"
+
+    return make
+
+
+BEGINNINGS = {"x.list.element": "PLAIN", "y": "DELTA_BINARY_PACKED", "who": "DELTA_BYTE_ARRAY"}
 
 
 def csv(suffix, pack):
@@ -272,7 +278,9 @@ FORMATS = {
     "pickle of a table": Format(pickled(frame), unpickle(None)),
     "pickle, xz": Format(pickled(frame, lzma.compress, ".xz"), unpickle("xz"), True),
     "pickle, gzip": Format(pickled(frame, gzip.compress, ".gz"), unpickle("gzip"), True),
-    "parquet": Format(parquet, read_table),
+    "parquet": Format(parquet(write_page_checksum=True), read_table),
+    "parquet, zstd": Format(parquet(compression="zstd", data_page_version="2.0"), read_table),
+    "parquet, delta": Format(parquet(use_dictionary=False, column_encoding=BEGINNINGS), read_table),
     "csv": Format(csv("", bytes), read_table),
     "csv, gzip": Format(csv(".gz", gzip.compress), read_table, True),
     "arrow stream": Format(saved("a.arrow"), read_saved),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.data.sources import parquet_footer
-from fedjax_sim.data.sources.limits import check_growth, check_memory, check_room
+from fedjax_sim.data.sources.limits import FLOOR, check_growth, check_memory, check_room
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,15 +30,77 @@ def parquet(path: Path) -> "pa.Table":
     needed = sum(chunk.values * chunk.width for chunk in chunks)
     check_growth(f"{path}", max(needed, sum(chunk.unpacked for chunk in chunks)), held, ADVICE)
     check_memory(f"{path}", needed, "take some of its rows or columns.")
-    texts = {chunk.name for chunk in chunks if chunk.type == parquet_footer.TEXT and "." not in chunk.name}
+    counted, repeating = _check_pages(path, chunks, held)
+    texts = {chunk.name for chunk in chunks if chunk.type == parquet_footer.TEXT} - repeating.keys()
+    inner, texts = ({name for name in texts if ("." in name) == nested} for nested in (True, False))
+    _check_inner(path, sorted(inner & counted), held)
     options: Any = {"read_dictionary": sorted(texts), "page_checksum_verification": True}
-    rows = pyarrow.parquet.ParquetFile(path, memory_map=True, **options).read()
+    file = pyarrow.parquet.ParquetFile(path, memory_map=True, **options)
+    rows = _in_parts(file, FLOOR // (8 * max(repeating.values())), f"{path}", held) if repeating else file.read()
     rows.validate(full=True)
     check_unpacked(rows, f"{path}", held)
     for place, field in enumerate(rows.schema):
         if field.name in texts and pyarrow.types.is_dictionary(field.type):
             rows = rows.set_column(place, field.name, rows.column(place).cast(field.type.value_type))
     return rows
+
+
+def _check_pages(path: Path, chunks: list[parquet_footer.Chunk], held: int) -> tuple[set[str], dict[str, int]]:
+    """Refuse pages that say to hold more than their chunk, or than any file does.
+
+    Returns:
+        Columns whose values are counted up in a dictionary; and those whose texts repeat what others begin with, with
+        the bytes that one text may have.
+    """
+    counted: set[str] = set()
+    repeating: dict[str, int] = {}
+    unpacked = largest = 0
+    for chunk in chunks:
+        where, values, longest, repeats = f"{path}: column {chunk.name!r}", 0, 1, False
+        for page in parquet_footer.pages_of(path, chunk):
+            unpacked, longest = unpacked + page.unpacked, max(longest, page.unpacked)
+            if page.type == parquet_footer.DICTIONARY:
+                counted.add(chunk.name)
+                check_growth(where, max(chunk.width, 16) * page.values, held, ADVICE)
+            else:
+                values += page.values
+            repeats |= page.encoding == parquet_footer.DELTA_BYTE_ARRAY
+            check_growth(where, unpacked, held, ADVICE)
+        largest = max(largest, longest)
+        if repeats:
+            repeating[chunk.name] = max(longest, repeating.get(chunk.name, 0))
+        if values > chunk.values:
+            raise ArgumentError(f"{where} says to hold {chunk.values} values, and its pages {values}. It is damaged.")
+    check_memory(f"{path}", largest, ADVICE)
+    return counted, repeating
+
+
+def _check_inner(path: Path, names: list[str], held: int) -> None:
+    """Refuse texts within lists and records that are far more than the file once each is there as often as it says.
+
+    They are read packed, a group of rows at a time, and dropped: Arrow does not join such columns.
+    """
+    import pyarrow.parquet
+
+    needed = 0
+    file = pyarrow.parquet.ParquetFile(path, memory_map=True, read_dictionary=names)
+    for group in range(file.num_row_groups if names else 0):
+        rows = file.read_row_group(group, columns=names)
+        needed += sum(_unpacked(chunk) for column in rows.columns for chunk in column.chunks)
+        check_room(f"{path}", needed, held, ADVICE)
+
+
+def _in_parts(file: Any, size: int, where: str, held: int) -> "pa.Table":
+    """All rows of a Parquet file, so many at a time, counted as they come."""
+    import pyarrow
+
+    parts: list[Any] = []
+    needed = 0
+    for part in file.iter_batches(batch_size=max(size, 1), use_threads=False):
+        parts.append(part)
+        needed += sum(_unpacked(column) for column in part.columns)
+        check_room(where, needed, held, ADVICE)
+    return pyarrow.Table.from_batches(parts, file.schema_arrow if not parts else parts[0].schema)
 
 
 def stream(path: Path) -> "pa.Table":
@@ -110,6 +172,10 @@ def _unpacked(array: "pa.Array") -> int:
     import pyarrow.compute as pc
 
     kind = array.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return 8 * len(array) + _unpacked(array.flatten())
+    if pa.types.is_struct(kind):
+        return sum(_unpacked(array.field(place)) for place in range(kind.num_fields))
     if pa.types.is_dictionary(kind):
         lengths = _lengths(array.dictionary)
         if lengths is None:

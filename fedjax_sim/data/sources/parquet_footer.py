@@ -1,32 +1,64 @@
-"""What a Parquet file says to hold, read from its footer.
+"""What a Parquet file says to hold, read from its footer, and from the headers of its pages.
 
-Arrow's own records of a footer end the process where a damaged one does not fit together (its C++ exceptions pass
-through functions that may not throw); its reader of data does not. The footer is Thrift's compact protocol.
+The footer's sizes are a stranger's word, and Arrow takes those of each page, of which it makes as many bytes and values
+before it looks at the data. Arrow's own records of a footer end the process where a damaged one does not fit together
+(its C++ exceptions pass through functions that may not throw); its reader of data does not. All headers are Thrift's
+compact protocol.
 """
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from fedjax_sim.core.errors import ArgumentError
 
 TEXT = 6
-WIDTHS = {0: 1, 1: 4, 4: 4, TEXT: 4, 7: 4}
-"""Bytes that a value of a type takes in memory, at least: truths, INT32, FLOAT, texts and fixed texts; else 8."""
+FIXED = 7
+WIDTHS = {0: 1, 1: 4, 3: 12, 4: 4, TEXT: 4}
+"""Bytes that a value of a type takes in memory, at least: truths, INT32, INT96, FLOAT and texts; else 8."""
+DELTA_BYTE_ARRAY = 7
+"""The encoding whose texts repeat what the text before begins with: a few bytes can stand for any number."""
+DICTIONARY = 2
+"""The type of a page whose values others count up; 0 and 3 hold data."""
+HEADER = 16 << 20
+"""Bytes of a page's header at most, as in Arrow."""
 
 
 class Chunk(NamedTuple):
-    """A column's values in one group of rows: name, type, number of values, bytes unpacked."""
+    """A column's values in one group of rows.
+
+    Attributes:
+        name: the column's path, with dots.
+        type: physical, by number.
+        values: how many.
+        unpacked: bytes of its pages, unpacked.
+        packed: bytes of its pages.
+        start: of its first page in the file.
+        length: bytes of a value of the type FIXED.
+    """
 
     name: str
     type: int
     values: int
     unpacked: int
+    packed: int
+    start: int
+    length: int
 
     @property
     def width(self) -> int:
         """Bytes of a value in memory, at least."""
-        return WIDTHS.get(self.type, 8)
+        return max(self.length, 4) if self.type == FIXED else WIDTHS.get(self.type, 8)
+
+
+class Page(NamedTuple):
+    """A page: its type and encoding by number, how many values, and bytes unpacked."""
+
+    type: int
+    encoding: int
+    values: int
+    unpacked: int
 
 
 def chunks_of(path: Path) -> list[Chunk]:
@@ -47,11 +79,59 @@ def chunks_of(path: Path) -> list[Chunk]:
         file.seek(held - 8 - length)
         footer = _Compact(file.read(length))
     try:
-        groups = footer.struct()[4]
-        columns = [column[3] for group in groups for column in group[1]]
-        return [Chunk(b".".join(c[3]).decode(), c[1], c[5], c[6]) for c in columns]
-    except (IndexError, KeyError, TypeError, ValueError, RecursionError, struct.error) as error:
+        said = footer.struct()
+        lengths = [int(element.get(2, 0)) for element in said[2] if not element.get(5)]  # of the leaves of its schema
+        return [
+            Chunk(b".".join(c[3]).decode(), c[1], c[5], c[6], c[7], min(c[9], c.get(11) or c[9]), length)
+            for group in said[4]
+            for c, length in zip((column[3] for column in group[1]), lengths, strict=True)
+        ]
+    except _DAMAGED as error:
         raise ArgumentError(f"{path}: its footer is damaged ({type(error).__name__}: {error}).") from error
+
+
+def pages_of(path: Path, chunk: Chunk) -> Iterator[Page]:
+    """The pages of a chunk, as their headers say, without a look at what they hold.
+
+    Raises:
+        ArgumentError: a header that is none, or pages that do not fill the chunk.
+    """
+    with open(path, "rb") as file:
+        at, end, left = chunk.start, chunk.start + chunk.packed, chunk.values
+        if not 0 <= at <= end <= file.seek(0, 2):
+            raise ArgumentError(f"{path}: column {chunk.name!r} lies beyond its end. It is cut off or damaged.")
+        while at < end and left > 0:
+            try:
+                said, length = _page_header(file, at, min(end - at, HEADER))
+                kind, unpacked, packed = said[1], said[2], said[3]
+                about = said[{0: 5, DICTIONARY: 7, 3: 8}[kind]] if kind in (0, DICTIONARY, 3) else {1: 0, 2: 0}
+                page = Page(kind, about[4 if kind == 3 else 2], about[1], unpacked)
+                if packed < 0 or unpacked < 0 or page.values < 0 or at + length + packed > end:
+                    raise ValueError(f"a page of {packed} bytes, {unpacked} unpacked, with {page.values} values")
+            except _DAMAGED as error:
+                words = f"{type(error).__name__}: {error}"
+                raise ArgumentError(
+                    f"{path}: column {chunk.name!r} has a damaged page at byte {at} ({words})."
+                ) from error
+            yield page
+            at, left = at + length + packed, left - (page.values if kind in (0, 3) else 0)
+
+
+def _page_header(file: IO[bytes], at: int, most: int) -> tuple[dict[int, "Value"], int]:
+    """A page's header, and its length."""
+    size = min(1024, most)
+    while True:
+        file.seek(at)
+        header = _Compact(file.read(size))
+        try:
+            return header.struct(), header.at
+        except (IndexError, ValueError, struct.error):
+            if size >= most:
+                raise
+        size = min(16 * size, most)
+
+
+_DAMAGED = (IndexError, KeyError, TypeError, ValueError, AttributeError, RecursionError, struct.error)
 
 
 Value = Any

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.kinds import with_categories
 from fedjax_sim.data.federated import CATEGORIES, FederatedData, Partitioner, federate
+from fedjax_sim.data.sources.array_record_file import check_chunks
 from fedjax_sim.data.sources.arrow_columns import check_classes
 from fedjax_sim.data.sources.grouping import group, text_of
 from fedjax_sim.data.sources.limits import check_room
@@ -98,14 +100,19 @@ def tfds(
         if isinstance(features[entry], tensorflow_datasets.features.ClassLabel) and features[entry].num_classes:
             check_classes(np.asarray(columns[entry]), features[entry].names, f"{where}: {entry!r}")
             about[CATEGORIES + entry] = json.dumps(features[entry].names)
+
+    def stacked() -> dict[str, np.ndarray]:
+        arrays = {entry: _stack(values, f"{where}: {entry!r}") for entry, values in columns.items()}
+        coded = {entry: {entry: about[CATEGORIES + entry]} for entry in arrays if CATEGORIES + entry in about}
+        return {entry: with_categories(array, coded.get(entry, {})) for entry, array in arrays.items()}
+
     if group_by is None:
         assert partition is not None
-        arrays = {entry: _stack(values, f"{where}: {entry!r}") for entry, values in columns.items()}
+        arrays = stacked()
         return federate(arrays, partition, seed, "label" if "label" in arrays else "y", about)
     ids = columns.pop(group_by)
     if not per_client:
-        arrays = {entry: _stack(values, f"{where}: {entry!r}") for entry, values in columns.items()}
-        return group(arrays, _stack(ids, f"{where}: {group_by!r}"), f"{where}: {group_by!r}", about)
+        return group(stacked(), _stack(ids, f"{where}: {group_by!r}"), f"{where}: {group_by!r}", about)
     return _clients([_id(value, where) for value in ids], columns, where)
 
 
@@ -162,7 +169,11 @@ def _records(builder: Builder, split: str, needed: list[str], where: str) -> lis
     except Exception as error:
         raise ArgumentError(f"{where}: split={split!r}: there are {sorted(builder.info.splits)}.") from error
     try:
-        held = sum(path.stat().st_size for path in Path(builder.data_path).iterdir() if path.is_file())
+        files = [path for path in Path(builder.data_path).iterdir() if path.is_file()]
+        held = sum(path.stat().st_size for path in files)
+        for path in files:
+            if ".array_record" in path.name:
+                check_chunks(path, held)
         records, made = [], 0
         with warnings.catch_warnings():
             warnings.filterwarnings("error", category=_bomb_warning())  # of pictures that unpack to far more

@@ -146,15 +146,89 @@ def bombs(folder):
     Image.new("L", (8000, 8000)).save(picture, "PNG")
     struct = pa.array([{"bytes": picture.getvalue(), "path": None}] * 9)
     yield hugging_face, saved(folder / "pictures", {"who": ["a"] * 9, "x": struct})
+    long = pa.DictionaryArray.from_arrays([0] * 1000, ["x" * 200_000])
+    rows = pa.table({"who": pa.array([0] * 500), "x": pa.ListArray.from_arrays(range(0, 1001, 2), long)})
+    pa.parquet.write_table(rows, folder / "lists.parquet", compression="none")
+    yield table, folder / "lists.parquet"
+    fixed = pa.array([b"x" * 100_000] * 1000, pa.binary(100_000))
+    pa.parquet.write_table(pa.table({"who": pa.array([0] * 1000), "x": fixed}), folder / "fixed.parquet")
+    yield table, folder / "fixed.parquet"
+    rows = pa.table({"who": pa.array([0] * 1000), "x": pa.array(["x" * 100_000] * 1000)})
+    how = {"use_dictionary": False, "column_encoding": {"who": "PLAIN", "x": "DELTA_BYTE_ARRAY"}}
+    pa.parquet.write_table(rows, folder / "beginnings.parquet", compression="none", write_statistics=False, **how)
+    yield table, folder / "beginnings.parquet"
+    rows = pa.table({"who": pa.array([0] * 100), "x": pa.array(["x" * 1_000_000] * 100)})
+    how = {"use_dictionary": False, "write_statistics": False}
+    pa.parquet.write_table(rows, folder / "pages.parquet", compression="zstd", **how)
+    group = pa.parquet.read_metadata(folder / "pages.parquet").row_group(0)
+    sizes = {group.column(1).total_uncompressed_size: 1000, group.total_byte_size: 2000}
+    yield table, patched(folder / "pages.parquet", sizes)
 
 
-@pytest.mark.parametrize("number", range(5))
+def patched(path, numbers):
+    """A Parquet file with other numbers in its footer, of as many bytes: a varint may be longer than need be."""
+
+    def varint(value, length=0):
+        value, out = value << 1, b""
+        while value > 127 or len(out) + 1 < length:
+            out, value = out + bytes([value & 127 | 128]), value >> 7
+        return out + bytes([value])
+
+    content = path.read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    footer = content[start:]
+    for old, new in numbers.items():
+        assert varint(old) in footer
+        footer = footer.replace(varint(old), varint(new, len(varint(old))))
+    path.write_bytes(content[:start] + footer)
+    return path
+
+
+@pytest.mark.parametrize("number", range(9))
 def test_a_bomb_is_refused_before_it_is_read(number, tmp_path, peak):
     read, path = [*bombs(tmp_path)][number]
     assert (path.stat().st_size if path.is_file() else 0) < 1 << 20
     peak.again()
     fails(read, path, "say to hold|is compressed")
     assert peak() < 64 << 20
+
+
+def test_pages_of_more_values_than_their_chunk_are_refused(tmp_path):
+    """A run of one value takes a few bytes, however long it is."""
+    path = tmp_path / "rows.parquet"
+    pa.parquet.write_table(pa.table({"who": pa.array([0] * 5000), "y": pa.array([7] * 5000)}), path)
+    assert table(path).num_examples == 5000
+    fails(table, patched(path, {5000: 4000}), "column 'who' says to hold 4000 values, and its pages 5000")
+
+
+def test_texts_that_begin_as_others_are_read_in_parts(tmp_path):
+    texts = [f"{'x' * 50_000}{i}" for i in range(400)]
+    rows = pa.table({"who": pa.array(["a", "b"] * 200), "x": pa.array(texts), "y": pa.array(range(400))})
+    how = {"use_dictionary": False, "column_encoding": {"who": "PLAIN", "x": "DELTA_BYTE_ARRAY", "y": "PLAIN"}}
+    pa.parquet.write_table(rows, tmp_path / "rows.parquet", row_group_size=300, **how)
+    data = table(tmp_path / "rows.parquet")
+    assert data.client(1)["x"].tolist() == [text.encode() for text in texts[1::2]]
+    assert data.client(1)["y"].tolist() == [*range(1, 400, 2)]
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_pages_are_read_as_arrow_reads_them(tmp_path, version, dictionary):
+    """Whatever their version, in several groups and pages, with lists and gaps."""
+    texts, lists = [f"t{i % 7}" for i in range(500)], [["a", f"b{i % 3}"] for i in range(500)]
+    rows = pa.table({"who": texts, "l": lists, "y": pa.array([None if i % 5 == 0 else i for i in range(500)])})
+    how = {"data_page_version": version, "use_dictionary": dictionary, "row_group_size": 200, "data_page_size": 64}
+    pa.parquet.write_table(rows, path := tmp_path / "rows.parquet", write_batch_size=16, **how)
+    for chunk in parquet_footer.chunks_of(path):
+        pages = [*parquet_footer.pages_of(path, chunk)]
+        counted = [page for page in pages if page.type == parquet_footer.DICTIONARY]
+        assert len(counted) == (1 if dictionary else 0)
+        assert sum(page.values for page in pages if page not in counted) == chunk.values
+        assert len(pages) > 1
+        assert 0 < sum(page.unpacked for page in pages) < chunk.unpacked
+    data = table(path, nulls="nan")
+    assert data.client(3)["l"].tolist() == [[b"a", f"b{i % 3}".encode()] for i in range(3, 500, 7)]
+    np.testing.assert_array_equal(data.client(1)["y"], [np.nan if i % 5 == 0 else i for i in range(1, 500, 7)])
 
 
 def test_the_checksums_of_parquets_pages_are_compared(tmp_path):

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tensorflow_data
+from array_record.python import array_record_module
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.data.sources.array_record_file import chunks_of
 
 F = tensorflow_data.features
 EXAMPLES = {
@@ -222,6 +224,30 @@ def test_tensorflow_is_not_imported(examples):
         assert "tensorflow" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+
+
+def test_a_record_that_unpacks_to_far_more_is_refused_before_it_is(tmp_path, peak):
+    path = prepare(tmp_path, rows=[ROWS[0] | {"words": "x" * 80_000_000}])
+    assert sum(file.stat().st_size for file in path.iterdir()) < 1 << 18
+    peak.again()
+    fails(path, r"array_record-00000-of-00001: its \d+ bytes say to hold 0\.1 GB")
+    assert peak() < 32 << 20
+
+
+@pytest.mark.parametrize("group", [1, 7])
+def test_chunks_are_found_across_blocks(tmp_path, group):
+    """As many records and bytes as were written, and those of the file's index."""
+    draw = np.random.default_rng(0)
+    sizes = [0, 1, 39, 40, 65_536, 65_512, 200_000, *draw.integers(1, 30_000, 60).tolist()]
+    writer = array_record_module.ArrayRecordWriter(str(tmp_path / "a.array_record"), f"group_size:{group}")
+    for size in sizes:
+        writer.write(draw.bytes(size))
+    writer.close()
+    chunks = [chunk for chunk in chunks_of(tmp_path / "a.array_record") if chunk.kind == b"r"]
+    held = -(-len(sizes) // group)
+    assert held < len(chunks) <= held + 2
+    assert sum(chunk.records for chunk in chunks[:held]) == len(sizes)
+    assert sum(chunk.decoded for chunk in chunks[:held]) == sum(sizes)
 
 
 def test_without_the_extra_it_is_named(examples, monkeypatch):

@@ -143,12 +143,11 @@ def read_config(path: Path) -> dict[str, Json]:
     wrong = [name for name in _DICTS if not isinstance(config.get(name) or {}, dict)]
     wrong += ["rounds"] * (config.get("rounds") is not None and not _is_count(config["rounds"]))
     wrong += ["created"] * (not isinstance(config.get("created", ""), str))
-    source = config.get("experiment") or {}
-    wrong += [
-        f"experiment: {name}" for name in source if source[name] is not None and not isinstance(source[name], str)
-    ]
-    clients = (config.get("simulation") or {}).get("clients", 0)
-    wrong += ["simulation: clients"] * (not _is_count(clients))
+    if not wrong:  # else these are no dicts
+        source = config.get("experiment") or {}
+        wrong += [f"experiment: {name}" for name in source if not isinstance(source[name], str | None)]
+        clients = (config.get("simulation") or {}).get("clients", 0)
+        wrong += ["simulation: clients"] * (not _is_count(clients))
     if wrong:
         raise RunFolderError(f"{path} is damaged: its {', '.join(wrong)} cannot be what a run wrote.")
     return config

@@ -1,6 +1,7 @@
 """Folders that are damaged, gone, odd or of another kind: an error of ours, or what was saved."""
 
 import contextlib
+import functools
 import json
 import shutil
 import tempfile
@@ -44,6 +45,29 @@ def test_damage_is_found_wherever_it_is(folder):
     faults, ends = fuzz.fuzz(folder, 200)
     assert faults == []
     assert min(ends["refused"], ends["left out"], ends["warned"]) > 10, ends
+
+
+def places(tree, at=()):
+    """The way to each value within dicts and lists."""
+    for key in tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
+        yield (*at, key)
+        yield from places(tree[key], (*at, key))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_config_whose_values_are_of_wrong_types_is_refused_or_told(folder):
+    path, refused = folder / "config.json", 0
+    whole = path.read_text()
+    for at in places(json.loads(whole)):
+        for word in fuzz.WORDS:
+            config = json.loads(whole)
+            functools.reduce(lambda tree, key: tree[key], at[:-1], config)[at[-1]] = json.loads(word)
+            path.write_text(json.dumps(config))
+            try:
+                fuzz.look(folder, False)
+            except fs.FedSimError:
+                refused += 1
+    assert refused > 100
 
 
 # The record of a checkpoint

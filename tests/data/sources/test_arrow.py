@@ -1,6 +1,7 @@
 """Parquet, CSV and Hugging Face's folders, written by pyarrow, and its live data sets."""
 
 import bz2
+import gc
 import gzip
 import io
 import json
@@ -128,41 +129,73 @@ def test_a_parquet_file_of_more_than_the_memory_is_refused(tmp_path, monkeypatch
     assert table(path).num_examples == 1000
 
 
-def bombs(folder):
-    """Files of a few kilobytes: what is read, its path, and what it becomes."""
-    rows = pa.table({"who": pa.array([0] * 1000), "x": pa.DictionaryArray.from_arrays([0] * 1000, ["x" * 200_000])})
-    pa.parquet.write_table(rows, folder / "texts.parquet", compression="none")
-    yield table, folder / "texts.parquet"
+def texts_bomb(path, column, **options):
+    options = {"compression": "none", "write_statistics": False, "store_schema": False, **options}
+    pa.parquet.write_table(pa.table({"who": pa.array([0] * len(column)), "x": column}), path / "x.parquet", **options)
+    return table, path / "x.parquet"
+
+
+def rows_bomb(path):
     column = pa.concat_arrays([pa.nulls(1 << 24, pa.int64()).fill_null(7)])
-    pa.parquet.write_table(pa.table({"who": column}), folder / "rows.parquet", compression="zstd")
-    yield table, folder / "rows.parquet"
-    with pa.OSFile(str(saved(folder / "packed") / "data-00000-of-00001.arrow"), "wb") as file:
+    pa.parquet.write_table(pa.table({"who": column}), path / "rows.parquet", compression="zstd")
+    return table, path / "rows.parquet"
+
+
+def lists_bomb(path):
+    return texts_bomb(path, pa.ListArray.from_arrays(range(0, 1001, 2), long_texts()))
+
+
+def fixed_bomb(path):
+    return texts_bomb(path, pa.array([b"x" * 200_000] * 1000, pa.binary(200_000)))
+
+
+def beginnings_bomb(path):
+    how = {"who": "PLAIN", "x": "DELTA_BYTE_ARRAY"}
+    return texts_bomb(path, pa.array(["x" * 200_000] * 1000), use_dictionary=False, column_encoding=how)
+
+
+def pages_bomb(path):
+    """Whose footer says that they are few bytes."""
+    read, path = texts_bomb(path, pa.array(["x" * 1_000_000] * 200), compression="zstd", use_dictionary=False)
+    group = pa.parquet.read_metadata(path).row_group(0)
+    return read, patched(path, {group.column(1).total_uncompressed_size: 1000, group.total_byte_size: 2000})
+
+
+def stream_bomb(path):
+    with pa.OSFile(str(saved(path / "packed") / "data-00000-of-00001.arrow"), "wb") as file:
         rows = pa.table({"who": pa.array([0] * (1 << 20))})
         with pa.ipc.new_stream(file, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
             writer.write_table(rows)
-    yield hugging_face, folder / "packed"
-    yield hugging_face, saved(folder / "often", {"who": ["a"], "x": ["x" * 100_000]}, indices=[0] * 1000)
+    return hugging_face, path / "packed"
+
+
+def pictures_bomb(path):
     picture = io.BytesIO()
     Image.new("L", (8000, 8000)).save(picture, "PNG")
     struct = pa.array([{"bytes": picture.getvalue(), "path": None}] * 9)
-    yield hugging_face, saved(folder / "pictures", {"who": ["a"] * 9, "x": struct})
-    long = pa.DictionaryArray.from_arrays([0] * 1000, ["x" * 200_000])
-    rows = pa.table({"who": pa.array([0] * 500), "x": pa.ListArray.from_arrays(range(0, 1001, 2), long)})
-    pa.parquet.write_table(rows, folder / "lists.parquet", compression="none")
-    yield table, folder / "lists.parquet"
-    fixed = pa.array([b"x" * 100_000] * 1000, pa.binary(100_000))
-    pa.parquet.write_table(pa.table({"who": pa.array([0] * 1000), "x": fixed}), folder / "fixed.parquet")
-    yield table, folder / "fixed.parquet"
-    rows = pa.table({"who": pa.array([0] * 1000), "x": pa.array(["x" * 100_000] * 1000)})
-    how = {"use_dictionary": False, "column_encoding": {"who": "PLAIN", "x": "DELTA_BYTE_ARRAY"}}
-    pa.parquet.write_table(rows, folder / "beginnings.parquet", compression="none", write_statistics=False, **how)
-    yield table, folder / "beginnings.parquet"
-    rows = pa.table({"who": pa.array([0] * 100), "x": pa.array(["x" * 1_000_000] * 100)})
-    how = {"use_dictionary": False, "write_statistics": False}
-    pa.parquet.write_table(rows, folder / "pages.parquet", compression="zstd", **how)
-    group = pa.parquet.read_metadata(folder / "pages.parquet").row_group(0)
-    sizes = {group.column(1).total_uncompressed_size: 1000, group.total_byte_size: 2000}
-    yield table, patched(folder / "pages.parquet", sizes)
+    return hugging_face, saved(path / "pictures", {"who": ["a"] * 9, "x": struct})
+
+
+def often_bomb(path):
+    return hugging_face, saved(path / "often", {"who": ["a"], "x": ["x" * 200_000]}, indices=[0] * 1000)
+
+
+def long_texts():
+    return pa.DictionaryArray.from_arrays([0] * 1000, ["x" * 200_000])
+
+
+BOMBS = {
+    "texts": lambda path: texts_bomb(path, long_texts()),
+    "rows": rows_bomb,
+    "lists": lists_bomb,
+    "fixed lengths": fixed_bomb,
+    "beginnings": beginnings_bomb,
+    "pages": pages_bomb,
+    "a stream": stream_bomb,
+    "often": often_bomb,
+    "pictures": pictures_bomb,
+}
+"""Files of some kilobytes that become some hundred megabytes: `(folder) -> (reader, path)`."""
 
 
 def patched(path, numbers):
@@ -184,13 +217,15 @@ def patched(path, numbers):
     return path
 
 
-@pytest.mark.parametrize("number", range(9))
-def test_a_bomb_is_refused_before_it_is_read(number, tmp_path, peak):
-    read, path = [*bombs(tmp_path)][number]
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_before_it_is_read(name, tmp_path, peak):
+    read, path = BOMBS[name](tmp_path)
     assert (path.stat().st_size if path.is_file() else 0) < 1 << 20
+    gc.collect()
+    pa.default_memory_pool().release_unused()  # else what made the file is room for what reads it
     peak.again()
     fails(read, path, "say to hold|is compressed")
-    assert peak() < 64 << 20
+    assert peak() < (128 if name == "beginnings" else 64) << 20  # which are counted as they come, up to the limit
 
 
 def test_pages_of_more_values_than_their_chunk_are_refused(tmp_path):

@@ -59,6 +59,7 @@ class ClientSide:
         sends = lane.weight > 0 if self.parts.everyone else trained
         payload = jax.tree.map(lambda leaf: jnp.where(contributes, leaf, jnp.zeros_like(leaf)), update.payload)
         weight = self._weight(weight, lane, contributes)
+        receive_key = own(Purpose.RECEIVE)
         context = Context(
             lane.client_id,
             this_round,
@@ -67,11 +68,11 @@ class ClientSide:
             neighbour=lane.neighbour,
             weight=sends.astype(jnp.float32) if self.shares else weight,
             expected=self.parts.expected,
-            receive_key=own(Purpose.RECEIVE),
+            receive_key=receive_key,
         )
         own_keys = own(Purpose.ENCODE), own(Purpose.NOISE)
         encoded = self.aggregator.encode(own_keys[0], states, aggregator_row, payload, context, own_keys[1])
-        message = self.aggregator.receive(context.receive_key, states, encoded.message)
+        message = self.aggregator.receive(receive_key, states, encoded.message)
         if "scale" in lane.columns:
             message = jax.tree.map(lambda leaf: _scaled(leaf, lane.columns["scale"]), message)
         factor = sends if self.facts.weighted or self.shares else weight

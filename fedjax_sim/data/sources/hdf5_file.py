@@ -118,6 +118,38 @@ def _check_chunks(data: "h5py.Dataset", where: str, held: int) -> None:
             raise ArgumentError(f"{where}: a chunk unpacks to more than a chunk. It is damaged.")
 
 
+def _check_places(data: "h5py.Dataset", where: str, held: int) -> None:
+    """Refuse texts that lie in no heap of the file, or are longer than it: as many bytes are made as these say.
+
+    A text's place is its length, its heap's address and its number there. Of compressed ones nothing is known before.
+    """
+    import h5py
+
+    made, base = data.id.get_create_plist(), data.file.userblock_size
+    address, _ = data.file.id.get_create_plist().get_sizes()
+    if made.get_nfilters() or made.get_layout() == h5py.h5d.COMPACT or address not in (4, 8):
+        return
+    place = np.dtype([("length", "<u4"), ("heap", f"<u{address}"), ("number", "<u4")])
+    parts = [(data.id.get_offset(), data.size * place.itemsize)]
+    if data.chunks:
+        parts.clear()
+        data.id.chunk_iter(lambda info: parts.append((info.byte_offset, info.size)))
+    with open(data.file.filename, "rb") as file:
+        for at, count in parts:
+            if at is None:  # nothing was written
+                continue
+            file.seek(at)
+            places = np.frombuffer(file.read(count), place)
+            longest = int(places["length"].max(initial=0))
+            if longest > held:
+                raise ArgumentError(f"{where}: has a text of {longest} bytes in a file of {held}. It is damaged.")
+            for heap in np.unique(places["heap"][places["heap"] > 0]).tolist():
+                file.seek(min(base + heap, held))
+                head = file.read(16)
+                if head[:4] != b"GCOL" or base + heap + int.from_bytes(head[8:], "little") > held:
+                    raise ArgumentError(f"{where}: has a text at byte {heap}, where there is none. It is damaged.")
+
+
 def _read(data: "h5py.Dataset", where: str, held: int) -> np.ndarray:
     """All of it; texts of any length some at a time, as each may be the same long one."""
     if not data.dtype.hasobject:
@@ -127,6 +159,7 @@ def _read(data: "h5py.Dataset", where: str, held: int) -> np.ndarray:
 
     if h5py.check_string_dtype(data.dtype) is None or data.ndim != 1:
         raise ArgumentError(f"{where}: holds {data.dtype} of shape {data.shape}; numbers and texts are read.")
+    _check_places(data, where, held)
     out, made, step = np.empty(len(data), object), 0, max(1, min(growth(held) // max(held, 1), 1000))
     for start in range(0, len(data), step):
         part = data[start : start + step]

@@ -491,6 +491,29 @@ def test_hdf5_features_of_other_lengths_are_refused(tmp_path):
         read_hdf5(tmp_path / "a.h5")
 
 
+@pytest.mark.parametrize("chunks", [None, (2,)])
+@pytest.mark.parametrize("heap", ["size", "address", "length"])
+def test_a_text_in_a_heap_that_is_none_is_refused_before_it_is_made(heap, chunks, tmp_path, peak):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("examples/c/t", data=["one", "two", "three"], dtype=h5py.string_dtype(), chunks=chunks)
+    assert read_hdf5(path).client(0)["t"].tolist() == [b"one", b"two", b"three"]
+    content = bytearray(path.read_bytes())
+    at = content.index(b"GCOL")
+    if heap == "size":
+        content[at + 8 : at + 16] = (1 << 30).to_bytes(8, "little")
+    elif heap == "address":
+        content = content.replace(at.to_bytes(8, "little"), (at + 8).to_bytes(8, "little"))
+    else:
+        first = content.index(at.to_bytes(8, "little")) - 4
+        content[first : first + 4] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(content)
+    peak.again()
+    with pytest.raises(ArgumentError, match=r"has a text (at byte .*, where there is none|of 1\d+ bytes in a file of)"):
+        read_hdf5(path)
+    assert peak() < 64 << 20
+
+
 def hdf5_bomb(path, kind):
     with h5py.File(path, "w") as file:
         group = file.create_group("examples/u")

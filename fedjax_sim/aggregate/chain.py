@@ -1,5 +1,6 @@
 """Chains: transforms composed around a reducer, checked as a whole when they are built."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
@@ -21,7 +22,7 @@ from fedjax_sim.aggregate.base import (
 from fedjax_sim.aggregate.checks import check_chain
 from fedjax_sim.aggregate.reducers import mean
 from fedjax_sim.core.arrays import PyTree, Scalar, Shapes
-from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.errors import ArgumentError, is_traced
 from fedjax_sim.core.metrics import Metric, Sum, as_metrics
 from fedjax_sim.core.types import Aggregate, Key
 
@@ -276,7 +277,11 @@ def as_aggregator(aggregator: Aggregator | Reducer | Transform | None) -> Aggreg
 
 
 def _folded(key: Key | None, i: int) -> Key | None:
-    return None if key is None else jax.random.fold_in(key, i)
+    if key is None:
+        return None
+    eager = contextlib.nullcontext if is_traced(key) else jax.ensure_compile_time_eval
+    with eager():  # what nobody uses is no part of a program
+        return jax.random.fold_in(key, i)
 
 
 def _join(metrics: Mapping[str, V], more: Mapping[str, V], transform: Transform) -> dict[str, V]:

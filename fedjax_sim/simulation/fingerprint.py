@@ -144,11 +144,12 @@ def _chain_programs(
 ) -> Any:
     """Those of a chain's two sides, of a cohort: shapes of what the server function gets."""
     states, rows = traced(f"aggregator: the first state{of}", lambda: chain.init(payload))
+    receive_key = jax.random.key(0)  # no argument: folders of before know of none
 
     def client(
         key: jax.Array, round_key: Any, states: PyTree, rows: PyTree, payload: PyTree, zero: jax.Array, one: jax.Array
     ) -> Any:
-        told = {"neighbour": zero, "weight": one, "expected": parts.expected, "receive_key": key}
+        told = {"neighbour": zero, "weight": one, "expected": parts.expected, "receive_key": receive_key}
         context = Context(zero, zero, round_key, one, **told)
         encoded = chain.encode(key, states, rows, payload, context)
         return chain.receive(key, states, encoded.message), encoded.sums

@@ -100,19 +100,15 @@ def tfds(
         if isinstance(features[entry], tensorflow_datasets.features.ClassLabel) and features[entry].num_classes:
             check_classes(np.asarray(columns[entry]), features[entry].names, f"{where}: {entry!r}")
             about[CATEGORIES + entry] = json.dumps(features[entry].names)
-
-    def stacked() -> dict[str, np.ndarray]:
-        arrays = {entry: _stack(values, f"{where}: {entry!r}") for entry, values in columns.items()}
-        coded = {entry: {entry: about[CATEGORIES + entry]} for entry in arrays if CATEGORIES + entry in about}
-        return {entry: with_categories(array, coded.get(entry, {})) for entry, array in arrays.items()}
-
     if group_by is None:
         assert partition is not None
-        arrays = stacked()
+        arrays = _examples(columns, about, where)
         return federate(arrays, partition, seed, "label" if "label" in arrays else "y", about)
     ids = columns.pop(group_by)
     if not per_client:
-        return group(stacked(), _stack(ids, f"{where}: {group_by!r}"), f"{where}: {group_by!r}", about)
+        return group(
+            _examples(columns, about, where), _stack(ids, f"{where}: {group_by!r}"), f"{where}: {group_by!r}", about
+        )
     return _clients([_id(value, where) for value in ids], columns, where)
 
 
@@ -261,6 +257,13 @@ def _clients(ids: list[str], columns: dict[str, list[Feature]], where: str) -> F
     return FederatedData(
         arrays, np.concatenate([[0], np.cumsum(sizes or [], dtype=np.int64)]), client_ids=np.array(ids)
     )
+
+
+def _examples(columns: dict[str, list[Feature]], about: dict[str, str], where: str) -> dict[str, np.ndarray]:
+    """Columns [N, ...], of which those that hold codes know what they stand for."""
+    arrays = {entry: _stack(values, f"{where}: {entry!r}") for entry, values in columns.items()}
+    coded = {entry: {entry: about[CATEGORIES + entry]} for entry in arrays if CATEGORIES + entry in about}
+    return {entry: with_categories(array, coded.get(entry, {})) for entry, array in arrays.items()}
 
 
 def _stack(values: list[Feature], where: str) -> np.ndarray:

@@ -25,6 +25,10 @@ from fedjax_sim.aggregate.compress.rotate import rotate as rotate
 from fedjax_sim.aggregate.compress.signs import sign as sign
 from fedjax_sim.aggregate.compress.sparsify import random_k as random_k
 from fedjax_sim.aggregate.compress.sparsify import top_k as top_k
+from fedjax_sim.aggregate.host import HostResult as HostResult
+from fedjax_sim.aggregate.host import HostRound as HostRound
+from fedjax_sim.aggregate.host import HostStage as HostStage
+from fedjax_sim.aggregate.host import HostSum as HostSum
 from fedjax_sim.aggregate.parts import on as on
 from fedjax_sim.aggregate.privacy.clipping import adaptive_clip as adaptive_clip
 from fedjax_sim.aggregate.privacy.clipping import clip_by_l2 as clip_by_l2

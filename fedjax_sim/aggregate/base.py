@@ -4,9 +4,10 @@ A client's payload passes the client sides in order; the messages are received a
 weights; the sum passes the server sides in reverse order; the reducer divides last.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from fedjax_sim.aggregate.host import HostStage
 from fedjax_sim.core.arrays import Array, Key, PyTree, Scalar, Shapes
 from fedjax_sim.core.types import Aggregate, Metrics, Row
 
@@ -33,6 +34,7 @@ class Context(NamedTuple):
         step: [] float32, how much one unit of the incoming integers is worth; 1 where they are no integers.
         receive_key: what this transform's `receive` will get as its key: by it a client knows what the server decodes,
             also where that draws; None outside of a round, and where nothing is received.
+        columns: dict of the cohort's columns, the client's own of each: what a sampler or a host stage says of it.
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -51,6 +53,7 @@ class Context(NamedTuple):
     expected: Scalar = 1.0
     step: Scalar = 1.0
     receive_key: Key | None = None
+    columns: Mapping[str, Array] = {}
 
 
 class Mechanism(NamedTuple):
@@ -228,6 +231,7 @@ class Transform(NamedTuple):
             where it is entropy coded), given those of the message that came in.
         step: `(state, incoming, bound, dim) -> step`: how much one unit of the integers that it makes is worth.
         part: name of the payload's part that it applies to, or None for all of it; see `fs.aggregate.on`.
+        host: what the host says in each round, an `fs.aggregate.HostStage`, or None. A chain has one at most.
 
     Example:
         >>> import jax, fedjax_sim as fs
@@ -247,6 +251,7 @@ class Transform(NamedTuple):
     bits: BitsRule = _same_bits
     step: StepRule = _same_step
     part: str | None = None
+    host: HostStage | None = None
 
     @property
     def receives(self) -> bool:

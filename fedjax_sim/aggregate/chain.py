@@ -20,6 +20,7 @@ from fedjax_sim.aggregate.base import (
     Transform,
 )
 from fedjax_sim.aggregate.checks import check_chain
+from fedjax_sim.aggregate.host import HostStage
 from fedjax_sim.aggregate.reducers import mean
 from fedjax_sim.core.arrays import PyTree, Scalar, Shapes
 from fedjax_sim.core.errors import ArgumentError, is_traced
@@ -180,6 +181,11 @@ class Aggregator(NamedTuple):
         if self.facts.noisy:
             weight = count = jnp.asarray(expected, jnp.float32)
         return Aggregate(value, weight, count, population=given.population), tuple(new_states), metrics
+
+    @property
+    def host(self) -> HostStage | None:
+        """What the host says in a round."""
+        return next((t.host for t in self.transforms if t.host is not None), None)
 
     def mechanisms(self, expected: float) -> tuple[Mechanism, ...]:
         """All noise that the chain adds, for an expected cohort."""

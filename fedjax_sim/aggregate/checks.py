@@ -22,6 +22,11 @@ LARGEST_SKELLAM = 4096.0
 def check_chain(transforms: tuple[Transform, ...], stages: list[Facts], facts: Facts, reducer: Reducer) -> None:
     """Raise `ArgumentError` on a combination that would be wrong whatever the simulation."""
     names = ", ".join(t.name for t in transforms)
+    staged = [t.name for t in transforms if t.host is not None]
+    if len(staged) > 1:
+        raise ArgumentError(f"{' and '.join(staged)} both have a host stage: a chain has one at most.")
+    if any(t.host.between for t in transforms if t.host) and not reducer.linear:
+        raise ArgumentError(f"{staged[0]} changes the sum on the host, and {reducer.name} is not a sum: use mean.")
     for t, before, after in zip(transforms[1:], stages[:-1], transforms[:-1], strict=True):
         if before.modulus is not None:
             raise ArgumentError(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Context, Message, Metrics, Row, State, Transform
+from fedjax_sim.aggregate.host import HostStage
 from fedjax_sim.core import pytree
 from fedjax_sim.core.arrays import PyTree, Scalar, Shapes
 from fedjax_sim.core.errors import ArgumentError
@@ -41,7 +42,7 @@ def no_row(t: Transform, mine: Shapes) -> Row:
 def shapes(t: Transform, state: State, row: Row, payload_shapes: Shapes) -> tuple[Shapes, Metrics]:
     """Shapes of what a transform sends, and of its metrics."""
     message, _, metrics = jax.eval_shape(
-        lambda row, payload: t.client(jax.random.key(0), state, row, payload, _context_like()),
+        lambda row, payload: t.client(jax.random.key(0), state, row, payload, _context_like(t)),
         row,
         part(t, payload_shapes),
     )
@@ -101,7 +102,12 @@ def total_bits(bits: Folded) -> Scalar:
     return sum(bits.values())
 
 
-def _context_like() -> Context:
+def _context_like(t: Transform) -> Context:
     zero, one = jnp.zeros((), jnp.int32), jnp.ones(())
-    key, unbounded = jax.random.key(0), jnp.asarray(jnp.inf, jnp.float32)
-    return Context(zero, zero, key, unbounded, zero, one, 1.0, one, key)
+    key, unbounded, own = jax.random.key(0), jnp.asarray(jnp.inf, jnp.float32), empty_columns(t.host)
+    return Context(zero, zero, key, unbounded, zero, one, 1.0, one, key, own)
+
+
+def empty_columns(host: HostStage | None) -> dict[str, jax.Array]:
+    """A host stage's columns, as an empty place has them."""
+    return {} if host is None else {name: jnp.asarray(value) for name, value in host.columns.items()}

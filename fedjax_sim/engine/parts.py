@@ -101,6 +101,12 @@ class Parts:
         return self.has_table or self.versions > 0
 
     @property
+    def staged(self) -> bool:
+        """The host speaks between the clients and the server's side."""
+        stages = [phase.aggregator.host for phase in self.phases]
+        return any(stage is not None and stage.between is not None for stage in stages)
+
+    @property
     def donates(self) -> bool:
         """These are updated in place, unless a failing round must be able to give back the state before it."""
         return self.large and self.on_nonfinite == "drop"

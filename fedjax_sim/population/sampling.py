@@ -72,6 +72,9 @@ class Sample(Protocol):
     def __call__(self, state: SamplerState, round: int, seed: int, /) -> tuple[Cohort, SamplerState]: ...
 
 
+Choose = Callable[[SamplerState, Cohort, np.ndarray], tuple[Cohort, SamplerState]]
+"""`(state, candidates, losses [C]) -> (cohort, state)`."""
+
 Observe = Callable[[SamplerState, Cohort, dict[str, Metric]], SamplerState]
 """`(state, cohort, per-client metrics [C, ...]) -> state`."""
 
@@ -88,6 +91,9 @@ class Sampler(NamedTuple):
         event: `(num_clients) -> SamplingEvent` or `SeparationEvent`, or None: nothing can be accounted.
         observe: `(state, cohort, per-client metrics) -> state`, or None for a sampler that needs no feedback:
             its rounds may be planned ahead.
+        choose: `(state, candidates, losses) -> (cohort, state)`, or None. `sample` then draws candidates, on whose
+            examples the round's own model is measured first: losses [C] float64, NaN for a client without examples. Its
+            rounds are not planned ahead.
         name: for messages.
         columns: dict of name to what an empty place holds, a number or a small array: its cohorts have a column of that
             name, shape and dtype, which clients find as `batches.info[name]`. None for none. What is named `scale`,
@@ -119,6 +125,12 @@ class Sampler(NamedTuple):
     columns: Mapping[str, Array | Scalar] | None = None
     repeats: bool = False
     versions: int = 0
+    choose: Choose | None = None
+
+    @property
+    def waits(self) -> bool:
+        """A round cannot be planned before the one before it is over."""
+        return self.observe is not None or self.choose is not None
 
 
 def cohort(ids: np.ndarray, capacity: int) -> Cohort:

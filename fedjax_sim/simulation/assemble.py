@@ -23,7 +23,7 @@ from fedjax_sim.engine.store import data_checks, row_table
 from fedjax_sim.engine.store.residency import Reader, streams
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.privacy.accounting import check_delta
-from fedjax_sim.simulation import participation
+from fedjax_sim.simulation import host_stages, participation
 from fedjax_sim.simulation.debug import explained
 from fedjax_sim.simulation.execution import Execution
 from fedjax_sim.simulation.first_state import aggregators
@@ -76,9 +76,10 @@ def assemble(
         ArgumentError: parts that do not fit together.
     """
     check_given(algorithm, data, sampler, batching, seed, noise_seed, on_nonfinite)
-    sampler_state, columns = sampler.init(data.num_clients), given.kinds(given.declared(sampler.columns))
     expected, capacity = float(sampler.expected(data.num_clients)), int(sampler.capacity(data.num_clients))
     phases = _passes(algorithm, sampler, data.num_clients, expected)
+    sampler_state, planned = sampler.init(data.num_clients), host_stages.with_columns(sampler, phases)
+    columns = given.kinds(given.declared(planned.columns))
     everyone = participation.shared_out(phases)
     mesh = _mesh(execution, debug)
     model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
@@ -116,10 +117,11 @@ def assemble(
         rows=rows,
         has_table=has_table,
         row_bytes=row_bytes,
-        planner=Planner(data, batching, mesh.size, homes, streamed, everyone, sampler),
+        planner=Planner(data, batching, mesh.size, homes, streamed, everyone, planned),
         reader=Reader(data, mesh, algorithm.task.check) if streamed else None,
     )
     check_aggregation(parts, states, capacity)
+    host_stages.check_parts(parts)
     return parts
 
 

@@ -85,7 +85,7 @@ def evaluate(
     offsets = np.linspace(0, arrays.num_examples, shares + 1).astype(np.int64)
     made = isinstance(arrays, ProceduralData)  # whose examples have no place of their own
     pooled = arrays if made else FederatedData(arrays.arrays, offsets, arrays.index)
-    metrics = over_clients(_measure(task), params, pooled, batching, mesh, lanes=1, task=task)
+    metrics = over_clients(measure_of(task), params, pooled, batching, mesh, lanes=1, task=task)
     metrics = metrics_lib.reduce(metrics)
     if _traced(params):
         return {name: metric.compute() for name, metric in metrics.items()}
@@ -109,7 +109,7 @@ def evaluate_clients(
         array([1. , 6.5])
     """
     batching, mesh = Batching(batch_size, shuffle=False), placement.client_mesh(devices)
-    metrics = over_clients(_measure(task), params, data, batching, mesh, task=task)
+    metrics = over_clients(measure_of(task), params, data, batching, mesh, task=task)
     return ClientMetrics(metrics, data.sizes)
 
 
@@ -125,7 +125,7 @@ class _Measure(NamedTuple):
             return local_steps(lambda nothing, batch, key: (nothing, measure(server, batch, key)), (), batches, key)[1]
 
 
-def _measure(task: Task) -> _Measure:
+def measure_of(task: Task) -> _Measure:
     """Its constants are an argument of the program."""
     return _Measure(task if task.frozen is None else task._replace(frozen=BOUND))
 

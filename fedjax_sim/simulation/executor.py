@@ -17,10 +17,12 @@ from fedjax_sim.engine.plan.planner import PlanShape
 from fedjax_sim.engine.plan.words import place_plans, unpack_plan
 from fedjax_sim.engine.round.block import Plans, block, pack
 from fedjax_sim.engine.round.phase import DeviceState, make_round
+from fedjax_sim.engine.round.staged import Staged
 from fedjax_sim.engine.round.waves import Waves
 from fedjax_sim.engine.store.residency import Constants, everywhere
 from fedjax_sim.privacy.accounting import Meter
 from fedjax_sim.simulation import debug, first_state, lanes, ledger
+from fedjax_sim.simulation.choice import choosing
 from fedjax_sim.simulation.epsilon import meter, spent
 from fedjax_sim.simulation.execution import Execution
 from fedjax_sim.simulation.fingerprint import Fingerprint, fingerprint
@@ -44,17 +46,17 @@ class Executor:
 
     def __init__(self, parts: Parts, execution: Execution):
         self.parts = parts
-        self._waves = Waves(parts) if parts.rows == "host" else None
+        self._cut = Waves(parts) if parts.rows == "host" else Staged(parts) if parts.staged else None
         platform = parts.devices[0].platform
         self.lanes_chosen = execution.lanes == "auto"
         chosen = lanes.for_simulation(parts) if execution.lanes == "auto" else int(execution.lanes)
         self.lanes = min(chosen, max(-(-parts.capacity // len(parts.devices)), 1))
         self.tuning: dict[int, float] | None = None
         tunes = platform != "cpu" if execution.autotune is None else execution.autotune
-        self.untuned = tunes and self.lanes_chosen and not parts.multi_process and self._waves is None
+        self.untuned = tunes and self.lanes_chosen and not parts.multi_process and self._cut is None
         rounds = execution.rounds_per_dispatch
         rounds = (1 if platform == "cpu" else 8) if rounds == "auto" else int(rounds)
-        self.rounds_per_dispatch = 1 if parts.sampler.observe is not None or self._waves is not None else rounds
+        self.rounds_per_dispatch = 1 if parts.sampler.waits or self._cut is not None else rounds
         self._programs: dict[tuple[PlanShape, int], Callable[..., Any]] = {}
 
     @functools.cached_property
@@ -89,7 +91,7 @@ class Executor:
 
     def pack(self, state: RoundState, count: int, slots: int) -> Plans:
         """The next rounds' plans, on the host."""
-        return pack(self.parts, state, count, slots, self.lanes)
+        return pack(choosing(self.parts, state), state, count, slots, self.lanes)
 
     def placed(self, plans: Plans) -> Plans:
         """Packed plans, on the devices."""
@@ -110,8 +112,8 @@ class Executor:
                 return self._attempt(state, plans, copy)
             except lanes.FAILURES as error:
                 self._programs.pop((plans.shape, plans.slots), None)
-                if self._waves is not None:
-                    self._waves.forget(plans.shape)
+                if self._cut is not None:
+                    self._cut.forget(plans.shape)
                 self.lanes = lanes.fewer(self.parts, self.lanes, state, error)
                 plans = self.plan(state, len(plans.cohorts), plans.slots)
 
@@ -124,8 +126,8 @@ class Executor:
                 debug.run_clients(self.parts, state, unpack_plan(plans.words[r], plans.shape), constants)
         with debug.explained(self.parts.debug):
             programs = self.compile_count()
-            if self._waves is not None:
-                made, rows, output = self._waves.round(state, plans, constants)
+            if self._cut is not None:
+                made, rows, output = self._cut.round(state, plans, constants)
                 outputs = [output]
             else:
                 program = self.program(plans.shape, plans.slots)
@@ -174,8 +176,8 @@ class Executor:
 
     def compile_count(self) -> int:
         """How many programs the rounds have needed so far."""
-        if self._waves is not None:
-            return self._waves.compile_count()
+        if self._cut is not None:
+            return self._cut.compile_count()
         return sum(program._cache_size() for program in self._programs.values())  # type: ignore[attr-defined]
 
     # Between rounds
@@ -191,7 +193,7 @@ class Executor:
 
     def observed(self, state: RoundState, rounds: list[RoundMetrics]) -> RoundState:
         """The state with what the sampler takes from rounds that are done, its rows safe."""
-        if self._waves is not None:
+        if self.parts.rows == "host":
             state.rows.settle()
         sampler = self.parts.sampler
         if sampler.observe is None:

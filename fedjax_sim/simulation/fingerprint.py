@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.aggregate import Context
+from fedjax_sim.aggregate.folded import empty_columns
 from fedjax_sim.client.frozen import bound
 from fedjax_sim.core import canonical
 from fedjax_sim.core.arrays import PyTree, Shapes
@@ -150,7 +151,7 @@ def _chain_programs(
         key: jax.Array, round_key: Any, states: PyTree, rows: PyTree, payload: PyTree, zero: jax.Array, one: jax.Array
     ) -> Any:
         told = {"neighbour": zero, "weight": one, "expected": parts.expected, "receive_key": receive_key}
-        context = Context(zero, zero, round_key, one, **told)
+        context = Context(zero, zero, round_key, one, **told, columns=empty_columns(chain.host))
         encoded = chain.encode(key, states, rows, payload, context)
         return chain.receive(key, states, encoded.message), encoded.sums
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Context, Mechanism
+from fedjax_sim.aggregate.folded import empty_columns
 from fedjax_sim.aggregate.privacy.correlated_noise import banded_sensitivity
 from fedjax_sim.core import pytree
 from fedjax_sim.core.arrays import PyTree
@@ -64,6 +65,7 @@ def _scaled(mechanism: Any, aggregator: PyTree, payload: PyTree, expected: float
     unbounded = jnp.asarray(jnp.inf, jnp.float32)
     key = jax.random.key(0)
     context = Context(zero, zero, key, unbounded, zero, weight=one, expected=expected, step=one, receive_key=key)
+    context = context._replace(columns=empty_columns(aggregator.host))
     message = jax.eval_shape(lambda p: aggregator.client(key, states, rows, p, context)[0], payload)
     shares = (mechanism.details or {}).get("survivors") or expected
     details = {"norm": float(bound) / float(step), "dimension": pytree.size(message), "shares": shares}

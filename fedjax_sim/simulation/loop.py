@@ -50,7 +50,7 @@ def run_rounds(
         evaluate = profile.evaluating(evaluate)
     flight = Flight(executor, state, schedule, evaluate, record)
     # One dispatch is in flight while the one before it is checked; states that hold tables are not kept twice.
-    ahead = not parts.large and parts.sampler.observe is None
+    ahead = not parts.large and not parts.sampler.waits
     try:
         record.say("compiling")
         count = schedule.count(state.round)
@@ -60,7 +60,7 @@ def run_rounds(
             flight.pending.append((state, metrics))
             copy = _unchanged
             count = schedule.count(state.round)
-            plans = plan(state, count) if count and parts.sampler.observe is None else None
+            plans = plan(state, count) if count and not parts.sampler.waits else None
             held = 1 if ahead and not schedule.due(state.round) and not record.stopping else 0
             while len(flight.pending) > held:
                 flight.settle()

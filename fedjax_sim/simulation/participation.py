@@ -27,7 +27,7 @@ def check_participation(phases: Phases, sampler: Sampler, num_clients: int, expe
     law = event(sampler, num_clients)
     for phase in phases:
         check_sampler(phase.aggregator.mechanisms(expected), law, sampler.name)
-    if noisy(phases) and sampler.observe is not None:
+    if noisy(phases) and sampler.waits:
         raise ArgumentError(
             f"{sampler.name} draws by what it observes of clients, and {_noisy_chain(phases)} adds noise for privacy, "
             "whose accounting takes draws that do not depend on their data: use fs.sampler.poisson, uniform or "

@@ -19,6 +19,7 @@ from fedjax_sim.engine.plan.words import unpack_plan
 from fedjax_sim.engine.round.phase import DeviceState, RoundOutput, make_round
 from fedjax_sim.simulation import first_state
 from fedjax_sim.simulation.executor import Executor
+from fedjax_sim.simulation.host_stages import check_fused
 
 
 @pytree
@@ -70,7 +71,7 @@ def round_plan(executor: Executor, state: RoundState, rounds: int | None) -> tup
     """`sim.round_plan`."""
     check_resident(executor.parts)
     count = 1 if rounds is None else rounds
-    observing = executor.parts.sampler.observe is not None
+    observing = executor.parts.sampler.waits
     if observing and count > 1:
         raise ArgumentError(
             f"rounds={rounds}: {executor.parts.sampler.name} observes each round before it draws the next. Plan one at "
@@ -119,6 +120,7 @@ def _numbers(output: RoundOutput) -> dict[str, Any]:
 
 def check_resident(parts: Parts) -> None:
     """Raise where a round needs the host while it runs."""
+    check_fused(parts, "a round function")
     if parts.residency == "stream":
         raise ArgumentError(
             "a round function takes arrays that are kept on the devices, and this simulation's data are streamed: give "

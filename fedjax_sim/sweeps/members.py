@@ -28,6 +28,7 @@ from fedjax_sim.engine.round.block import block, pack
 from fedjax_sim.engine.round.phase import make_round
 from fedjax_sim.engine.store.residency import Constants
 from fedjax_sim.simulation import first_state
+from fedjax_sim.simulation.host_stages import check_fused
 from fedjax_sim.simulation.lanes import for_simulation
 from fedjax_sim.simulation.loop import Evaluate
 from fedjax_sim.simulation.simulation import Simulation
@@ -82,10 +83,11 @@ class Members:
         evaluate: Evaluate | None,
     ):
         parts = base.parts
-        if parts.sampler.observe is not None:
+        check_fused(parts, "a sweep")
+        if parts.sampler.waits:
             raise ArgumentError(
-                f"{parts.sampler.name} observes rounds, so that each member of a sweep would draw its own cohorts from "
-                "what it saw: run these simulations one by one."
+                f"{parts.sampler.name} observes rounds or models, so that each member of a sweep would draw its own "
+                "cohorts from what it saw: run these simulations one by one."
             )
         if parts.multi_process:
             raise ArgumentError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.aggregate import HostRound
 from fedjax_sim.aggregate.checks import check_build, check_cohort
 from fedjax_sim.core.arrays import Array, PyTree
 from fedjax_sim.core.types import Cohort, RoundPlan, RoundState
@@ -47,6 +48,8 @@ def pack(parts: Parts, state: RoundState, count: int, slots: int, lanes: int, ca
         cohort, sampler_state = parts.sampler.sample(sampler_state, r, state.seed)
         for phase in parts.phases:
             check_cohort(phase.aggregator, cohort, parts.sampler.name)
+            if phase.aggregator.host is not None and phase.aggregator.host.before is not None:
+                cohort = phase.aggregator.host.before(HostRound(r, int(state.seeds[1]), cohort))
         cohorts.append(cohort)
     capacity = max(capacity, parts.capacity, *(len(cohort.ids) for cohort in cohorts))
     if capacity > parts.capacity:

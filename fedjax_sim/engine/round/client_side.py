@@ -69,6 +69,7 @@ class ClientSide:
             weight=sends.astype(jnp.float32) if self.shares else weight,
             expected=self.parts.expected,
             receive_key=receive_key,
+            columns=lane.columns,
         )
         own_keys = own(Purpose.ENCODE), own(Purpose.NOISE)
         encoded = self.aggregator.encode(own_keys[0], states, aggregator_row, payload, context, own_keys[1])

@@ -54,6 +54,7 @@ class RoundOutput:
     finite: jax.Array
     count: jax.Array
     weight: jax.Array
+    abandoned: jax.Array | None = None
 
 
 def make_round(

@@ -1,0 +1,81 @@
+"""What the host says in a round, for protocols that need it: before clients train, and between them and the server."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_sim.core.arrays import Array, PyTree, Scalar
+from fedjax_sim.core.types import Cohort
+
+
+class HostRound(NamedTuple):
+    """A round that a host stage speaks in.
+
+    Attributes:
+        round: its number.
+        seed: the run's, or of the noise its own; what is drawn, is drawn from these and the clients' ids.
+        cohort: who takes part; after `before`, with its columns.
+    """
+
+    round: int
+    seed: int
+    cohort: Cohort
+
+
+class HostSum(NamedTuple):
+    """What has come from a round's clients.
+
+    Attributes:
+        value: pytree of NumPy arrays, the sum of the messages, as the chain's server sides would see it.
+        contributes: [C] bool, the places of the cohort whose message is in it.
+        weight: the sum of the effective weights.
+    """
+
+    value: PyTree
+    contributes: np.ndarray
+    weight: float
+
+
+class HostResult(NamedTuple):
+    """What the server's side goes on with.
+
+    Attributes:
+        value: the sum, of the same structure, shapes and dtypes.
+        metrics: dict of name to number, `aggregate/NAME` of the round.
+        refused: the round is abandoned: model, transforms' states and clients' rows stay as they were before it.
+    """
+
+    value: PyTree
+    metrics: Mapping[str, float] = {}
+    refused: bool = False
+
+
+class HostStage(NamedTuple):
+    """What the host of a transform does in each round, such as to agree on keys, and to take masks off a sum.
+
+    Attributes:
+        before: `(HostRound) -> Cohort`, before the clients train and as early as rounds are planned: the cohort with
+            the columns that are declared, and perhaps with fewer that arrive. None for nothing.
+        between: `(HostRound, HostSum) -> HostResult`, after the sum and before the server's side: the round is cut in
+            two programs there, between which the host waits for the devices. None keeps the round whole.
+        columns: dict of name to what an empty place holds, a number or a small array, as of a sampler's columns: a
+            transform's client side finds its client's in `context.columns[name]`.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, numpy as np, fedjax_sim as fs
+        >>> def before(host):  # each client hides its message behind a number that the host knows
+        ...     pads = np.random.default_rng((host.seed, host.round)).normal(size=len(host.cohort.ids))
+        ...     return dataclasses.replace(host.cohort, columns={"pad": pads.astype(np.float32)})
+        >>> def between(host, total):
+        ...     pads = np.sum(host.cohort.columns["pad"], where=total.contributes)
+        ...     return fs.aggregate.HostResult(jax.tree.map(lambda leaf: leaf - pads, total.value))
+        >>> def client(key, state, row, payload, context):
+        ...     return jax.tree.map(lambda leaf: leaf + context.columns["pad"], payload), row, {}
+        >>> stage = fs.aggregate.HostStage(before, between, columns={"pad": 0.0})
+        >>> hidden = fs.aggregate.chain(fs.aggregate.Transform("hidden", client=client, host=stage))
+    """
+
+    before: Callable[[HostRound], Cohort] | None = None
+    between: Callable[[HostRound, HostSum], HostResult] | None = None
+    columns: Mapping[str, Array | Scalar] = {}

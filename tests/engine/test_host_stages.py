@@ -158,21 +158,17 @@ def test_an_interrupted_run_goes_on(tmp_path):
 # By the candidates' losses
 
 
-def largest(candidates: int, chosen: int, seen=None) -> fs.sampler.Sampler:
-    base = fs.sampler.uniform(candidates)
-
+def watched(sampler, seen):
     def choose(state, cohort, losses):
-        if seen is not None:
-            seen.append((np.asarray(cohort.ids), losses))
-        order = np.lexsort((cohort.ids, -np.nan_to_num(losses, nan=-np.inf)))[:chosen]
-        return fs.sampler.cohort(cohort.ids[order], chosen), state
+        seen.append((np.asarray(cohort.ids), losses))
+        return sampler.choose(state, cohort, losses)
 
-    return base._replace(choose=choose, capacity=lambda n: chosen, expected=lambda n: float(chosen), event=None)
+    return sampler._replace(choose=choose)
 
 
 def test_a_sampler_chooses_by_losses():
     seen = []
-    sim = simulation(sampler=largest(8, 3, seen))
+    sim = simulation(sampler=watched(fs.sampler.power_of_choice(8, 3), seen))
     state = sim.init()
     for _ in range(3):
         losses = fs.evaluate_clients(toys.task(), state.server.params, DATA)["loss"]
@@ -183,6 +179,28 @@ def test_a_sampler_chooses_by_losses():
         assert sorted(metrics.client_ids.tolist()) == sorted(best.tolist())
     again, _ = sim.run(sim.init(), 3)
     np.testing.assert_array_equal(toys.flat(again.server), toys.flat(state.server))
+
+
+def test_the_chances_of_power_of_choice():
+    """Of four clients with .4, .3, .2, .1 of the data and losses 1 to 4, two candidates, one chosen: in closed form."""
+    sampler = fs.sampler.power_of_choice(2, 1, sizes=[4, 3, 2, 1])
+    state, counts, rounds = sampler.init(4), np.zeros(4), 20_000
+    for round in range(rounds):
+        drawn, _ = sampler.sample(state, round, 0)
+        assert len(set(drawn.ids.tolist())) == 2
+        chosen, _ = sampler.choose(state, drawn, np.arange(1.0, 5.0)[drawn.ids])
+        counts[chosen.ids[0]] += 1
+    expected = np.array([0.0, 0.3714286, 0.3940476, 0.2345238])
+    assert np.all(np.abs(counts / rounds - expected) < 4 * np.sqrt(expected * (1 - expected) / rounds) + 1e-12)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [((2, 3), "at most candidates=2"), ((0, 1), "candidates"), ((2, 1, [1, 0, 0]), "d of them above 0")],
+)
+def test_choices_that_cannot_be(arguments, words):
+    with pytest.raises(ArgumentError, match=words):
+        fs.sampler.power_of_choice(*arguments)
 
 
 # What cannot be
@@ -208,7 +226,7 @@ def test_where_the_host_cannot_speak():
         simulation(algorithm=scaffold, rows="host")
     noisy = a.chain(a.clip_by_l2(1.0), a.gaussian_noise(1.0), reduce=a.mean("uniform"))
     with pytest.raises(ArgumentError, match="draws by what it observes"):
-        simulation(noisy, sampler=largest(8, 3)._replace(event=fs.sampler.uniform(3).event))
+        simulation(noisy, sampler=fs.sampler.power_of_choice(8, 3)._replace(event=fs.sampler.uniform(3).event))
 
 
 @pytest.mark.parametrize(

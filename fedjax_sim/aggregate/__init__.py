@@ -1,8 +1,10 @@
 """Aggregation: transforms that compose, and the reducers at their heart."""
 
+from fedjax_sim.aggregate.base import Collected as Collected
 from fedjax_sim.aggregate.base import Context as Context
 from fedjax_sim.aggregate.base import Facts as Facts
 from fedjax_sim.aggregate.base import Mechanism as Mechanism
+from fedjax_sim.aggregate.base import Reduced as Reduced
 from fedjax_sim.aggregate.base import Reducer as Reducer
 from fedjax_sim.aggregate.base import Transform as Transform
 from fedjax_sim.aggregate.chain import Aggregator as Aggregator
@@ -43,3 +45,14 @@ from fedjax_sim.aggregate.privacy.noise import local_laplace_noise as local_lapl
 from fedjax_sim.aggregate.privacy.secure_sum import secure_sum as secure_sum
 from fedjax_sim.aggregate.reducers import mean as mean
 from fedjax_sim.aggregate.reducers import median as median
+from fedjax_sim.aggregate.robust.bulyan import bulyan as bulyan
+from fedjax_sim.aggregate.robust.clipped import centered_clipping as centered_clipping
+from fedjax_sim.aggregate.robust.clipped import norm_bound as norm_bound
+from fedjax_sim.aggregate.robust.dnc import dnc as dnc
+from fedjax_sim.aggregate.robust.geometric_median import geometric_median as geometric_median
+from fedjax_sim.aggregate.robust.krum import krum as krum
+from fedjax_sim.aggregate.robust.krum import multi_krum as multi_krum
+from fedjax_sim.aggregate.robust.mixed import bucketing as bucketing
+from fedjax_sim.aggregate.robust.mixed import nnm as nnm
+from fedjax_sim.aggregate.robust.trimmed import trimmed_mean as trimmed_mean
+from fedjax_sim.aggregate.robust.trust import fltrust as fltrust

@@ -4,11 +4,12 @@ A client's payload passes the client sides in order; the messages are received a
 weights; the sum passes the server sides in reverse order; the reducer divides last.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from fedjax_sim.aggregate.host import HostStage
-from fedjax_sim.core.arrays import Array, Key, PyTree, Scalar, Shapes
+from fedjax_sim.core.arrays import UNSET, Array, Key, PyTree, Scalar, Shapes
 from fedjax_sim.core.types import Aggregate, Metrics, Row
 
 State = PyTree
@@ -171,8 +172,88 @@ BitsRule = Callable[[Message, Scalar], Scalar]
 Result = Callable[[Aggregate, Scalar | None], PyTree]
 """`(aggregate, expected) -> value`."""
 
-Collect = Callable[[PyTree, Array, Array], PyTree]
-"""`(messages [n, ...], weights [n], contributes [n]) -> value`."""
+
+class Collected(NamedTuple):
+    """What a reducer that collects sees of a round: n places, in no order, of which some may be empty.
+
+    Attributes:
+        messages: pytree, [n, ...] a leaf, as the server received them; those of places that do not contribute mean
+            nothing, and must be masked.
+        weights: [n] float32, the clients' effective weights; 0 for those that do not contribute.
+        contributes: [n] bool.
+        ids: [n] int32, the clients; 2^31 - 1 in places that do not contribute, so that they come last. Ties are for
+            ids to decide, as a place depends on lanes and devices.
+        key: the reducer's own in this round. What is drawn for a client is drawn from `jax.random.fold_in(key, id)`.
+        state: what the reducer keeps between rounds.
+        round: [] int32.
+        bound: [] float32, the L2 bound of one message, in real units; infinity where none holds.
+        server: the algorithm's server state, as the round's clients had it; None for a reducer by coordinate.
+        train: `(examples, steps) -> message`, what a client that holds these examples, a pytree of [m, ...], would send
+            after so many local steps, as the server would receive it; None for a reducer by coordinate.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> def collect(collected):
+        ...     first = jnp.argmin(collected.ids)  # the client of the smallest id, whichever its place
+        ...     return fs.aggregate.Reduced(collected.messages[first])
+        >>> places = fs.aggregate.Collected(
+        ...     jnp.array([7.0, 8.0, 9.0]), jnp.ones(3), jnp.array([True, True, False]), jnp.array([5, 2, 2**31 - 1])
+        ... )
+        >>> print(collect(places).value)
+        8.0
+    """
+
+    messages: PyTree
+    weights: Array
+    contributes: Array
+    ids: Array = UNSET
+    key: Key = UNSET
+    state: State = None
+    round: Scalar = 0
+    bound: Scalar = math.inf
+    server: PyTree = None
+    train: Callable[[PyTree, int], PyTree] | None = None
+
+
+class Reduced(NamedTuple):
+    """What a reducer that collects makes of a round.
+
+    Attributes:
+        value: pytree, of the messages' shapes without n.
+        state: what the reducer keeps for the next round; None where it keeps nothing.
+        metrics: dict of metrics, `aggregate/NAME` of the round; or None.
+        refused: [] bool; where True, the round is abandoned: the model, the transforms' and the reducer's states and
+            the clients' rows stay as they were before it, and the round's metric `aggregate/abandoned` is 1.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> def largest_of_three(collected):
+        ...     value = jnp.max(jnp.where(collected.contributes, collected.messages, -jnp.inf))
+        ...     return fs.aggregate.Reduced(value, refused=jnp.sum(collected.contributes) < 3)
+        >>> two = fs.aggregate.Collected(jnp.array([7.0, 8.0]), jnp.ones(2), jnp.array([True, True]))
+        >>> print(largest_of_three(two).refused)
+        True
+    """
+
+    value: PyTree
+    state: State = None
+    metrics: Metrics | None = None
+    refused: Scalar = False
+
+
+Collect = Callable[[Collected], Reduced]
+"""`(collected) -> Reduced`."""
+
+ReducerInit = Callable[[Shapes], State]
+"""`(message_shapes) -> state`."""
+
+
+def _the_value(aggregate: Aggregate, expected: Scalar | None) -> PyTree:
+    return aggregate.value
+
+
+def _no_state(message_shapes: Shapes) -> State:
+    return None
 
 
 def _no_init(payload_shapes: Shapes) -> tuple[State, Row]:
@@ -263,14 +344,19 @@ class Reducer(NamedTuple):
     """How the messages of a cohort become one value.
 
     The engine keeps one weighted sum for a linear reducer; for another it collects the cohort's messages (memory
-    of C models) and calls `collect`.
+    of C models, dealt over the devices) and calls `collect`.
 
     Attributes:
         name: for messages.
         result: `(aggregate, expected) -> value`, the last step; `expected` is the sampler's expected cohort under
             noise, else None.
         weight: "examples" for the clients' own weights, "uniform" for 1 each; times the cohort's importance.
-        collect: `(messages [n, ...], weights [n], contributes [n]) -> value`, or None for a linear reducer.
+        collect: `(collected) -> Reduced`, of a `Collected`; None for a linear reducer.
+        init: `(message_shapes) -> state`, the reducer's first state, which `collect` finds as `collected.state` and
+            gives back in `Reduced`; saved with the transforms' states.
+        by_coordinate: a coordinate of the value depends on that coordinate of the messages alone. `collect` then gets
+            some coordinates at a time, messages [n, b] for a value [b] (b may be 0), so that what it computes with
+            stays small. Metrics and `refused` must not depend on the messages then, and there is no state.
 
     Example:
         >>> import fedjax_sim as fs
@@ -280,11 +366,18 @@ class Reducer(NamedTuple):
     """
 
     name: str
-    result: Result
+    result: Result = _the_value
     weight: Literal["examples", "uniform"] = "examples"
     collect: Collect | None = None
+    init: ReducerInit = _no_state
+    by_coordinate: bool = False
 
     @property
     def linear(self) -> bool:
         """True when a weighted sum is all that it needs."""
         return self.collect is None
+
+    @property
+    def keeps_state(self) -> bool:
+        """True when it has something to keep between rounds."""
+        return self.init is not _no_state

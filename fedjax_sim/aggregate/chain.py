@@ -10,16 +10,19 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate import folded
 from fedjax_sim.aggregate.base import (
+    Collected,
     Context,
     Facts,
     Mechanism,
     Message,
+    Reduced,
     Reducer,
     Row,
     State,
     Transform,
 )
 from fedjax_sim.aggregate.checks import check_chain
+from fedjax_sim.aggregate.collecting import of_today, reduced
 from fedjax_sim.aggregate.host import HostStage
 from fedjax_sim.aggregate.reducers import mean
 from fedjax_sim.core.arrays import PyTree, Scalar, Shapes
@@ -79,7 +82,10 @@ class Aggregator(NamedTuple):
         return f"chain({' > '.join([t.name for t in self.transforms] + [self.reducer.name])})"
 
     def init(self, payload_shapes: Shapes) -> tuple[tuple[State, ...], tuple[Row, ...] | None]:
-        """`(states, rows)`, one entry a transform; rows are None when no transform keeps any."""
+        """`(states, rows)`, one entry a transform; rows are None when no transform keeps any.
+
+        The state of a reducer that keeps one comes last.
+        """
         states, rows, metrics = [], [], {}
         for t in self.transforms:
             state, row = t.init(folded.part(t, payload_shapes))
@@ -92,6 +98,9 @@ class Aggregator(NamedTuple):
                 f"{self.name} keeps rows on its clients and adds noise for privacy: what a client sends would depend "
                 "on the rounds that drew it before, which no accountant of sampling covers. Leave out one of them."
             )
+        if self.reducer.keeps_state:
+            received = lambda message: self.receive(jax.random.key(0), states, message)
+            states.append(self.reducer.init(jax.eval_shape(received, payload_shapes)))
         return tuple(states), tuple(rows) if jax.tree.leaves(rows) else None
 
     def encode(
@@ -145,16 +154,23 @@ class Aggregator(NamedTuple):
     def bound_and_step(self, states: PyTree, payload_shapes: Shapes) -> tuple[jax.Array, Scalar]:
         """`bound`, and how much one unit of the integers that are sent is worth."""
         bounds, step = folded.whole(jnp.asarray(jnp.inf, jnp.float32)), jnp.ones(())
-        for t, state in zip(self.transforms, states, strict=True):
+        for t, state in zip(self.transforms, states[: len(self.transforms)], strict=True):
             bounds, step = folded.bound(t, state, bounds, step, payload_shapes)
             row = jax.eval_shape(lambda shapes, t=t: t.init(shapes)[1], folded.part(t, payload_shapes))
             payload_shapes, _ = folded.shapes(t, state, row, payload_shapes)
         return jnp.asarray(folded.total(bounds, payload_shapes), jnp.float32), step
 
+    def reduce(self, states: PyTree, collected: Collected) -> tuple[Reduced, tuple[State, ...]]:
+        """What a collecting reducer makes of a round, whose state is among `states`; the states after it."""
+        if not self.reducer.keeps_state:
+            return reduced(self.reducer, collected), states
+        made = reduced(self.reducer, collected._replace(state=states[-1]))
+        return made, (*states[:-1], made.state)
+
     def server(self, key: Key, states: PyTree, aggregate: Aggregate, expected: Scalar, noise_key: Key | None = None):
         """All server sides in reverse order, then the division: `(aggregate, states, metrics)`.
 
-        Keys as in `encode`.
+        Keys as in `encode`; a reducer's state stays as it is.
 
         Under noise the result's weight and count are the expected cohort too: the realised one is not public, and a
         server that multiplies the mean by its count must get the sum back.
@@ -186,6 +202,10 @@ class Aggregator(NamedTuple):
     def host(self) -> HostStage | None:
         """What the host says in a round."""
         return next((t.host for t in self.transforms if t.host is not None), None)
+
+    def joined(self, metrics: dict[str, Metric], reduced: Mapping[str, Metric]) -> dict[str, Metric]:
+        """The server sides' metrics with the reducer's."""
+        return _join(metrics, reduced, self.reducer)
 
     def mechanisms(self, expected: float) -> tuple[Mechanism, ...]:
         """All noise that the chain adds, for an expected cohort."""
@@ -250,7 +270,7 @@ def chain(*transforms: Transform, reduce: Reducer | None = None) -> Aggregator:
     reducer = mean() if reduce is None else reduce
     if not isinstance(reducer, Reducer):
         raise ArgumentError(f"reduce={reducer!r}: must be a reducer, such as fs.aggregate.mean().")
-    facts, stages = Facts(), []
+    reducer, facts, stages = of_today(reducer), Facts(), []
     for t in transforms:
         if not isinstance(t, Transform):
             raise ArgumentError(f"{t!r}: must be a fs.aggregate.Transform; reducers go to reduce=.")
@@ -290,8 +310,8 @@ def _folded(key: Key | None, i: int) -> Key | None:
         return jax.random.fold_in(key, i)
 
 
-def _join(metrics: Mapping[str, V], more: Mapping[str, V], transform: Transform) -> dict[str, V]:
-    if transform.part is not None:
+def _join(metrics: Mapping[str, V], more: Mapping[str, V], transform: Transform | Reducer) -> dict[str, V]:
+    if isinstance(transform, Transform) and transform.part is not None:
         more = {f"{transform.part}/{name}": metric for name, metric in more.items()}
     twice = (set(metrics) | {"uplink_bits", "downlink_bits"}) & set(more)
     if twice:

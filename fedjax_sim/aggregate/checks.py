@@ -49,10 +49,7 @@ def check_chain(transforms: tuple[Transform, ...], stages: list[Facts], facts: F
             f"{names} adds noise, and {reducer.name} weights clients by examples: one client's "
             'influence is then not bounded. Use reduce=fs.aggregate.mean(weight="uniform").'
         )
-    if facts.noisy and not reducer.linear:
-        raise ArgumentError(f"{names} adds noise for a sum, and {reducer.name} is not a sum: use mean.")
-    if facts.modulus is not None and not reducer.linear:
-        raise ArgumentError(f"{names} hides the messages, and {reducer.name} needs each of them: use mean.")
+    _check_reducer(names, facts, reducer)
     if facts.modulus is not None and not facts.linear:
         alone = ", ".join(t.name for t in transforms if t.receives)
         raise ArgumentError(
@@ -85,6 +82,18 @@ def check_chain(transforms: tuple[Transform, ...], stages: list[Facts], facts: F
         )
     if facts.noisy and facts.leaks is not None:
         raise ArgumentError(f"{names} adds noise, and {facts.leaks} without noise: its privacy would not hold.")
+
+
+def _check_reducer(names: str, facts: Facts, reducer: Reducer) -> None:
+    """A reducer is whole, and sees what it needs."""
+    if reducer.by_coordinate and (reducer.linear or reducer.keeps_state):
+        raise ArgumentError(f"{reducer.name}: by_coordinate=True is for a reducer that collects, and keeps no state.")
+    if reducer.linear and reducer.keeps_state:
+        raise ArgumentError(f"{reducer.name} has init= and no collect=, which would use and change its state.")
+    if facts.noisy and not reducer.linear:
+        raise ArgumentError(f"{names} adds noise for a sum, and {reducer.name} is not a sum: use mean.")
+    if facts.modulus is not None and not reducer.linear:
+        raise ArgumentError(f"{names} hides the messages, and {reducer.name} needs each of them: use mean.")
 
 
 def check_build(aggregator: Any, states: PyTree, payload_shapes: Shapes, capacity: int, expected: float) -> None:

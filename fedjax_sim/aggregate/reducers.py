@@ -5,7 +5,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregate.base import Reducer
+from fedjax_sim.aggregate.base import Collected, Reduced, Reducer
+from fedjax_sim.aggregate.numerics.sorting import mean_of_places
 from fedjax_sim.core.errors import check
 
 
@@ -47,20 +48,14 @@ def median() -> Reducer:
         ...     jnp.array([[1.0], [9.0], [2.0], [7.0]]),
         ...     jnp.array([True, True, True, False]),
         ... )
-        >>> print(fs.aggregate.median().collect(messages, None, contributes))
+        >>> print(fs.aggregate.median().collect(fs.aggregate.Collected(messages, None, contributes)).value)
         [2.]
     """
 
-    def collect(messages, weights, contributes):
-        count = jnp.sum(contributes)
+    def collect(collected: Collected) -> Reduced:
+        count = jnp.sum(collected.contributes)
         low, high = jnp.maximum(count - 1, 0) // 2, count // 2
+        values = collected.messages.astype(jnp.promote_types(collected.messages.dtype, jnp.float32))
+        return Reduced(jnp.where(count > 0, mean_of_places(values, collected.contributes, low, high), 0))
 
-        def leaf(values):
-            shape = (-1,) + (1,) * (values.ndim - 1)
-            ordered = jnp.sort(jnp.where(contributes.reshape(shape), values, jnp.inf), axis=0)
-            middle = (ordered[low] + ordered[high]) / 2
-            return jnp.where(count > 0, middle, 0).astype(values.dtype)
-
-        return jax.tree.map(leaf, messages)
-
-    return Reducer("median", lambda aggregate, expected: aggregate.value, "uniform", collect)
+    return Reducer("median", weight="uniform", collect=collect, by_coordinate=True)

@@ -35,6 +35,7 @@ class Purpose(enum.IntEnum):
     RECEIVE = 13
     NOISE = 14  # for privacy, by a client
     CENTRAL_NOISE = 15  # for privacy, by the server
+    REDUCE = 16  # by a reducer that collects
 
 
 NOISES = (Purpose.NOISE, Purpose.CENTRAL_NOISE)

@@ -26,7 +26,7 @@ class Round(Protocol):
 
 
 class Progress:
-    """What a run says while it runs: round, loss, accuracy, clients and examples a second, time left.
+    """What a run says while it runs: round, abandoned ones, loss, accuracy, clients and examples a second, time left.
 
     Rates are those of the last half minute, or of the last eight rounds where these took longer. They count all that
     happens between rounds, evaluation too, and nothing before the first round's end: no compilation of the round.
@@ -112,6 +112,7 @@ class Progress:
         examples = metrics["plan/examples"] if "plan/examples" in names else math.nan
         status.pace.add(now, clients, examples)
         status.completed, status.doing = metrics.round + 1, ""
+        status.abandoned += bool(metrics["aggregate/abandoned"]) if "aggregate/abandoned" in names else 0
         self._latest = metrics
         if not all(name.startswith(_PER_ROUND) for name in names):
             self._evaluated = metrics

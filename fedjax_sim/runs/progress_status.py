@@ -16,6 +16,7 @@ class Status:
     def __init__(self, title: str, first: int, total: int, clock: Callable[[], float]):
         self.title, self.first, self.total, self.clock = title, first, total, clock
         self.completed, self.doing = first, ""
+        self.abandoned = 0
         self.trained: dict[str, str] = {}  # name to value; replaced, never changed
         self.evaluated: dict[str, str] = {}
         self.pace = Pace()
@@ -31,6 +32,8 @@ class Status:
         """(rank, text) of all there is to say but the round; what has a higher rank is left out sooner."""
         if self.doing:
             yield 0, self.doing
+        if self.abandoned:
+            yield 1, f"{self.abandoned} abandoned"
         for rank, (name, text) in zip((1, 4), self.trained.items(), strict=False):
             yield rank, f"{name} {text}"
         for name, text in list(self.evaluated.items())[:_MOST_EVALUATED]:

@@ -48,7 +48,8 @@ def started(run: "Run") -> str:
 
 def rounds_done(run: "Run") -> str:
     done, wanted = len(run.metrics.get("round", ())), get(run, "rounds")
-    return str(done) if wanted in (None, done) else f"{done} of {wanted}"
+    lost = int(np.nansum(np.asarray(run.metrics.get("aggregate/abandoned", []), float)))
+    return (str(done) if wanted in (None, done) else f"{done} of {wanted}") + (f", {lost} abandoned" if lost else "")
 
 
 def duration(seconds: np.ndarray | None) -> str:

@@ -16,7 +16,8 @@ from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanShape
 from fedjax_sim.engine.plan.words import place_plans, unpack_plan
 from fedjax_sim.engine.round.block import Plans, block, pack
-from fedjax_sim.engine.round.phase import DeviceState, make_round
+from fedjax_sim.engine.round.device_state import DeviceState
+from fedjax_sim.engine.round.phase import make_round
 from fedjax_sim.engine.round.staged import Staged
 from fedjax_sim.engine.round.waves import Waves
 from fedjax_sim.engine.store.residency import Constants, everywhere

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.aggregate import Context
+from fedjax_sim.aggregate import Collected, Context
 from fedjax_sim.aggregate.folded import empty_columns
 from fedjax_sim.client.frozen import bound
 from fedjax_sim.core import canonical
@@ -135,13 +135,21 @@ def programs(parts: Parts) -> dict[str, str]:
                 return phase.server(key, server, aggregate)
 
         payload = traced(f"algorithm: client{of}", client, key, server, row, constants, whole).payload
-        aggregate = _chain_programs(chain, of, payload, parts, traced, key, whole, real)
+        aggregate = _chain_programs(chain, of, payload, server, parts, traced, key, whole, real)
         traced(f"algorithm: server{of}", server_side, key, server, aggregate, frozen)
     return found
 
 
 def _chain_programs(
-    chain: Any, of: str, payload: PyTree, parts: Parts, traced: Any, key: jax.Array, whole: Shapes, real: Shapes
+    chain: Any,
+    of: str,
+    payload: PyTree,
+    model: PyTree,
+    parts: Parts,
+    traced: Any,
+    key: jax.Array,
+    whole: Shapes,
+    real: Shapes,
 ) -> Any:
     """Those of a chain's two sides, of a cohort: shapes of what the server function gets."""
     states, rows = traced(f"aggregator: the first state{of}", lambda: chain.init(payload))
@@ -163,10 +171,16 @@ def _chain_programs(
         weights: jax.Array,
         contributes: jax.Array,
         clients: Any,
+        model: PyTree = None,
     ) -> Any:
         total = jax.tree.map(lambda leaf: jnp.sum(leaf, 0), messages)
-        if chain.reducer.collect is not None:
-            total = chain.reducer.collect(messages, weights, contributes)
+        if not chain.reducer.linear:
+            ids = jnp.full(contributes.shape, clients)
+            given = {"round": clients, "bound": weights[0], "server": model}
+            train = lambda examples, steps: jax.tree.map(lambda leaf: leaf[0], messages)
+            places = Collected(messages, weights, contributes, ids, key, train=train, **given)
+            made, states = chain.reduce(states, places)
+            total = made.value
         elif not chain.facts.weighted:
             total = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), total)
         bound, step = chain.bound_and_step(states, payload)
@@ -179,7 +193,8 @@ def _chain_programs(
     many = lambda leaf: jax.ShapeDtypeStruct((parts.capacity, *leaf.shape), leaf.dtype)
     flags = jax.ShapeDtypeStruct((parts.capacity,), bool)
     messages, weights = jax.tree.map(many, message), many(real)
-    return traced(f"aggregator: server{of}", server, key, states, messages, sums, weights, flags, whole)[0]
+    seen = () if chain.reducer.linear else (model,)
+    return traced(f"aggregator: server{of}", server, key, states, messages, sums, weights, flags, whole, *seen)[0]
 
 
 def _shapes(data: FederatedData) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -16,7 +16,7 @@ from fedjax_sim.core.types import ClientRows, Params, RoundState
 from fedjax_sim.engine.device import placement
 from fedjax_sim.engine.parts import Parts, Sent
 from fedjax_sim.engine.round import versions
-from fedjax_sim.engine.round.phase import DeviceState
+from fedjax_sim.engine.round.device_state import DeviceState
 from fedjax_sim.engine.round.returned import check_params
 from fedjax_sim.engine.store import row_table
 from fedjax_sim.engine.store.row_file import HostRows

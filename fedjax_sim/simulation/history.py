@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_sim.aggregate.collecting import ABANDONED
 from fedjax_sim.core import html, latex
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check_count
@@ -108,6 +109,12 @@ class RoundMetrics(Mapping[str, Any]):
         finite = self._fetched().finite
         return sorted(int(k) for k in np.asarray(self.cohort.ids)[~finite])
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether the reducer refused the round, which then changed nothing."""
+        name = f"aggregate/{ABANDONED}"
+        return name in self._own and bool(self[name])
+
     def main_names(self) -> list[str]:
         """What is shown of a round: the numbers of its clients' training, and those that were evaluated."""
         names = [name for name in self._own if name.startswith("client/")]
@@ -115,7 +122,8 @@ class RoundMetrics(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         values = "".join(f", {name} {_short(self[name])}" for name in self.main_names())
-        return f"RoundMetrics(round {self.round}, {self['cohort/clients']} clients{values})"
+        abandoned = ", abandoned" if self.abandoned else ""
+        return f"RoundMetrics(round {self.round}, {self['cohort/clients']} clients{abandoned}{values})"
 
     def _repr_html_(self) -> str:
         return html.facts(f"Round {self.round}", {name: _short(self[name]) for name in self})
@@ -264,7 +272,9 @@ class History(Mapping[str, np.ndarray]):
 
     def _span(self) -> str:
         first, last = self.rounds[0].round, self.rounds[-1].round
-        return f"1 round ({first})" if len(self.rounds) == 1 else f"{len(self.rounds)} rounds ({first} to {last})"
+        lost = sum(metrics.abandoned for metrics in self.rounds)
+        span = f"1 round ({first})" if len(self.rounds) == 1 else f"{len(self.rounds)} rounds ({first} to {last})"
+        return f"{span}, {lost} abandoned" if lost else span
 
     def __repr__(self) -> str:
         if not self.rounds:

@@ -16,7 +16,8 @@ from fedjax_sim.core.types import RoundPlan, RoundState
 from fedjax_sim.engine.device import placement
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.words import unpack_plan
-from fedjax_sim.engine.round.phase import DeviceState, RoundOutput, make_round
+from fedjax_sim.engine.round.device_state import DeviceState
+from fedjax_sim.engine.round.phase import RoundOutput, make_round
 from fedjax_sim.simulation import first_state
 from fedjax_sim.simulation.executor import Executor
 from fedjax_sim.simulation.host_stages import check_fused

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.aggregate import Context, Facts, Mechanism, Transform, chain, clip_by_l2, mean, median
+from fedjax_sim.aggregate import Collected, Context, Facts, Mechanism, Transform, chain, clip_by_l2, mean, median
+from fedjax_sim.aggregate.collecting import reduced
 from tests.engine import toys
 
 VECTORS = np.array([[3, 4, 0], [0, 0, 0], [1, -2, 2], [-8, 1, 4], [0.5, 0, 1], [6, 6, -7], [9, 9, 9]], np.float32)
@@ -313,7 +314,7 @@ def test_median_alone(count):
     messages = jax.random.normal(jax.random.key(count), (5, 2, 3))
     contributes = np.random.default_rng(count).permutation(np.arange(5) < count)
     poisoned = jnp.where(contributes[:, None, None], messages, jnp.nan)
-    middle = median().collect({"a": poisoned}, jnp.ones(5), jnp.asarray(contributes))["a"]
+    middle = reduced(median(), Collected({"a": poisoned}, jnp.ones(5), jnp.asarray(contributes))).value["a"]
     expected = np.median(messages[contributes], axis=0) if count else np.zeros((2, 3))
     np.testing.assert_allclose(middle, expected, rtol=1e-6)
 

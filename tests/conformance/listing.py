@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import fedjax_sim as fs
 
@@ -86,8 +87,23 @@ REDUCERS: dict[str, Callable[[], A.Reducer]] = {
     "mean": A.mean,
     "mean of equals": lambda: A.mean("uniform"),
     "median": A.median,
+    "trimmed_mean": lambda: A.trimmed_mean(1),
+    "krum": lambda: A.krum(1),
+    "multi_krum": lambda: A.multi_krum(1),
+    "bulyan": lambda: A.bulyan(0),
+    "geometric_median": A.geometric_median,
+    "centered_clipping": lambda: A.centered_clipping(1.0),
+    "norm_bound": lambda: A.norm_bound("median"),
+    "dnc": lambda: A.dnc(1),
+    "fltrust": lambda: A.fltrust({"x": np.array([2.0], np.float32)}, steps=1),
+    "bucketing": lambda: A.bucketing(1, A.trimmed_mean(1)),
+    "nnm": lambda: A.nnm(1, A.median()),
 }
-"""Every reducer."""
+"""Every reducer, as it takes five clients."""
 
-NO_TRANSFORMS = {"chain", "as_aggregator", "explain", "mean", "median"}
+COLLECTING = [name for name, make in REDUCERS.items() if not make().linear and name != "fltrust"]
+"""Those that make do without examples of the server's, whose form a test must know."""
+
+NO_REDUCERS = {"chain", "as_aggregator", "explain"}
+NO_TRANSFORMS = NO_REDUCERS | {*REDUCERS} - {"mean of equals"}
 """Functions of `fs.aggregate` that make no transform."""

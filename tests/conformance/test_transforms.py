@@ -1,4 +1,4 @@
-"""One suite of laws that every transform passes, alone and in the engine."""
+"""One suite of laws that every transform passes, alone and in the engine, and every reducer that collects."""
 
 import inspect
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
-from tests.conformance.listing import CASES, NO_TRANSFORMS
+from tests.conformance.listing import CASES, COLLECTING, NO_TRANSFORMS, REDUCERS, Case
 from tests.engine import toys
 
 K = 11
@@ -23,7 +23,13 @@ def test_every_transform_is_listed():
     assert not missing, f"no laws for {missing}: add a line to tests/conformance/listing.py"
 
 
+def case_of(name):
+    return CASES.get(name, Case(lambda: ()))
+
+
 def aggregator_of(name):
+    if name in REDUCERS:
+        return fs.aggregate.chain(reduce=REDUCERS[name]())
     return fs.aggregate.chain(*CASES[name].transforms(), reduce=fs.aggregate.mean("uniform"))
 
 
@@ -116,12 +122,13 @@ def simulation(name, cohorts, lanes, devices, poison=(), empty=(), traces=None):
         server=lambda key, server, aggregate: jax.tree.map(jnp.add, server, aggregate.value),
         aggregator=aggregator_of(name),
     )
-    sizes = np.arange(1, K + 1, dtype=np.float32)
+    # Reducers choose clients: equal distances would leave the choice to rounding.
+    sizes = np.arange(1, K + 1, dtype=np.float32) ** (1.3 if name in REDUCERS else 1)
     for i, k in enumerate(poison):
         sizes[k] = (np.nan, np.inf)[i % 2]
     held = np.where(np.isin(np.arange(K), empty), 0, SIZES)
     data = fs.FederatedData({"u": np.repeat(sizes, held)}, np.concatenate([[0], np.cumsum(held)]))
-    sampler = fs.sampler.fixed(cohorts)._replace(event=CASES[name].event, expected=lambda n: 4.0)
+    sampler = fs.sampler.fixed(cohorts)._replace(event=case_of(name).event, expected=lambda n: 4.0)
     options = {"lanes": lanes, "devices": jax.devices()[:devices], "on_nonfinite": "drop"}
     return fs.Simulation(algorithm, data, sampler, fs.Batching(4), **toys.executed(**options))
 
@@ -140,7 +147,7 @@ def trimmed(rows):
 
 def same(name, a, b):
     def close(x, y):
-        if CASES[name].exact:
+        if case_of(name).exact:
             np.testing.assert_array_equal(x, y)
         else:
             np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
@@ -148,7 +155,7 @@ def same(name, a, b):
     jax.tree.map(close, a, b)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *COLLECTING])
 def test_padding_order_lanes_devices_and_lost_clients_change_nothing(name, tmp_path):
     """One trace for all cohorts; a resumed run ends in the same bits.
 

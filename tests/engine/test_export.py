@@ -10,7 +10,7 @@ import pytest
 from jax import export
 
 import fedjax_sim as fs
-from fedjax_sim.engine.round.phase import DeviceState
+from fedjax_sim.engine.round.device_state import DeviceState
 from tests.engine import toys
 
 a = fs.aggregate

@@ -14,7 +14,8 @@ from fedjax_sim.core.types import Cohort, RoundPlan, RoundState
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanShape, PlanStats
 from fedjax_sim.engine.plan.words import pack_plans, unpack_plan
-from fedjax_sim.engine.round.phase import DeviceState, RoundOutput
+from fedjax_sim.engine.round.device_state import DeviceState
+from fedjax_sim.engine.round.phase import RoundOutput
 from fedjax_sim.engine.store.residency import Constants
 
 

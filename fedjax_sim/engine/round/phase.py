@@ -1,5 +1,6 @@
 """One round on the devices: for each phase broadcast, train, encode, reduce, decode, and take a server step."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,33 +9,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregate import Aggregator
+from fedjax_sim.aggregate import Aggregator, Collected, Reduced
+from fedjax_sim.aggregate.collecting import ABANDONED
 from fedjax_sim.client.frozen import bound
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError
-from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.metrics import Metric, Sum
 from fedjax_sim.core.pytree import pytree, where
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Aggregate, ClientRows, RoundPlan
 from fedjax_sim.engine.device.placement import everywhere
 from fedjax_sim.engine.parts import Parts
+from fedjax_sim.engine.round.abandoned import abandoned_state, cohort_rows, rows_put_back
 from fedjax_sim.engine.round.client_side import BITS, NONFINITE, ClientSide
 from fedjax_sim.engine.round.cohort_map import CohortMap, CohortResult, by_dtype
+from fedjax_sim.engine.round.collected import reduce_collected
+from fedjax_sim.engine.round.device_state import DeviceState
+from fedjax_sim.engine.round.own_message import own_message
 from fedjax_sim.engine.round.returned import check_server
 from fedjax_sim.engine.round.versions import remembered
 from fedjax_sim.engine.store.residency import Constants
-
-
-@pytree
-class DeviceState:
-    """The part of a `RoundState` that lives on devices."""
-
-    server: PyTree
-    aggregator: PyTree
-    rows: ClientRows
-    versions: PyTree = None
 
 
 @pytree
@@ -47,6 +43,7 @@ class RoundOutput:
         finite: [C] bool; False for a client whose update held NaN or infinity.
         count: [] float32, clients that contributed, in the last phase.
         weight: [] float32, the sum of their effective weights.
+        abandoned: [] bool, a reducer refused the round; None where none ever does.
     """
 
     merged: dict[str, Metric]
@@ -65,15 +62,22 @@ def make_round(
     `seeds` are the run's and its noise's, [2] uint32; `members` and `static` are as in `CohortMap`.
     """
     phases = phase_rounds(parts, capacity, members, static)
+    collects = any(not phase.aggregator.reducer.linear for phase in parts.phases)
 
     def one_round(seeds: jax.Array, state: DeviceState, plan: RoundPlan, constants: Constants):
-        output = no_output(capacity)
+        before, output = state, no_output(capacity)
+        rows = cohort_rows(parts.mesh, state.rows, plan) if collects else None  # no work where nothing is refused
         for phase in phases:
             broadcast = phase.broadcast(seeds, state, plan)
             result = phase.train(broadcast, phase.rows(state.rows), plan, constants)
             state = replace(state, rows=phase.with_rows(state.rows, result.rows))
             state, output = phase.finish(broadcast, state, plan, result, output, constants.frozen)
-        return state, output
+        if output.abandoned is None:
+            return state, output
+        rows = rows_put_back(parts.mesh, state.rows, plan, rows, output.abandoned)
+        back = abandoned_state(parts, before, state)
+        server, states = where(output.abandoned, (back.server, back.aggregator), (state.server, state.aggregator))
+        return replace(state, server=server, aggregator=states, rows=rows), output
 
     return one_round
 
@@ -121,7 +125,8 @@ class PhaseRound:
     def broadcast(self, seeds: jax.Array, state: DeviceState, plan: RoundPlan) -> Any:
         """What all clients see: server state, the transforms' state, the round's keys and number, old server states."""
         this_round = plan.round[0]
-        keys = rng.round_keys(seeds, _PURPOSES, this_round, self.index)
+        purposes = _PURPOSES if self.aggregator.reducer.linear else (*_PURPOSES, Purpose.REDUCE)
+        keys = rng.round_keys(seeds, purposes, this_round, self.index)
         ring = None if state.versions is None else state.versions[self.index]
         return state.server, state.aggregator[self.index], keys, this_round, ring
 
@@ -155,20 +160,18 @@ class PhaseRound:
             whole = jax.lax.with_sharding_constraint((tree, order), everywhere(self.parts.mesh))
             return jax.tree.map(lambda leaf: leaf[whole[1]], whole[0])
 
-        total = result.total
-        if self.aggregator.reducer.collect is not None:
-            collected = _by_lane((result.messages, result.weights, result.contributes))
-            if self.parts.exact:
-                collected = in_order(_scattered(collected, slots, _empty(collected, self.capacity)))
-            total = self.aggregator.reducer.collect(*collected)
         with bound(self.parts.algorithm.task.frozen, frozen):
-            state, server_metrics = self._server(broadcast, state, plan, result, total)
-
+            state, server_metrics, refused = self._server(broadcast, state, plan, result, frozen)
         lanes, slots = self._whole((_by_lane(result.metrics), slots))
         (bad,) = jax.tree.leaves(lanes.pop(NONFINITE))
         placed = _by_slot(lanes, slots, self.capacity)
         merged = _with(output.merged, metrics_lib.reduce(in_order(placed) if self.parts.exact else lanes))
         server_metrics = {f"aggregate/{name}": metric for name, metric in server_metrics.items()}
+        abandoned = output.abandoned
+        if refused is not False:
+            abandoned = refused if abandoned is None else abandoned | refused
+        if abandoned is not None:
+            server_metrics[f"aggregate/{ABANDONED}"] = Sum(abandoned.astype(jnp.float32))
         twice = sorted(set(server_metrics) & set(lanes))
         if twice:
             raise ArgumentError(
@@ -180,20 +183,43 @@ class PhaseRound:
             output.finite.at[slots].min(bad == 0, mode="drop"),
             result.count,
             result.weight,
+            abandoned,
         )
 
+    def _reduced(
+        self, broadcast: PyTree, plan: RoundPlan, result: CohortResult, frozen: PyTree, bound: jax.Array
+    ) -> Any:
+        """What the reducer makes of the cohort, and the chain's states after that."""
+        server, states, keys, this_round, _ = broadcast
+        if self.aggregator.reducer.linear:
+            return Reduced(result.total, metrics={}), states
+        collected = Collected(
+            result.messages,
+            result.weights,
+            result.contributes,
+            plan.lanes.client_id,
+            keys[Purpose.REDUCE],
+            round=this_round,
+            bound=bound,
+            server=server,
+            train=functools.partial(own_message, self.parts, self.index, broadcast, frozen),
+        )
+        in_order = self.capacity if self.parts.exact else None
+        return reduce_collected(self.aggregator, states, collected, self.parts.mesh, in_order)
+
     def _server(
-        self, broadcast: PyTree, state: DeviceState, plan: RoundPlan, result: CohortResult, total: PyTree
-    ) -> tuple[DeviceState, dict[str, Metric]]:
-        """The server's side of the chain, and its step; its metrics."""
+        self, broadcast: PyTree, state: DeviceState, plan: RoundPlan, result: CohortResult, frozen: PyTree
+    ) -> tuple[DeviceState, dict[str, Metric], Any]:
+        """The reducer, the server's side of the chain, and its step; the metrics, and whether the round is refused."""
         server, aggregator_state, keys, this_round, ring = broadcast
         aggregator, parts = self.aggregator, self.parts
         bound, step = aggregator.bound_and_step(aggregator_state, parts.sent[self.index].payload)
+        reduced, reduced_state = self._reduced(broadcast, plan, result, frozen, bound)
         aggregate, new_aggregator_state, metrics = aggregator.server(
             keys[Purpose.DECODE],
-            aggregator_state,
+            reduced_state,
             Aggregate(
-                total,
+                reduced.value,
                 result.weight,
                 result.count,
                 bound=bound,
@@ -216,7 +242,7 @@ class PhaseRound:
         if ring is not None:
             ring = remembered(ring, server, this_round, parts.sent[self.index].read, result.count)
             state = replace(state, versions=_with_entry(state.versions, self.index, ring))
-        return state, metrics
+        return state, aggregator.joined(metrics, reduced.metrics), reduced.refused
 
     def _whole(self, lanes: PyTree) -> Any:
         """What is kept of each client, [N, ...] a leaf, for every process: in one message for each dtype."""

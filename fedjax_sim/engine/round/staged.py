@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.aggregate import HostResult, HostRound, HostStage, HostSum
+from fedjax_sim.aggregate.collecting import ABANDONED
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.metrics import Mean, Sum
@@ -16,9 +17,11 @@ from fedjax_sim.core.types import ClientRows, RoundState
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanShape
 from fedjax_sim.engine.plan.words import unpack_plan
+from fedjax_sim.engine.round.abandoned import abandoned_state
 from fedjax_sim.engine.round.block import Plans
 from fedjax_sim.engine.round.cohort_map import CohortResult
-from fedjax_sim.engine.round.phase import DeviceState, PhaseRound, RoundOutput, no_output, phase_rounds
+from fedjax_sim.engine.round.device_state import DeviceState
+from fedjax_sim.engine.round.phase import PhaseRound, RoundOutput, no_output, phase_rounds
 from fedjax_sim.engine.store.residency import Constants
 
 
@@ -56,9 +59,10 @@ class Staged:
                 result, refused = result._replace(total=said.value), refused or said.refused
                 metrics |= {f"aggregate/{name}": _mean(value) for name, value in said.metrics.items()}
             made, output = programs.finish(*given, rows, result, output, constants.frozen)
-            refused |= output.abandoned is not None and bool(output.abandoned)  # by a reducer of this phase
-        made = before if refused else made
-        metrics["aggregate/abandoned"] = Sum(jnp.asarray(refused, jnp.float32))
+        refused |= output.abandoned is not None and bool(output.abandoned)  # by a reducer
+        if refused:
+            made = replace(abandoned_state(self.parts, before, made), rows=before.rows)
+        metrics[f"aggregate/{ABANDONED}"] = Sum(jnp.asarray(refused, jnp.float32))
         return made, made.rows, replace(output, merged=output.merged | metrics, abandoned=jnp.asarray(refused))
 
     def programs(self, shape: PlanShape) -> list[Programs]:

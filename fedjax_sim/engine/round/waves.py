@@ -19,8 +19,10 @@ from fedjax_sim.engine.device import placement
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanShape
 from fedjax_sim.engine.plan.words import unpack_plan
+from fedjax_sim.engine.round.abandoned import abandoned_state
 from fedjax_sim.engine.round.block import Plans
-from fedjax_sim.engine.round.phase import DeviceState, PhaseRound, RoundOutput, no_output, phase_rounds
+from fedjax_sim.engine.round.device_state import DeviceState
+from fedjax_sim.engine.round.phase import PhaseRound, RoundOutput, no_output, phase_rounds
 from fedjax_sim.engine.store import row_file
 from fedjax_sim.engine.store.residency import Constants
 from fedjax_sim.engine.store.row_file import HostRows, Row
@@ -52,14 +54,20 @@ class Waves:
         self._unwritten: deque[Future[None]] = deque()
 
     def round(self, state: RoundState, plans: Plans, constants: Constants) -> tuple[DeviceState, HostRows, RoundOutput]:
-        """One round: the server's state after it, the clients' rows, and what it reports; waits for no computation."""
+        """One round: the server's state after it, the clients' rows, and what it reports.
+
+        Waits for no computation, unless a reducer may refuse the round: rows of before are then kept by the host.
+        """
         rows: HostRows = state.rows  # type: ignore[assignment]
-        made = DeviceState(state.server, state.aggregator, ClientRows(), state.versions)
+        before = made = DeviceState(state.server, state.aggregator, ClientRows(), state.versions)
         seeds, output = state.seeds, None
         for programs in self.programs(plans.shape):
             sums, rows = self._train(programs, (seeds, made, plans.words), rows, plans, constants)
             made, output = programs.finish(seeds, made, plans.words, sums, output, constants.frozen)
-        return made, rows, output  # type: ignore[return-value]
+        assert output is not None
+        if output.abandoned is not None and bool(output.abandoned):
+            made, rows = abandoned_state(self.parts, before, made), state.rows  # type: ignore[assignment]
+        return made, rows, output
 
     def _train(self, programs: Programs, given: PyTree, rows: HostRows, plans: Plans, constants: Constants) -> Any:
         """A phase's sums, and the rows after it."""

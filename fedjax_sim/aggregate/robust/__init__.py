@@ -1,0 +1,1 @@
+"""Reducers that withstand some bad clients, up to f of n."""

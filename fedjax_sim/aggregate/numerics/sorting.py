@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.arrays import Array, Scalar
+
 UNROLLED = 128
 """Rows up to which a network is written out, comparison by comparison; those of more have one operation a layer."""
 
@@ -70,7 +72,7 @@ def _bitonic(values: jax.Array) -> jax.Array:
     return rows
 
 
-def mean_of_places(values: jax.Array, there: jax.Array, first: jax.Array, last: jax.Array) -> jax.Array:
+def mean_of_places(values: Array, there: Array, first: Scalar, last: Scalar) -> jax.Array:
     """[b] the mean of the places first to last, ends included, of each coordinate's values in order.
 
     Args:

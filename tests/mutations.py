@@ -85,6 +85,42 @@ MUTATIONS = {
         "draw = rng.hash32(seed, Purpose.SHUFFLE, round, ids[client], rank)",
         "tests/data/test_plan.py::test_shuffles_differ",
     ),
+    "rows of an abandoned round": Mutation(
+        "engine/round/abandoned.py",
+        "places = jnp.where(abandoned, places, _length(rows))",
+        "places = jnp.full_like(places, _length(rows))",
+        "tests/engine/test_collecting.py::test_an_abandoned_round_changes_no_bit[rows of the algorithm-device-drop]",
+    ),
+    "a transform's state of an abandoned round": Mutation(
+        "engine/round/abandoned.py",
+        "new if phase.aggregator.facts.noisy else old",
+        "new",
+        "tests/engine/test_collecting.py::test_an_abandoned_round_changes_no_bit[a transform's state-device-drop]",
+    ),
+    "ties by place": Mutation(
+        "aggregate/robust/distances.py",
+        "jnp.lexsort((collected.ids, scores, ~collected.contributes))",
+        "jnp.lexsort((scores, ~collected.contributes))",
+        "tests/aggregate/test_robust.py::test_ties_go_by_client_id",
+    ),
+    "a neighbour too many": Mutation(
+        "aggregate/robust/krum.py",
+        "n - bad(n) - 2)",
+        "n - bad(n) - 1)",
+        "tests/aggregate/test_robust.py::test_values_of_a_fixed_matrix[krum]",
+    ),
+    "distances around the mean": Mutation(
+        "aggregate/robust/distances.py",
+        "return _distances(collected, jnp.arange(len(valid)) == chosen)",
+        "return rough",
+        "tests/aggregate/test_robust.py::test_independent_twins[krum]",
+    ),
+    "a block too few": Mutation(
+        "engine/round/collected.py",
+        "starts_of = lambda size: [min(i * step, size - step) for i in range(-(-size // step))]",
+        "starts_of = lambda size: [min(i * step, size - step - 1) for i in range(-(-size // step))]",
+        "tests/engine/test_collecting.py::test_blocks_of_coordinates_are_the_whole",
+    ),
 }
 
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import optax
 
-from fedjax_sim.aggregate import Aggregator, Reducer, as_aggregator
+from fedjax_sim.aggregate import Aggregator, Reducer, as_aggregator, mean
 from fedjax_sim.client import ClientBatches, Task, replace, split_params
 from fedjax_sim.core.arrays import Scalar
-from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.core.types import Aggregate, ClientUpdate, Key, Params, Row, Server
 from fedjax_sim.server import step
 
@@ -149,3 +149,11 @@ def server_update(task: Task, optimizer: optax.GradientTransformation) -> Callab
         return ServerState(replace(trained, held), optimizer_state)
 
     return update
+
+
+def uniform(aggregator: Aggregator | Reducer | None, why: str) -> Aggregator:
+    """The aggregator of a method whose rule counts each client once: the uniform mean where None is given."""
+    whole = as_aggregator(mean("uniform") if aggregator is None else aggregator)
+    fits = whole.reducer.weight == "uniform" and whole.reducer.linear
+    check(fits, "aggregator", whole.name, f'{why}; use reduce=fs.aggregate.mean("uniform").')
+    return whole

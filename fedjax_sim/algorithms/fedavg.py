@@ -4,17 +4,39 @@ With a proximal term it is FedProx (Li et al. 2020, Algorithm 2): the same clien
 """
 
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_sim.aggregate import Aggregator, Reducer
-from fedjax_sim.algorithms.base import Algorithm, ClientFunction, server_init, server_update
-from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
-from fedjax_sim.core.arrays import Scalar
-from fedjax_sim.core.errors import ArgumentError, check_not_negative
+from fedjax_sim.algorithms.base import Algorithm, server_init, server_update
+from fedjax_sim.algorithms.local import GradientFunction, check_optimizer, difference, train
+from fedjax_sim.client import Task, split_params
+from fedjax_sim.core.arrays import PyTree, Scalar
+from fedjax_sim.core.errors import check, check_not_negative
 from fedjax_sim.core.types import ClientUpdate, Params
+
+Kept = Literal["reset", "keep", "average"]
+"""What becomes of the state of a client's optimizer after a round."""
+
+
+class AveragedState(NamedTuple):
+    """Server state of `client_optimizer_state="average"`: the model, the server optimizer's state and the clients'.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.ones(2), lambda w, batch, key: jnp.sum((w - batch["x"]) ** 2, -1))
+        >>> algorithm = fs.fedavg(task, optax.sgd(0.1, 0.9), client_optimizer_state="average")
+        >>> server, _ = algorithm.init(jnp.ones(2))
+        >>> print(server.params, server.client_optimizer[0].trace)
+        [1. 1.] [0. 0.]
+    """
+
+    params: Params
+    optimizer: optax.OptState
+    client_optimizer: optax.OptState
 
 
 def fedavg(
@@ -22,6 +44,7 @@ def fedavg(
     client_optimizer: optax.GradientTransformation,
     server_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | Reducer | None = None,
+    client_optimizer_state: Kept = "reset",
 ) -> Algorithm:
     r"""FedAvg, and with an adaptive server optimizer FedOpt (Reddi et al. 2021, Algorithm 1).
 
@@ -32,10 +55,14 @@ def fedavg(
 
     Args:
         task: what is learnt.
-        client_optimizer: an optax transformation, started anew in each round.
+        client_optimizer: an optax transformation.
         server_optimizer: one of `fs.server` or any optax transformation, fed with the pseudo-gradient; None for
             `optax.sgd(1.0)`, FedAvg itself.
         aggregator: a chain or reducer; None for the mean by examples.
+        client_optimizer_state: of momentum and the like. "reset": each round starts anew, as in the paper. "keep": a
+            client goes on from its own of the last round that it took part in, a row a client. "average": it is sent
+            up too and averaged like the model, and clients start from the mean; the payload then has the parts
+            `delta` and `optimizer`, and numbers that are whole, such as counts of steps, are rounded to whole ones.
 
     Example:
         >>> import optax, fedjax_sim as fs
@@ -43,7 +70,9 @@ def fedavg(
         >>> task = fs.classification(fs.models.MLP(10), digits.train)
         >>> algorithm = fs.fedavg(task, optax.sgd(0.05), server_optimizer=fs.server.fedyogi(1e-2))
     """
-    return _build(task, client_optimizer, server_optimizer, aggregator, lambda y, x: None)
+    return averaging(
+        task, client_optimizer, server_optimizer, aggregator, client_optimizer_state=client_optimizer_state
+    )
 
 
 def fedprox(
@@ -51,6 +80,7 @@ def fedprox(
     client_optimizer: optax.GradientTransformation,
     server_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | Reducer | None = None,
+    client_optimizer_state: Kept = "reset",
     *,
     mu: Scalar,
 ) -> Algorithm:
@@ -71,70 +101,74 @@ def fedprox(
         >>> algorithm = fs.fedprox(task, optax.sgd(0.05), mu=0.1)
     """
     check_not_negative("mu", mu)
-    pull = lambda y, x: jax.tree.map(lambda a, b: mu * (a - b), y, x)
-    return _build(task, client_optimizer, server_optimizer, aggregator, pull)
+    return averaging(
+        task,
+        client_optimizer,
+        server_optimizer,
+        aggregator,
+        client_optimizer_state=client_optimizer_state,
+        pull=lambda y, x: jax.tree.map(lambda a, b: mu * (a - b), y, x),
+    )
 
 
-def _build(
+def averaging(
     task: Task,
     client_optimizer: optax.GradientTransformation,
     server_optimizer: optax.GradientTransformation | None,
     aggregator: Aggregator | Reducer | None,
-    pull: Callable[[Params, Params], Params | None],
+    *,
+    client_optimizer_state: Kept = "reset",
+    pull: Callable[[Params, Params], Params] | None = None,
+    gradient_fn: GradientFunction | None = None,
 ) -> Algorithm:
+    """FedAvg with another local gradient.
+
+    Args:
+        pull: `(trained params, the received ones) ->` an addition to each gradient.
+        gradient_fn: in place of the task's gradient.
+    """
+    kept = client_optimizer_state
     check_optimizer("client_optimizer", client_optimizer)
+    check(kept in ("reset", "keep", "average"), "client_optimizer_state", kept, 'must be "reset", "keep" or "average".')
     server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     check_optimizer("server_optimizer", server_optimizer)
     start, update = server_init(task, server_optimizer), server_update(task, server_optimizer)
 
-    def server(key, server, aggregate):
-        return update(server, aggregate.value)
-
-    return Algorithm(
-        task,
-        init=lambda params: (start(params), None),
-        client=local_training(task, client_optimizer, pull),
-        server=server,
-        aggregator=aggregator,
-        params=lambda server: server.params,
-    )
-
-
-def local_training(
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    pull: Callable[[Params, Params], Params | None],
-) -> ClientFunction:
-    """A client that trains from the server's `params` and sends its delta.
-
-    Args:
-        pull: `(trained params, the received ones) ->` an addition to each gradient, or None.
-    """
-    gradient_fn = gradient(task)
+    def init(params):
+        state = start(params)
+        of_client = client_optimizer.init(split_params(task, params)[0])
+        if kept == "average":
+            return AveragedState(*state, of_client), None
+        return state, of_client if kept == "keep" else None
 
     def client(key, server, row, batches):
-        received, _ = split_params(task, server.params)
+        first = None if kept == "reset" else row if kept == "keep" else server.client_optimizer
+        x, _ = split_params(task, server.params)
+        pulled = None if pull is None else lambda y, pull=pull: pull(y, x)
+        done = train(
+            task, client_optimizer, server.params, batches, key, pull=pulled, gradient_fn=gradient_fn, state=first
+        )
+        payload = difference(done.params, server.params)
+        if kept == "average":
+            moved = jax.tree.map(lambda a, b: jnp.asarray(a - b, _wide(b)), done.optimizer, first)
+            payload = {"delta": payload, "optimizer": moved}
+        state = done.optimizer if kept == "keep" else None
+        return ClientUpdate(payload, weight=batches.num_examples, state=state, metrics=done.metrics)
 
-        def step(carry, batch, key):
-            params, optimizer_state = carry
-            grads, metrics, variables = gradient_fn(params, batch, key)
-            (trained, held), (grads, _) = split_params(task, params), split_params(task, grads)
-            addition = pull(trained, received)
-            if addition is not None:
-                grads = jax.tree.map(jnp.add, grads, addition)
-            updates, optimizer_state = optimizer.update(grads, optimizer_state, trained)
-            trained = optax.apply_updates(trained, updates)
-            return (replace(trained, {**held, **variables}), optimizer_state), metrics
+    def server(key, server, aggregate):
+        if kept != "average":
+            return update(server, aggregate.value)
+        moved = jax.tree.map(_added, server.client_optimizer, aggregate.value["optimizer"])
+        return AveragedState(*update(server, aggregate.value["delta"]), moved)
 
-        init = (server.params, optimizer.init(received))
-        (params, _), metrics = local_steps(step, init, batches, key)
-        delta = jax.tree.map(jnp.subtract, params, server.params)
-        return ClientUpdate(delta, weight=batches.num_examples, metrics=metrics)
-
-    return client
+    return Algorithm(task, init, client, server, aggregator, params=lambda server: server.params)
 
 
-def check_optimizer(name: str, optimizer: object) -> None:
-    """An optax transformation: a pair of functions."""
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise ArgumentError(f"{name}={optimizer!r}: must be an optax transformation, as optax.sgd(0.1).")
+def _wide(leaf: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def _added(leaf: PyTree, change: jax.Array) -> jax.Array:
+    """A leaf and its clients' mean change; a whole number stays whole."""
+    change = change if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.round(change)
+    return (leaf + change).astype(leaf.dtype)

@@ -6,7 +6,7 @@ import optax
 
 from fedjax_sim.aggregate import Aggregator, Reducer
 from fedjax_sim.algorithms.base import Algorithm, server_init, server_update
-from fedjax_sim.algorithms.fedavg import check_optimizer
+from fedjax_sim.algorithms.local import check_optimizer
 from fedjax_sim.client import Task, gradient, local_steps
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.types import ClientUpdate

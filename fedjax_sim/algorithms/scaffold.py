@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Aggregator, Reducer, mean
 from fedjax_sim.algorithms.base import Algorithm
-from fedjax_sim.client import ClientBatches, Task, gradient, local_steps, replace, split_params
-from fedjax_sim.core.arrays import Key, Scalar
+from fedjax_sim.algorithms.local import full_gradient
+from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
+from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_count, check_positive
-from fedjax_sim.core.metrics import Mean
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -90,7 +90,7 @@ def scaffold(
         params, metrics = local_steps(step, server.params, batches, key)
         delta = jax.tree.map(jnp.subtract, params, server.params)
         if option == 1:
-            c_new = _gradient_at(task, server.params, batches, key)
+            c_new, _ = full_gradient(task, server.params, batches, key)
         else:
             scale = 1 / (client_lr * jnp.maximum(batches.num_steps, 1))
             trained, _ = split_params(task, delta)
@@ -119,22 +119,3 @@ def scaffold(
         params=lambda server: server.params,
         num_clients=num_clients,
     )
-
-
-def _gradient_at(task: Task, params: Params, batches: ClientBatches, key: Key) -> Params:
-    """The gradient of what is trained over a client's batches, at the parameters."""
-    gradient_fn = gradient(task)
-
-    def step(carry, batch, key):
-        total, weight = carry
-        grads, metrics, _ = gradient_fn(params, batch, key)
-        loss = metrics["loss"]
-        assert isinstance(loss, Mean)
-        each = loss.weight if task.reduction == "mean" else jnp.ones(())
-        grads, _ = split_params(task, grads)
-        total = jax.tree.map(lambda t, g: t + each * g, total, grads)
-        return (total, weight + each), {}
-
-    zeros = jax.tree.map(jnp.zeros_like, split_params(task, params)[0])
-    (total, weight), _ = local_steps(step, (zeros, jnp.zeros(())), batches, key)
-    return jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1.0), total)

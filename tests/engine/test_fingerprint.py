@@ -187,8 +187,10 @@ def test_a_user_s_function_may_be_written_in_another_way(fingerprints):
 
 
 WORDS = {
-    ("fedavg", "client's rate"): "algorithm: client.optimizer.update.update_fns[1].tx.update.step_size was -0.1 there "
-    "and is -0.5 here",
+    (
+        "fedavg",
+        "client's rate",
+    ): "algorithm: init.client_optimizer.update.update_fns[1].tx.update.step_size was -0.1 there and is -0.5 here",
     ("fedprox", "fedprox of other mu"): "algorithm: client.pull.mu was 0.1 there and is 0.2 here",
     ("fedavg", "a loss of other scale"): "algorithm: task.loss.scale was 1.0 there and is 2.0 here",
     ("fedavg", "another loss"): "algorithm: ",
@@ -269,7 +271,7 @@ def test_restore_refuses_another_simulation_and_allow_goes_on_with_it(tmp_path):
     first.save(tmp_path, first.init({"w": jnp.ones((3, 2))}))
     other = build(fedavg(0.5), data=changed("x", lambda x: x * 7), seed=3)
     told = refused(other, tmp_path)
-    assert "algorithm: client.optimizer." in told
+    assert "algorithm: init.client_optimizer." in told
     assert "data: values of ['x'] was " in told
     assert "seed was 0 there and is 3 here" in told
     assert 'sim.restore(..., allow={"algorithm", "data", "seed"}), and in another folder.' in told
@@ -296,7 +298,7 @@ def test_a_run_goes_on_in_its_folder_as_what_it_was_alone(tmp_path):
     first, other = build(), build(fedavg(0.5))
     first.run(first.init(), 1, run_dir=tmp_path / "run")
     state = other.restore(tmp_path / "run", allow={"algorithm"})
-    with pytest.raises(fs.RunFolderError, match=r"run holds another run: algorithm: client\.optimizer\."):
+    with pytest.raises(fs.RunFolderError, match=r"run holds another run: algorithm: init\.client_optimizer\."):
         other.run(state, 1, run_dir=tmp_path / "run")
     assert first.restore(tmp_path / "run").round == 1
     other.run(state, 1, run_dir=tmp_path / "another")

@@ -1,0 +1,100 @@
+"""What clients of several methods do alike: train from a received model, and sum a gradient over all batches."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim.client import ClientBatches, Gradient, Task, gradient, local_steps, replace, split_params
+from fedjax_sim.core.arrays import Batch, PyTree, Scalar
+from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.metrics import Mean, Metric
+from fedjax_sim.core.types import Key, Params
+
+GradientFunction = Callable[[Params, Batch, Key], Gradient]
+"""`(params, batch, key) -> Gradient`, as of `fs.client.gradient`."""
+
+
+class Trained(NamedTuple):
+    """A client's model, its optimizer's state and its metrics after its local steps."""
+
+    params: Params
+    optimizer: optax.OptState
+    metrics: dict[str, Metric]
+
+
+def train(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    received: Params,
+    batches: ClientBatches,
+    key: Key,
+    *,
+    pull: Callable[[Params], Params] | None = None,
+    gradient_fn: GradientFunction | None = None,
+    state: optax.OptState | None = None,
+) -> Trained:
+    """A client's local steps from the received model, collections and all.
+
+    Args:
+        pull: `(trained params) ->` an addition to each gradient.
+        gradient_fn: in place of the task's gradient.
+        state: the optimizer's first one; None for a fresh one.
+    """
+    gradient_fn = gradient(task) if gradient_fn is None else gradient_fn
+
+    def step(carry, batch, key):
+        params, optimizer_state = carry
+        grads, metrics, variables = gradient_fn(params, batch, key)
+        (trained, held), (grads, _) = split_params(task, params), split_params(task, grads)
+        if pull is not None:
+            grads = jax.tree.map(jnp.add, grads, pull(trained))
+        updates, optimizer_state = optimizer.update(grads, optimizer_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        return (replace(trained, {**held, **variables}), optimizer_state), metrics
+
+    if state is None:
+        state = optimizer.init(split_params(task, received)[0])
+    (params, end), metrics = local_steps(step, (received, state), batches, key)
+    return Trained(params, end, metrics)
+
+
+def full_gradient(task: Task, params: Params, batches: ClientBatches, key: Key) -> tuple[Params, dict[str, Metric]]:
+    """`(gradient, metrics)`: of what is trained, at the parameters, over all of a client's batches of the round.
+
+    Under `reduction="mean"` batches weigh by what they hold, so that it is the gradient of the client's mean loss;
+    under "sum" it is the mean of the batches' gradients.
+    """
+    gradient_fn = gradient(task)
+
+    def step(carry, batch, key):
+        total, weight = carry
+        grads, metrics, _ = gradient_fn(params, batch, key)
+        loss = metrics["loss"]
+        assert isinstance(loss, Mean)
+        each = loss.weight if task.reduction == "mean" else jnp.ones(())
+        grads, _ = split_params(task, grads)
+        total = jax.tree.map(lambda t, g: t + each * g, total, grads)
+        return (total, weight + each), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, split_params(task, params)[0])
+    (total, weight), metrics = local_steps(step, (zeros, jnp.zeros(())), batches, key)
+    return jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1.0), total), metrics
+
+
+def difference(after: PyTree, before: PyTree) -> PyTree:
+    """Leaf by leaf `after - before`: a client's delta."""
+    return jax.tree.map(jnp.subtract, after, before)
+
+
+def sgd(learning_rate: Scalar) -> optax.GradientTransformation:
+    """Plain SGD at a rate that may be traced."""
+    return optax.sgd(learning_rate)  # type: ignore[arg-type]
+
+
+def check_optimizer(name: str, optimizer: object) -> None:
+    """An optax transformation: a pair of functions."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ArgumentError(f"{name}={optimizer!r}: must be an optax transformation, as optax.sgd(0.1).")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.core.arrays import PyTree, Scalar
-from fedjax_sim.core.errors import check, check_fraction, check_not_negative, check_positive
+from fedjax_sim.core.errors import ArgumentError, check, check_fraction, check_not_negative, check_positive
 from fedjax_sim.core.types import Params
 
 Rate = float | jax.Array | optax.Schedule
@@ -40,16 +40,24 @@ class AdaptiveState(NamedTuple):
     v: PyTree
 
 
-def fedavgm(learning_rate: Rate = 1.0, momentum: Scalar = 0.9) -> optax.GradientTransformation:
-    r"""FedAvg with server momentum (Hsu, Qi and Brown 2019): the heavy-ball form.
+def fedavgm(
+    learning_rate: Rate = 1.0, momentum: Scalar = 0.9, *, ema: bool = False, debias: bool = False
+) -> optax.GradientTransformation:
+    r"""FedAvg with server momentum (Hsu, Qi and Brown 2019): the heavy-ball form, or a moving average.
 
-    .. math:: v \leftarrow \beta v + \Delta, \qquad x \leftarrow x + \eta v
+    .. math::
 
-    An average, :math:`(1 - \beta) \Delta` for :math:`\Delta`, would be slower by a factor :math:`1 - \beta`.
+        v \leftarrow \beta v + \Delta, \qquad x \leftarrow x + \eta v
+
+    With `ema` it is the average :math:`v \leftarrow \beta v + (1 - \beta) \Delta`, which moves
+    :math:`1 - \beta` times as far in the long run; with `debias` too, v over :math:`1 - \beta^t` in round t = 1, 2,
+    ..., whose first steps are as long as later ones.
 
     Args:
         learning_rate: :math:`\eta`, or an optax schedule, as in `fedadam`.
         momentum: :math:`\beta` in [0, 1).
+        ema: a moving average in place of the sum.
+        debias: only with `ema`.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -62,7 +70,10 @@ def fedavgm(learning_rate: Rate = 1.0, momentum: Scalar = 0.9) -> optax.Gradient
     """
     _check_rate(learning_rate)
     check_fraction("momentum", momentum)
-    return optax.sgd(learning_rate, momentum)
+    check(ema or not debias, "debias", debias, "only a moving average, ema=True, has a bias to take off.")
+    if not ema:
+        return optax.sgd(learning_rate, momentum)
+    return optax.chain(optax.ema(momentum, debias), optax.scale_by_learning_rate(learning_rate))
 
 
 def fedadagrad(
@@ -160,6 +171,90 @@ def fedyogi(
         bias_correction,
         initial_accumulator,
     )
+
+
+class EmaState(NamedTuple):
+    """State of `ema`: the models' weighted sum, and the sum of the weights.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> print(fs.server.ema(0.9).init(jnp.ones(1)))
+        EmaState(total=Array([0.], dtype=float32), weight=Array(0., dtype=float32))
+    """
+
+    total: Params
+    weight: jax.Array
+
+
+def ema(decay: Scalar = 0.999, debias: bool = True) -> optax.GradientTransformation:
+    r"""A moving average of the models after each round, beside the model; the last link of an optax chain.
+
+    .. math:: z \leftarrow \beta z + (1 - \beta) x
+
+    It changes no update. `sim.params(state, ema=True)` gives the average, and a checkpoint holds it. Collections (batch
+    statistics) are not averaged over rounds.
+
+    Args:
+        decay: :math:`\beta` in [0, 1); may be traced.
+        debias: z starts at 0 and is read over :math:`1 - \beta^t`, so that the first model has no weight. Otherwise z
+            starts at the first model.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+        >>> server = optax.chain(fs.server.fedavgm(1.0), fs.server.ema(0.9))
+        >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1), server), data, fs.sampler.uniform(2), fs.Batching(2))
+        >>> state, _ = sim.run(sim.init(), rounds=2)
+        >>> print(f"{sim.params(state):.4f} {sim.params(state, ema=True):.4f}")
+        0.8100 0.5684
+    """
+    check_fraction("decay", decay)
+    check(isinstance(debias, bool), "debias", debias, "must be True or False.")
+
+    def init(params: Params) -> EmaState:
+        if debias:
+            return EmaState(jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
+        return EmaState(params, jnp.ones(()))
+
+    def update(updates: Params, state: EmaState, params: Params | None = None):
+        if params is None:
+            raise ArgumentError("params=None: fs.server.ema averages models, and needs them in update.")
+        model = optax.apply_updates(params, updates)
+        mix = lambda z, x: (decay * z + (1 - decay) * x).astype(z.dtype)
+        weight = decay * state.weight + (1 - decay)
+        return updates, EmaState(jax.tree.map(mix, state.total, model), jnp.asarray(weight, jnp.float32))
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def averaged(server: PyTree, params: Params) -> Params:
+    """The moving average that `ema` keeps in a server state; `params` before the first round, and for collections.
+
+    Raises:
+        ArgumentError: no average, or more than one, in the state.
+
+    Example:
+        >>> import jax.numpy as jnp, fedjax_sim as fs
+        >>> state = fs.server.EmaState(total=jnp.array([1.0]), weight=jnp.array(0.5))
+        >>> print(fs.server.averaged(state, params=jnp.zeros(1)))
+        [2.]
+    """
+    is_ema = lambda node: isinstance(node, EmaState)
+    found = [node for node in jax.tree.leaves(server, is_leaf=is_ema) if is_ema(node)]
+    if len(found) != 1:
+        raise ArgumentError(
+            f"ema=True: the server state keeps {len(found)} moving averages; give the algorithm a server optimizer "
+            "with one, as optax.chain(optax.sgd(1.0), fs.server.ema())."
+        )
+    total, weight = found[0]
+    collections = {}
+    if jax.tree.structure(total) != jax.tree.structure(params):  # a model with collections, which are not averaged
+        collections = {name: leaf for name, leaf in params.items() if name not in total}
+        params = {name: params[name] for name in total}
+    scale = 1 / jnp.where(weight > 0, weight, 1.0)
+    mean = jax.tree.map(lambda z, x: jnp.where(weight > 0, (scale * z).astype(x.dtype), x), total, params)
+    return {**mean, **collections} if collections else mean
 
 
 def step(

@@ -37,6 +37,50 @@ def test_fedavgm_by_hand():
     np.testing.assert_allclose(trajectory(fs.server.fedavgm(0.5)), [x1, x2, x3], rtol=1e-6)
 
 
+def test_fedavgms_conventions():
+    """A delta of 0.4 for three rounds at momentum 0.9: the sum, the average, and the average without its bias."""
+    moved = {}
+    for convention in ({}, {"ema": True}, {"ema": True, "debias": True}):
+        optimizer = fs.server.fedavgm(1.0, 0.9, **convention)
+        moved[len(convention)] = trajectory(optimizer, np.full((3, 4), 0.4), np.zeros(4))[-1, 0]
+    assert moved == pytest.approx({0: 2.244, 1: 0.2244, 2: 1.2})
+
+
+@pytest.mark.parametrize("debias, expected", [(False, [1, 1.1, 1.29]), (True, [1, 1.5263158, 2.0701107])])
+def test_ema_of_the_models_one_two_and_three(debias, expected):
+    """Debiased, of what came after the first model; else from the first model, which is 1 too."""
+    optimizer = optax.chain(optax.sgd(1.0), fs.server.ema(0.9, debias))
+    x = {"w": jnp.zeros(1), "b": jnp.zeros(())} if debias else {"w": jnp.ones(1), "b": jnp.ones(())}
+    state, seen = optimizer.init(x), []
+    for delta in [1.0, 1.0, 1.0] if debias else [0.0, 1.0, 1.0]:
+        x, state = fs.server.step(optimizer, x, state, {"w": jnp.full(1, delta), "b": jnp.float32(delta)})
+        mean = fs.server.averaged(state, x)
+        assert mean["w"][0] == mean["b"]
+        seen.append(mean["b"])
+    np.testing.assert_allclose(seen, expected, rtol=1e-6)
+    assert x["b"] == 3
+
+
+def test_ema_before_the_first_round_is_the_model():
+    for debias in (True, False):
+        x = jnp.array([2.0])
+        assert fs.server.averaged(fs.server.ema(0.9, debias).init(x), x) == x
+
+
+def test_ema_leaves_collections_as_they_are():
+    params = {"params": {"w": jnp.ones(1)}, "batch_stats": {"mean": jnp.full(1, 5.0)}}
+    state = fs.server.EmaState({"params": {"w": jnp.full(1, 2.0)}}, jnp.float32(0.5))
+    found = fs.server.averaged(state, params)
+    assert found == {"params": {"w": jnp.full(1, 4.0)}, "batch_stats": params["batch_stats"]}
+
+
+def test_ema_that_nobody_keeps():
+    with pytest.raises(fs.FedSimError, match=r"keeps 0 moving averages; give the algorithm a server optimizer"):
+        fs.server.averaged(optax.sgd(1.0).init(jnp.ones(1)), jnp.ones(1))
+    with pytest.raises(fs.FedSimError, match="needs them in update"):
+        fs.server.ema().update(jnp.ones(1), fs.server.ema().init(jnp.ones(1)))
+
+
 def test_fedadagrad_by_hand():
     d1, d2, d3 = DELTAS
     v1 = 0.01**2 + d1**2

@@ -16,6 +16,7 @@ from fedjax_sim.engine.store.row_table import Rows
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.privacy.accounting import Epsilon
 from fedjax_sim.runs.folder import RunFolder
+from fedjax_sim.server import averaged
 from fedjax_sim.simulation import describe, epsilon, first_state, former, pure_round, recorder, tuning
 from fedjax_sim.simulation.assemble import assemble
 from fedjax_sim.simulation.execution import Execution
@@ -43,14 +44,12 @@ class Simulation:
         debug: run each client alone and eagerly before each round, so that an error in a client function names
             the client and its batch.
         evaluate: `params -> dict of numbers`: what `run` evaluates, unless it is told otherwise.
-        delta: of `privacy/epsilon`, which rounds report when there is noise for privacy (and the extra `privacy` is
-            installed): an upper bound by Rényi accounting, which is cheap. `sim.epsilon` is tighter. None for
-            K ** -1.1, at most 1e-3.
+        delta: of `privacy/epsilon`, which rounds with noise for privacy report (with the extra `privacy`): an upper
+            bound by Rényi accounting, which is cheap. `sim.epsilon` is tighter. None for K ** -1.1, at most 1e-3.
         exact: add in fixed point (`fedjax_sim.engine.round.sums`): for the same `lanes` devices, processes and the
             cohort's order change no bit of a sum. Clients' weighted numbers must stay below 2^24; the unit is 2^-48.
-        noise_seed: 32-bit seed of all noise for privacy, which `fs.aggregate` adds; None for `seed`. Runs that are both
-            released need different ones: noise that they share cancels, and sampling, batches and training stay as
-            they are.
+        noise_seed: 32-bit seed of all noise for privacy; None for `seed`. Runs that are both released need different
+            ones, as noise that they share cancels; sampling, batches and training stay as they are.
 
     Attributes:
         parts: what it is made of, a frozen record.
@@ -294,9 +293,10 @@ class Simulation:
         with Recording(self.executor, callbacks, run_dir, profile).of(state, rounds) as record:
             return run_rounds(self.executor, state, schedule, evaluate or self.evaluate, record)
 
-    def params(self, state: RoundState | PureState) -> Params:
-        """The model in a state: `algorithm.params(state.server)`."""
-        return self.parts.algorithm.params(state.server)
+    def params(self, state: RoundState | PureState, ema: bool = False) -> Params:
+        """The model in a state, `algorithm.params(state.server)`; or what `fs.server.ema` averaged of it."""
+        params = self.parts.algorithm.params(state.server)
+        return averaged(state.server, params) if ema else params
 
     def round_function(self, static: bool = False) -> RoundFunction:
         """A round as a pure function, `(round_state, plan, arrays) -> (round_state, metrics)`.

@@ -3,6 +3,7 @@
 A `Sampler` is a bundle of functions. Draws depend on (seed, round) alone; nothing costs O(population) in a round.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -231,6 +232,36 @@ def poisson(probability: float) -> Sampler:
         expected=lambda num_clients: float(num_clients * probability),
         event=lambda num_clients: SamplingEvent("poisson", num_clients, probability=probability),
         name=f"poisson({probability})",
+    )
+
+
+def coins(probability: float) -> Sampler:
+    """Everyone, for a number of local steps that coins decide: they go on until one that all share comes up.
+
+    The number is geometric, of mean 1 / p; a batching with fewer steps ends a round before. For `fs.scaffnew`.
+
+    Args:
+        probability: p in (0, 1], that a step is a round's last.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> sampler = fs.sampler.coins(0.2)
+        >>> [sampler.sample(sampler.init(3), round, seed=0)[0].max_steps.tolist() for round in range(2)]
+        [[7, 7, 7], [1, 1, 1]]
+    """
+    check(0 < probability <= 1, "probability", probability, "must lie in (0, 1], as a coin's chance.")
+
+    def sample(state: int, round: int, seed: int):
+        steps = rng.generator(seed, Purpose.SAMPLE, round).geometric(probability)
+        everyone = cohort(np.arange(state), state)
+        return dataclasses.replace(everyone, max_steps=np.full(state, min(steps, 2**31 - 1), np.int32)), state
+
+    return Sampler(
+        init=lambda num_clients: num_clients,
+        sample=sample,
+        capacity=lambda num_clients: num_clients,
+        expected=float,
+        name=f"coins({probability})",
     )
 
 

@@ -17,6 +17,7 @@ SAMPLERS = {
     "poisson": fs.sampler.poisson(0.2),
     "poisson_rare": fs.sampler.poisson(0.01),
     "poisson_all": fs.sampler.poisson(1),
+    "coins": fs.sampler.coins(0.3),
     "min_separation": fs.sampler.min_separation(3, 4),
     "cross_silo": fs.sampler.cross_silo(),
     "cyclic": fs.sampler.cyclic(7),

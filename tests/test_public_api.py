@@ -62,7 +62,7 @@ CONTRACT = """
     fedprox fedsgd flax_task grad local_steps metrics.Histogram metrics.Max metrics.Mean metrics.Sum models.CNN
     models.LogisticRegression models.MLP partition.dirichlet partition.iid partition.shards sampler.fixed
     sampler.poisson sampler.uniform scaffold server.fedadagrad server.fedadam server.fedavgm server.fedyogi
-    use_cpu_cores
+    use_cpu_cores afl diloco fedacg feddyn fedexp fednova fedpa fedsam mime mimelite moon qfedavg scaffnew server.ema
 """
 
 

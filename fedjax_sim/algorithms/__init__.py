@@ -1,12 +1,32 @@
 """Algorithms: what a client and the server do, one paper a module."""
 
+from fedjax_sim.algorithms.afl import AFLState as AFLState
+from fedjax_sim.algorithms.afl import afl as afl
 from fedjax_sim.algorithms.base import Algorithm as Algorithm
 from fedjax_sim.algorithms.base import Phase as Phase
 from fedjax_sim.algorithms.base import ServerState as ServerState
+from fedjax_sim.algorithms.diloco import diloco as diloco
 from fedjax_sim.algorithms.downlink import Broadcast as Broadcast
 from fedjax_sim.algorithms.downlink import compress_downlink as compress_downlink
+from fedjax_sim.algorithms.fedacg import FedACGState as FedACGState
+from fedjax_sim.algorithms.fedacg import fedacg as fedacg
+from fedjax_sim.algorithms.fedavg import AveragedState as AveragedState
 from fedjax_sim.algorithms.fedavg import fedavg as fedavg
 from fedjax_sim.algorithms.fedavg import fedprox as fedprox
+from fedjax_sim.algorithms.feddyn import FedDynState as FedDynState
+from fedjax_sim.algorithms.feddyn import feddyn as feddyn
+from fedjax_sim.algorithms.fedexp import FedExPState as FedExPState
+from fedjax_sim.algorithms.fedexp import fedexp as fedexp
+from fedjax_sim.algorithms.fednova import fednova as fednova
+from fedjax_sim.algorithms.fedpa import FedPAState as FedPAState
+from fedjax_sim.algorithms.fedpa import fedpa as fedpa
+from fedjax_sim.algorithms.fedsam import fedsam as fedsam
 from fedjax_sim.algorithms.fedsgd import fedsgd as fedsgd
+from fedjax_sim.algorithms.mime import MimeState as MimeState
+from fedjax_sim.algorithms.mime import mime as mime
+from fedjax_sim.algorithms.mime import mimelite as mimelite
+from fedjax_sim.algorithms.moon import moon as moon
+from fedjax_sim.algorithms.qfedavg import qfedavg as qfedavg
+from fedjax_sim.algorithms.scaffnew import scaffnew as scaffnew
 from fedjax_sim.algorithms.scaffold import ScaffoldState as ScaffoldState
 from fedjax_sim.algorithms.scaffold import scaffold as scaffold

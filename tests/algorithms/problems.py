@@ -12,6 +12,7 @@ from tests.engine import toys
 SIZES = (5, 1, 8, 0, 3, 2)
 COHORTS = ((0, 2, 4), (1, 2, 3), (5, 0), (4, 1, 5, 2), (2, 0, 3), (4,))
 START = {"w": np.array([0.5, -0.3, 0.2, 0.7], np.float32), "b": np.float32(0.1)}
+DOMAINS = tuple((np.arange(n) + k) % 2 + (k > 2) for k, n in enumerate(SIZES))  # of each client's examples: 0, 1 or 2
 BATCHING = fs.Batching(batch_size=3, epochs=2, shuffle=False)
 
 
@@ -33,8 +34,11 @@ def least_squares():
     arrays = {
         "x": np.full((n + 1, 4), np.nan, np.float32),
         "t": np.full(n + 1, np.nan, np.float32),
+        "domain": np.zeros(n + 1, np.int32),
+        "zero": np.zeros(n + 1, np.int32),
     }
     arrays["x"][index], arrays["t"][index] = x, t
+    arrays["domain"][index] = np.concatenate(DOMAINS)
     data = fs.data.FederatedData(arrays, np.concatenate([[0], np.cumsum(SIZES)]), index)
 
     def loss(params, batch, key):
@@ -44,6 +48,12 @@ def least_squares():
     A = np.concatenate([x, np.ones((n, 1))], axis=1).astype(np.float64)
     clients = [(A[owner == k], t[owner == k].astype(np.float64)) for k in range(len(SIZES))]
     return task, data, clients
+
+
+def features(params, batch, key, **frozen):
+    """[B, 5], of the model of `least_squares`."""
+    x = batch["x"]
+    return jnp.tanh(jnp.concatenate([x * params["w"][None], jnp.broadcast_to(params["b"], (len(x), 1))], axis=1))
 
 
 def quadratics(a, b, copies=None):

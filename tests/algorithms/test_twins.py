@@ -10,7 +10,7 @@ import pytest
 
 import fedjax_sim as fs
 from tests.algorithms import twins
-from tests.algorithms.problems import BATCHING, COHORTS, SIZES, START, flat, least_squares, simulate
+from tests.algorithms.problems import BATCHING, COHORTS, DOMAINS, SIZES, START, features, flat, least_squares, simulate
 
 TASK, DATA, CLIENTS = least_squares()
 X0 = flat(START)
@@ -23,7 +23,7 @@ RELEASED = dict(b1=0.9, b2=0.999, tau=1e-2)
 
 class Case(NamedTuple):
     ours: fs.Algorithm
-    twin: Callable  # mistake -> [R, d], or scaffold's triple
+    twin: Callable  # mistake -> [R, d], or a tuple with that first
 
 
 def server_case(optimizer, twin_server, *args, **kwargs):
@@ -40,6 +40,19 @@ def scaffold_case(**options):
         lambda mistake="": twins.scaffold(*LOCAL, **options, mistake=mistake),
     )
 
+
+def of_local_sgd(ours, twin, **options):
+    """A method of plain local SGD, and its twin, of the same options."""
+    return Case(ours(**options), lambda mistake="": twin(*LOCAL, **options, mistake=mistake))
+
+
+def momentum_case(kept):
+    algorithm = fs.fedavg(TASK, optax.sgd(LR, 0.7), client_optimizer_state=kept)
+    return Case(algorithm, lambda: twins.local_momentum(*LOCAL, 0.7, kept))
+
+
+MOON = dict(mu=2.0, tau=0.5)
+PA = dict(samples=3, steps=2, burn_in=1, rounds=1, rho=0.4)
 
 CASES = {
     "fedavg": Case(fs.fedavg(TASK, SGD), lambda mistake="": twins.fedavg(*LOCAL, mistake=mistake)),
@@ -72,6 +85,52 @@ CASES = {
         **RELEASED,
         v0=0,
         corrected=True,
+    ),
+    "fedavgm, ema": server_case(fs.server.fedavgm(0.5, 0.8, ema=True), twins.fedavgm, 0.5, 0.8, ema=True),
+    "fedavgm, debiased": server_case(
+        fs.server.fedavgm(0.5, 0.8, ema=True, debias=True), twins.fedavgm, 0.5, 0.8, ema=True, debias=True
+    ),
+    "momentum reset": momentum_case("reset"),
+    "momentum kept": momentum_case("keep"),
+    "momentum averaged": momentum_case("average"),
+    "diloco": Case(
+        fs.diloco(TASK, optax.sgd(LR, 0.7)),
+        lambda mistake="": twins.local_momentum(*LOCAL, 0.7, "keep, equal", twins.nesterov(0.7, 0.9, mistake=mistake)),
+    ),
+    "fednova": of_local_sgd(lambda **o: fs.fednova(TASK, LR, **o), twins.fednova),
+    "fednova, momentum": of_local_sgd(lambda **o: fs.fednova(TASK, LR, **o), twins.fednova, momentum=0.8),
+    "fednova, mu": of_local_sgd(lambda **o: fs.fednova(TASK, LR, **o), twins.fednova, mu=3.0),
+    "fednova, both": of_local_sgd(lambda **o: fs.fednova(TASK, LR, **o), twins.fednova, momentum=0.8, mu=3.0),
+    "feddyn": of_local_sgd(lambda **o: fs.feddyn(TASK, LR, **o), twins.feddyn, alpha=0.5),
+    "fedexp": of_local_sgd(lambda **o: fs.fedexp(TASK, SGD, **o), twins.fedexp, eps=1e-3),
+    "mimelite": Case(
+        fs.mimelite(TASK, optax.sgd(LR / 2, 0.7)),
+        lambda mistake="": twins.mime(CLIENTS, X0, COHORTS, LR / 2, 3, 2, 0.7, lite=True, mistake=mistake),
+    ),
+    "mime": Case(
+        fs.mime(TASK, optax.sgd(LR / 2, 0.7)),
+        lambda mistake="": twins.mime(CLIENTS, X0, COHORTS, LR / 2, 3, 2, 0.7, lite=False, mistake=mistake),
+    ),
+    "qfedavg": of_local_sgd(lambda **o: fs.qfedavg(TASK, LR, **o), twins.qfedavg, q=2.0),
+    "qfedavg, q below 1": of_local_sgd(lambda **o: fs.qfedavg(TASK, LR, **o), twins.qfedavg, q=0.4),
+    "afl": Case(
+        fs.afl(TASK, SGD, 3, gamma=0.5),
+        lambda mistake="": twins.afl(CLIENTS, DOMAINS, *LOCAL[1:], 0.5, "exponentiated", mistake),
+    ),
+    "afl, projected": Case(
+        fs.afl(TASK, SGD, 3, gamma=0.1, rule="projected"),
+        lambda mistake="": twins.afl(CLIENTS, DOMAINS, *LOCAL[1:], 0.1, "projected", mistake),
+    ),
+    "fedsam": of_local_sgd(lambda **o: fs.fedsam(TASK, LR, **o), twins.fedsam, rho=0.3, adaptive=False),
+    "fedasam": of_local_sgd(lambda **o: fs.fedsam(TASK, LR, **o), twins.fedsam, rho=0.3, adaptive=True),
+    "fedacg": of_local_sgd(lambda **o: fs.fedacg(TASK, SGD, **o), twins.fedacg, lam=0.6, beta=0.5),
+    "moon": Case(
+        fs.moon(TASK, SGD, features, **MOON),
+        lambda mistake="": twins.moon(*LOCAL, **MOON, features=lambda y, A: np.tanh(A * y), mistake=mistake),
+    ),
+    "fedpa": Case(
+        fs.fedpa(TASK, SGD, PA["samples"], PA["steps"], PA["burn_in"], PA["rounds"], PA["rho"]),
+        lambda mistake="": twins.fedpa(*LOCAL, **PA, mistake=mistake),
     ),
     "scaffold 1": scaffold_case(option=1),
     "scaffold 2": scaffold_case(option=2),
@@ -112,6 +171,36 @@ def test_control_variates_are_the_twins(case):
         np.testing.assert_allclose(rows.mean(axis=0), c[r], rtol=1e-4, atol=TOLERANCE)
 
 
+def test_feddyns_states_are_the_twins():
+    _, sent, h, own = CASES["feddyn"].twin()
+    for r, state in enumerate(states("feddyn")):
+        rows = flat(state.rows.client)[: len(SIZES)]
+        np.testing.assert_allclose(flat(state.server.sent), sent[r], rtol=1e-4, atol=TOLERANCE)
+        np.testing.assert_allclose(flat(state.server.h), h[r], rtol=1e-4, atol=TOLERANCE)
+        np.testing.assert_allclose(rows, own[r], rtol=1e-4, atol=TOLERANCE)
+        np.testing.assert_allclose(rows.mean(axis=0), h[r], rtol=1e-4, atol=TOLERANCE)
+
+
+def test_other_states_are_the_twins():
+    of = {
+        "fedexp": lambda server: (flat(server.params), server.server_lr),
+        "mimelite": lambda server: (flat(server.optimizer[0].trace),),
+        "mime": lambda server: (flat(server.optimizer[0].trace),),
+        "afl": lambda server: (server.domain_weights,),
+        "afl, projected": lambda server: (server.domain_weights,),
+    }
+    for case, seen in of.items():
+        for column, twin in enumerate(CASES[case].twin()[1:]):
+            ours = np.array([seen(state.server)[column] for state in states(case)])
+            np.testing.assert_allclose(ours, twin, rtol=1e-4, atol=TOLERANCE, err_msg=case)
+
+
+@pytest.mark.parametrize("case", ["momentum reset", "momentum kept", "momentum averaged"])
+def test_what_becomes_of_momentum_is_told_apart(case):
+    for other in {"momentum reset", "momentum kept", "momentum averaged"} - {case}:
+        assert_told_apart(case, twin_models(other))
+
+
 MISTAKES = [
     *[
         (case, mistake)
@@ -125,6 +214,52 @@ MISTAKES = [
         )
     ],
     ("fedprox", "norm not squared"),
+    *[("fednova", mistake) for mistake in ("equal weights", "models averaged", "scaled by the population")],
+    *[("fednova, " + rule, "the number of steps for |a|") for rule in ("momentum", "mu", "both")],
+    *[
+        ("feddyn", mistake)
+        for mistake in (
+            "g_k added",
+            "accumulates x - y",
+            "alpha twice",
+            "x once for all",
+            "h divided by |S|",
+            "weights by examples",
+            "the sent model is evaluated",
+        )
+    ],
+    *[
+        ("fedexp", mistake)
+        for mistake in (
+            "weights by examples",
+            "square of the mean norm",
+            "without the 2",
+            "below 1",
+            "the last model",
+        )
+    ],
+    ("mime", "another batch at x"),
+    *[
+        (case, mistake)
+        for case in ("mime", "mimelite")
+        for mistake in ("momentum moves in the round", "momentum from the deltas")
+    ],
+    *[
+        (case, mistake)
+        for case in ("qfedavg", "qfedavg, q below 1")
+        for mistake in ("summed while training", "loss after training", "norm not squared")
+    ],
+    *[("afl", mistake) for mistake in ("sizes of domains ignored", "losses of the new model", "absent domains fall")],
+    *[
+        (case, mistake)
+        for case in ("fedsam", "fedasam")
+        for mistake in ("a norm for each leaf", "not normalised", "descent first")
+    ],
+    *[("fedacg", mistake) for mistake in ("starts at x", "pulled to x")],
+    *[("moon", mistake) for mistake in ("pushed from the received model", "the last model is the first")],
+    *[("fedpa", mistake) for mistake in ("biased covariance", "covariance not shrunk")],
+    ("diloco", "heavy ball"),
+    *[("fedavgm, ema", mistake) for mistake in ("first delta lost", "seeded with the first delta")],
     ("fedprox", "aliased reference"),
     ("fedavgm", "moving average"),
     *[

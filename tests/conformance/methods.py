@@ -1,0 +1,44 @@
+"""Every algorithm of `fs.algorithms`, for the laws of test_algorithms.py. A new algorithm adds a line."""
+
+from collections.abc import Callable
+
+import optax
+
+import fedjax_sim as fs
+from tests.algorithms.problems import features
+
+LR = 0.05
+SGD = optax.sgd(LR)
+MOMENTUM = optax.sgd(LR, momentum=0.5)
+
+METHODS: dict[str, Callable[[fs.Task], fs.Algorithm]] = {
+    "afl": lambda task: fs.afl(task, SGD, 3, gamma=0.3),
+    "diloco": lambda task: fs.diloco(task, optax.adamw(LR)),
+    "fedacg": lambda task: fs.fedacg(task, SGD),
+    "fedavg": lambda task: fs.fedavg(task, MOMENTUM, fs.server.fedadam(0.1)),
+    "fedavg, averaged optimizers": lambda task: fs.fedavg(task, optax.adam(LR), client_optimizer_state="average"),
+    "fedavg, moving average": lambda task: fs.fedavg(task, SGD, optax.chain(optax.sgd(1.0), fs.server.ema(0.8))),
+    "feddyn": lambda task: fs.feddyn(task, LR, alpha=0.5),
+    "fedexp": lambda task: fs.fedexp(task, SGD, eps=0.1),
+    "fednova": lambda task: fs.fednova(task, LR, momentum=0.5, mu=1.0),
+    "fedpa": lambda task: fs.fedpa(task, SGD, samples=2, sample_steps=2, burn_in_rounds=1),
+    "fedprox": lambda task: fs.fedprox(task, SGD, client_optimizer_state="keep", mu=1.0),
+    "fedsam": lambda task: fs.fedsam(task, LR, rho=0.1, adaptive=True),
+    "fedsgd": lambda task: fs.fedsgd(task, MOMENTUM),
+    "mime": lambda task: fs.mime(task, MOMENTUM),
+    "mimelite": lambda task: fs.mimelite(task, MOMENTUM),
+    "moon": lambda task: fs.moon(task, SGD, features),
+    "qfedavg": lambda task: fs.qfedavg(task, LR, q=1.0),
+    "scaffnew": lambda task: fs.scaffnew(task, 0.5, LR),
+    "scaffold": lambda task: fs.scaffold(task, LR),
+}
+"""A name up to its comma is the algorithm's."""
+
+EQUAL = {"diloco", "fedexp", "feddyn", "qfedavg", "scaffnew", "scaffold"}
+"""Those that count each client once."""
+
+NO_COLLECTIONS = {"fedsgd"}
+"""Those that refuse a task with collections, such as batch statistics."""
+
+NO_METHODS = {"compress_downlink"}
+"""Functions of `fs.algorithms` that make an algorithm of another one."""

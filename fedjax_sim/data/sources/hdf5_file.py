@@ -130,7 +130,7 @@ def _check_places(data: "h5py.Dataset", where: str, held: int) -> None:
     if made.get_nfilters() or made.get_layout() == h5py.h5d.COMPACT or address not in (4, 8):
         return
     place = np.dtype([("length", "<u4"), ("heap", f"<u{address}"), ("number", "<u4")])
-    parts = [(data.id.get_offset(), data.size * place.itemsize)]
+    parts = [(data.id.get_offset(), math.prod(data.shape) * place.itemsize)]
     if data.chunks:
         parts.clear()
         data.id.chunk_iter(lambda info: parts.append((info.byte_offset, info.size)))

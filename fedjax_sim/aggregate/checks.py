@@ -22,11 +22,7 @@ LARGEST_SKELLAM = 4096.0
 def check_chain(transforms: tuple[Transform, ...], stages: list[Facts], facts: Facts, reducer: Reducer) -> None:
     """Raise `ArgumentError` on a combination that would be wrong whatever the simulation."""
     names = ", ".join(t.name for t in transforms)
-    staged = [t.name for t in transforms if t.host is not None]
-    if len(staged) > 1:
-        raise ArgumentError(f"{' and '.join(staged)} both have a host stage: a chain has one at most.")
-    if any(t.host.between for t in transforms if t.host) and not reducer.linear:
-        raise ArgumentError(f"{staged[0]} changes the sum on the host, and {reducer.name} is not a sum: use mean.")
+    _check_stages([t for t in transforms if t.host is not None], reducer)
     for t, before, after in zip(transforms[1:], stages[:-1], transforms[:-1], strict=True):
         if before.modulus is not None:
             raise ArgumentError(
@@ -82,6 +78,14 @@ def check_chain(transforms: tuple[Transform, ...], stages: list[Facts], facts: F
         )
     if facts.noisy and facts.leaks is not None:
         raise ArgumentError(f"{names} adds noise, and {facts.leaks} without noise: its privacy would not hold.")
+
+
+def _check_stages(staged: list[Transform], reducer: Reducer) -> None:
+    """Host stages of a chain."""
+    if len(staged) > 1:
+        raise ArgumentError(f"{' and '.join(t.name for t in staged)} both have a host stage: a chain has one at most.")
+    if any(t.host is not None and t.host.between is not None for t in staged) and not reducer.linear:
+        raise ArgumentError(f"{staged[0].name} changes the sum on the host, and {reducer.name} is not a sum: use mean.")
 
 
 def _check_reducer(names: str, facts: Facts, reducer: Reducer) -> None:

@@ -16,6 +16,12 @@ class HostRound(NamedTuple):
         round: its number.
         seed: the run's, or of the noise its own; what is drawn, is drawn from these and the clients' ids.
         cohort: who takes part; after `before`, with its columns.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> host = fs.aggregate.HostRound(round=3, seed=0, cohort=fs.sampler.cohort([4, 2], capacity=2))
+        >>> host.cohort.ids.tolist()
+        [4, 2]
     """
 
     round: int
@@ -30,6 +36,12 @@ class HostSum(NamedTuple):
         value: pytree of NumPy arrays, the sum of the messages, as the chain's server sides would see it.
         contributes: [C] bool, the places of the cohort whose message is in it.
         weight: the sum of the effective weights.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> came = fs.aggregate.HostSum(np.array([3.0]), np.array([True, True, False]), weight=2.0)
+        >>> int(came.contributes.sum())
+        2
     """
 
     value: PyTree
@@ -44,6 +56,11 @@ class HostResult(NamedTuple):
         value: the sum, of the same structure, shapes and dtypes.
         metrics: dict of name to number, `aggregate/NAME` of the round.
         refused: the round is abandoned: model, transforms' states and clients' rows stay as they were before it.
+
+    Example:
+        >>> import numpy as np, fedjax_sim as fs
+        >>> fs.aggregate.HostResult(np.zeros(1), {"came": 1}, refused=True).refused
+        True
     """
 
     value: PyTree

@@ -80,8 +80,7 @@ def assemble(
     phases = _passes(algorithm, sampler, data.num_clients, expected)
     sampler_state, planned = sampler.init(data.num_clients), host_stages.with_columns(sampler, phases)
     columns = given.kinds(given.declared(planned.columns))
-    everyone = participation.shared_out(phases)
-    mesh = _mesh(execution, debug)
+    everyone, mesh = participation.shared_out(phases), _mesh(execution, debug)
     model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
     server, row = shapes_of("algorithm.init's (server_state, row)", algorithm.init, model)
     check_computable(data.arrays)
@@ -121,8 +120,7 @@ def assemble(
         reader=Reader(data, mesh, algorithm.task.check) if streamed else None,
     )
     check_aggregation(parts, states, capacity)
-    host_stages.check_parts(parts)
-    return parts
+    return host_stages.checked(parts)
 
 
 def _delta(delta: float | None, num_clients: int) -> float:

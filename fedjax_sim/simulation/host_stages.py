@@ -24,8 +24,8 @@ def with_columns(sampler: Sampler, phases: tuple[Pass, ...]) -> Sampler:
     return sampler._replace(columns=columns or None)
 
 
-def check_parts(parts: Parts) -> None:
-    """Raise where the host cannot speak between clients and server."""
+def checked(parts: Parts) -> Parts:
+    """The parts; raises where the host cannot speak between clients and server."""
     if parts.staged and parts.rows == "host":
         raise ArgumentError(
             "a host stage speaks between clients and server, and this simulation's rows are on the host: give it "
@@ -33,6 +33,7 @@ def check_parts(parts: Parts) -> None:
         )
     if parts.staged and parts.multi_process:
         raise ArgumentError("a host stage speaks between clients and server: train in one process.")
+    return parts
 
 
 def check_fused(parts: Parts, what: str) -> None:

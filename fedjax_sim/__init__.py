@@ -12,6 +12,7 @@ from fedjax_sim import server as server
 from fedjax_sim.algorithms import Algorithm as Algorithm
 from fedjax_sim.algorithms import Phase as Phase
 from fedjax_sim.algorithms import afl as afl
+from fedjax_sim.algorithms import by_round as by_round
 from fedjax_sim.algorithms import compress_downlink as compress_downlink
 from fedjax_sim.algorithms import diloco as diloco
 from fedjax_sim.algorithms import fedacg as fedacg

@@ -5,6 +5,7 @@ from fedjax_sim.algorithms.afl import afl as afl
 from fedjax_sim.algorithms.base import Algorithm as Algorithm
 from fedjax_sim.algorithms.base import Phase as Phase
 from fedjax_sim.algorithms.base import ServerState as ServerState
+from fedjax_sim.algorithms.by_round import by_round as by_round
 from fedjax_sim.algorithms.diloco import diloco as diloco
 from fedjax_sim.algorithms.downlink import Broadcast as Broadcast
 from fedjax_sim.algorithms.downlink import compress_downlink as compress_downlink

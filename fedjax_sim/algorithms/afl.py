@@ -12,7 +12,7 @@ from fedjax_sim.aggregate import mean
 from fedjax_sim.algorithms.base import Algorithm, Phase, server_init, server_update
 from fedjax_sim.algorithms.local import check_optimizer, difference, train
 from fedjax_sim.client import Task, local_steps
-from fedjax_sim.client.frozen import keyword
+from fedjax_sim.client.bound import keyword
 from fedjax_sim.client.task import Columns, ColumnsCheck, named_loss
 from fedjax_sim.core.arrays import Batch, Scalar
 from fedjax_sim.core.errors import ArgumentError, check, check_count, check_not_negative

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.client.frozen import keyword
+from fedjax_sim.client.bound import keyword
 from fedjax_sim.core.arrays import Array, Batch, Key, PyTree
 from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import ArgumentError

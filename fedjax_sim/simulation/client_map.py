@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim.client import ClientBatches, Task
-from fedjax_sim.client.frozen import bound
+from fedjax_sim.client.bound import bound
 from fedjax_sim.core import pytree, rng
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.convolution import Convolutions

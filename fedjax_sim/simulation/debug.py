@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.client.frozen import bound
+from fedjax_sim.client.bound import bound
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ClientError, FedSimError
 from fedjax_sim.core.rng import Purpose
@@ -94,7 +94,7 @@ def run_clients(parts: Parts, state: RoundState, plan: RoundPlan, constants: Con
         row = jax.tree.map(jnp.asarray, client_row(state.rows, client))
         key = rng.client_key(key, client, lane.copy)
         try:
-            with jax.disable_jit(), bound(parts.algorithm.task.frozen, frozen):
+            with jax.disable_jit(), bound(parts.algorithm.task.frozen, frozen, int(plan.round[d])):
                 seen = of_version(ring, server, lane.version, this_round, parts.sent[0].read)
                 checked_update(phase.client(key, seen, row, batches), row)
         except Exception as error:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.client import ClientBatches, Task, evaluation, local_steps
-from fedjax_sim.client.frozen import BOUND, bound
+from fedjax_sim.client.bound import BOUND, bound
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.arrays import PyTree

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedjax_sim.aggregate import Collected, Context
 from fedjax_sim.aggregate.folded import empty_columns
-from fedjax_sim.client.frozen import bound
+from fedjax_sim.client.bound import bound
 from fedjax_sim.core import canonical
 from fedjax_sim.core.arrays import PyTree, Shapes
 from fedjax_sim.core.errors import ArgumentError, RunFolderError
@@ -127,11 +127,12 @@ def programs(parts: Parts) -> dict[str, str]:
             lane = Lane.of(of_zero, given.kinds(parts.planner.columns))
             made: Any = dict(bound=zero, longest=0, alone=False)
             batches = client_batches(lane, zero, zero[None], constants, parts.batching, **made)
-            with bound(frozen, batches.frozen):
+            with bound(frozen, batches.frozen, zero):
                 return checked_update(phase.client(key, server, row, batches), row)
 
         def server_side(key: jax.Array, server: PyTree, aggregate: PyTree, here: PyTree, phase: Any = phase) -> Any:
-            with bound(frozen, here):
+            some = lambda: jnp.asarray(aggregate.count, jnp.int32)  # a number that is an argument already
+            with bound(frozen, here, some):
                 return phase.server(key, server, aggregate)
 
         payload = traced(f"algorithm: client{of}", client, key, server, row, constants, whole).payload

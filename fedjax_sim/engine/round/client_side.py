@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Context
 from fedjax_sim.client import ClientBatches
-from fedjax_sim.client.frozen import bound
+from fedjax_sim.client.bound import bound
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.arrays import PyTree
@@ -47,7 +47,7 @@ class ClientSide:
         client_row, aggregator_row = rows
         own = lambda purpose: rng.client_key(keys[purpose], lane.client_id, lane.copy)
         server = of_version(ring, server, lane.version, this_round, self.read)
-        with bound(self.parts.algorithm.task.frozen, batches.frozen):
+        with bound(self.parts.algorithm.task.frozen, batches.frozen, this_round):
             update = checked_update(self.phase.client(own(Purpose.CLIENT), server, client_row, batches), client_row)
 
         weight = jnp.asarray(update.weight, jnp.float32)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Aggregator, Collected, Reduced
 from fedjax_sim.aggregate.collecting import ABANDONED
-from fedjax_sim.client.frozen import bound
+from fedjax_sim.client.bound import bound
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.arrays import PyTree
@@ -160,7 +160,7 @@ class PhaseRound:
             whole = jax.lax.with_sharding_constraint((tree, order), everywhere(self.parts.mesh))
             return jax.tree.map(lambda leaf: leaf[whole[1]], whole[0])
 
-        with bound(self.parts.algorithm.task.frozen, frozen):
+        with bound(self.parts.algorithm.task.frozen, frozen, plan.round[0]):
             state, server_metrics, refused = self._server(broadcast, state, plan, result, frozen)
         lanes, slots = self._whole((_by_lane(result.metrics), slots))
         (bad,) = jax.tree.leaves(lanes.pop(NONFINITE))

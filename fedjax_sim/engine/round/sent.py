@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.algorithms.base import Pass
 from fedjax_sim.client import Task
-from fedjax_sim.client.frozen import bound
+from fedjax_sim.client.bound import bound
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.pytree import bits
 from fedjax_sim.core.types import Columns, Lane
@@ -35,7 +35,7 @@ def sent(
     def update(phase: Pass, server: PyTree, row: PyTree, constants: Constants, zero: jax.Array):
         lane = Lane.of(lambda dtype, shape: jnp.broadcast_to(zero.astype(dtype), shape), columns)
         batches = client_batches(lane, zero, zero[None], constants, batching, bound=zero, longest=longest, alone=False)
-        with bound(task.frozen, batches.frozen):
+        with bound(task.frozen, batches.frozen, zero):
             return checked_update(phase.client(jax.random.key(0), server, row, batches), row)
 
     found = []

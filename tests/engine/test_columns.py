@@ -117,9 +117,8 @@ def check_rounds(rounds):
 
 WAYS = {
     "one lane": {"lanes": 1},
-    "lanes": {"lanes": 4, "rounds_per_dispatch": 2},
     "devices": {"lanes": 2, "devices": jax.devices()[:3]},
-    "streamed": {"residency": "stream", "rounds_per_dispatch": 2},
+    "streamed": {"lanes": 4, "residency": "stream", "rounds_per_dispatch": 2},
     "debug": {"debug": True},
 }
 

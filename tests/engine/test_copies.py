@@ -65,9 +65,8 @@ def simulation(draw=None, **options):
 
 WAYS = {
     "one lane": {"lanes": 1},
-    "more lanes than clients": {"lanes": 8, "rounds_per_dispatch": 2},
     "devices": {"lanes": 2, "devices": jax.devices()[:3]},
-    "in place": {"lanes": 2, "on_nonfinite": "drop", "rounds_per_dispatch": 4},
+    "more lanes than clients, in place": {"lanes": 8, "on_nonfinite": "drop", "rounds_per_dispatch": 4},
     "rows on the host": {"rows": "host", "lanes": 1, "devices": jax.devices()[:2]},
     "streamed, exact": {"residency": "stream", "lanes": 2, "devices": jax.devices()[:2], "exact": True},
     "debug": {"debug": True},
@@ -173,21 +172,15 @@ def test_a_sampler_says_that_it_repeats():
         fs.sampler.fixed([[1, 1]])
 
 
-def test_scaffold_and_feedback_go_through():
-    for algorithm in (
-        fs.scaffold(toys.task(), 0.1),
-        toys.fedavg(toys.task(), aggregator=A.error_feedback(A.top_k(0.5))),
-    ):
-        made = [
-            fs.Simulation(
-                algorithm,
-                toys.federation(),
-                fs.sampler.fixed([[2, 6, 2], [6, 6, 10]], repeats=True),
-                fs.Batching(2),
-                **toys.executed(lanes=lanes, devices=jax.devices()[:devices]),
-            )
-            for lanes, devices in ((1, 1), (4, 2))
-        ]
-        one, other = (toys.on_device(sim.run(sim.init(), 2)[0]) for sim in made)
-        for name in one:
-            np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-6, err_msg=name)
+def test_rows_of_transforms_go_the_same_way():
+    algorithm = toys.fedavg(toys.task(), aggregator=A.error_feedback(A.top_k(0.5)))
+    draw, batching = fs.sampler.fixed([[2, 6, 2], [6, 6, 10]], repeats=True), fs.Batching(2)
+
+    def state(lanes, devices):
+        where = toys.executed(lanes=lanes, devices=jax.devices()[:devices])
+        sim = fs.Simulation(algorithm, toys.federation(), draw, batching, **where)
+        return toys.on_device(sim.run(sim.init(), 2)[0])
+
+    one, other = state(1, 1), state(4, 2)
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-6, err_msg=name)

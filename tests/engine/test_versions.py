@@ -99,10 +99,8 @@ def close(a, b, rtol=1e-5, atol=1e-6):
 
 
 WAYS = {
-    "one lane": {"lanes": 1},
     "lanes, in place": {"on_nonfinite": "drop", "rounds_per_dispatch": 4},
-    "devices": {"lanes": 1, "devices": jax.devices()[:2], "rounds_per_dispatch": 2},
-    "streamed": {"residency": "stream"},
+    "devices, one lane each": {"lanes": 1, "devices": jax.devices()[:2], "rounds_per_dispatch": 2},
     "debug": {"debug": True},
 }
 

@@ -13,6 +13,7 @@ from fedjax_sim.population.sampling import Sampler as Sampler
 from fedjax_sim.population.sampling import SamplingEvent as SamplingEvent
 from fedjax_sim.population.sampling import SeparationEvent as SeparationEvent
 from fedjax_sim.population.sampling import cohort as cohort
+from fedjax_sim.population.sampling import coins as coins
 from fedjax_sim.population.sampling import fixed as fixed
 from fedjax_sim.population.sampling import min_separation as min_separation
 from fedjax_sim.population.sampling import poisson as poisson

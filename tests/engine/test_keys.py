@@ -48,9 +48,7 @@ def probe(place):
 
 def aggregator():
     """All messages of a cohort, as they are; chains would check what noise goes with."""
-    kept = fs.aggregate.Reducer(
-        "all", lambda aggregate, expected: aggregate.value, "uniform", lambda messages, weights, contributes: messages
-    )
+    kept = fs.aggregate.Reducer("all", weight="uniform", collect=lambda c: fs.aggregate.Reduced(c.messages))
     transforms, facts, stages = tuple(probe(i) for i in range(PLACES)), fs.aggregate.Facts(), []
     for t in transforms:
         facts = t.facts(facts)

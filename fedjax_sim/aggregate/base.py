@@ -182,7 +182,7 @@ class Collected(NamedTuple):
         weights: [n] float32, the clients' effective weights; 0 for those that do not contribute.
         contributes: [n] bool.
         ids: [n] int32, the clients; 2^31 - 1 in places that do not contribute, so that they come last. Ties are for
-            ids to decide, as a place depends on lanes and devices.
+            ids to decide, as a place depends on lanes and devices. A client that is in the cohort twice has two places.
         key: the reducer's own in this round. What is drawn for a client is drawn from `jax.random.fold_in(key, id)`.
         state: what the reducer keeps between rounds.
         round: [] int32.

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import re
 import sys
 import time
 import warnings
@@ -29,6 +30,8 @@ USAGE = """usage: fedjax-sim COMMAND
   sweep EXPERIMENT --grid NAME=VALUE,VALUE ... [--seeds N] [--static NAME ...] [--FIELD VALUE ...]
                            train all combinations of the values, and N seeds, in one program; a table of them, and a
                            folder; `sweep EXPERIMENT --help` shows the rest
+  new NAME [--from EXPERIMENT] [--FIELD VALUE ...]
+                           keep an experiment, with those values, as experiments/NAME/config.py, to be edited
   list                     the experiments and their presets
   resume DIR [--rounds N]  go on with an interrupted run; with N rounds in all, extend it; --changed if its config.py is
                            another than when it was begun
@@ -223,6 +226,38 @@ def _rounds_saved(folder: Path) -> int:
         return max(checkpoints.rounds(), default=0)
 
 
+def new(words: list[str]) -> None:
+    """Keep an experiment under another name, with the values that are given, to be edited."""
+    from fedjax_sim.runs.options import NewOptions
+
+    named = bool(words) and not words[0].startswith("-")
+    if not named or not re.fullmatch(r"\w+", words[0]):
+        raise ArgumentError(f"{(words or ['new'])[0]!r}: `fedjax-sim new NAME` needs a name of letters, digits and _.")
+    place = Path("experiments") / words[0] / "config.py"
+    if place.exists():
+        raise ArgumentError(f"{place} is there already: choose another name.")
+    source, words = _source(words[1:])
+    experiment, preset, config, _ = configured("new", [source, *words], NewOptions())
+    default = experiment.presets["default"]
+    fields = [field.name for field in dataclasses.fields(config)]
+    changed = {name: getattr(config, name) for name in fields if getattr(config, name) != getattr(default, name)}
+    text = experiment.path.read_text().rstrip("\n") + "\n"
+    if changed:
+        values = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        text += f'\n\nPRESETS["default"] = dataclasses.replace(PRESETS["default"], {values})\n'
+    place.parent.mkdir(parents=True)
+    place.write_text(text)
+    say(f"{place}, from {source} {preset}. To run it: fedjax-sim run {place.parent.name}")
+
+
+def _source(words: list[str]) -> tuple[str, list[str]]:
+    """The experiment that `--from` names, and the other words."""
+    if "--from" not in words[:-1]:
+        return "quickstart", words
+    at = words.index("--from")
+    return words[at + 1], words[:at] + words[at + 2 :]
+
+
 def show_list(words: list[str]) -> None:
     """The experiments."""
     from rich.table import Table
@@ -346,6 +381,7 @@ def _experiments() -> ModuleType:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
     "sweep": sweep,
+    "new": new,
     "list": show_list,
     "resume": resume,
     "show": show,

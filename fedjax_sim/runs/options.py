@@ -30,6 +30,14 @@ class RunOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class NewOptions:
+    """Of `new`."""
+
+    preset: str = "default"
+    """The set of values to start from."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepOptions(Options):
     """Of `sweep`."""
 

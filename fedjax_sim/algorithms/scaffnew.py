@@ -17,8 +17,8 @@ def scaffnew(task: Task, p: Scalar, gamma: Scalar, aggregator: Aggregator | Redu
 
     In each step every client does :math:`y_k \leftarrow y_k - \gamma (g_k(y_k) - h_k)`; then with probability p
 
-    .. math:: x = \frac{1}{N} \sum_k y_k, \qquad h_k \leftarrow h_k + \frac{p}{\gamma} (x - y_k), \qquad y_k \leftarrow
-    x
+    .. math:: x = \frac{1}{N} \sum_k y_k, \qquad h_k \leftarrow h_k + \frac{p}{\gamma} (x - y_k), \qquad
+        y_k \leftarrow x
 
     A round is the steps from one mean to the next. All clients take as many, a geometric number of mean 1 / p, which
     `fs.sampler.coins(p)` draws, along with everyone as the cohort: the rule is of full participation and right for no

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import optax
 import works
 from federated_tax import make_task, spread
@@ -25,7 +26,7 @@ from fedjax_sim.core import pytree
 
 TARGETS = {"fedprox": 1.1, "scaffold": 1.3, "feddyn": 1.3, "mimelite": 2.2, "mime": 3.2, "fedsam": 2.1, "moon": 3.1}
 TARGETS |= dict.fromkeys(("fednova", "fedexp", "fedacg"), 1.05)
-FEW, MANY = 4, 12
+FEW, MANY, ROUNDS = 4, 12, 1000
 
 
 def algorithms(task: fs.Task, lr: float) -> dict[str, Callable[[], fs.Algorithm]]:
@@ -65,7 +66,8 @@ def algorithms(task: fs.Task, lr: float) -> dict[str, Callable[[], fs.Algorithm]
 def simulation(algorithm: fs.Algorithm, work: works.Work) -> tuple[fs.Simulation, fs.RoundState]:
     """A work whose examples belong to two domains, by their labels; and its first state."""
     data = fs.FederatedData({"x": work.x, "y": work.y, "domain": work.y % 2}, work.offsets)
-    sim = fs.Simulation(algorithm, data, fs.sampler.fixed(work.cohorts), fs.Batching(work.batch_size, shuffle=False))
+    sampler = fs.sampler.fixed(np.tile(work.cohorts, (ROUNDS, 1)))  # FedAvg's rounds go on from algorithm to algorithm
+    sim = fs.Simulation(algorithm, data, sampler, fs.Batching(work.batch_size, shuffle=False))
     return sim, sim.init({"layers": work.params})
 
 

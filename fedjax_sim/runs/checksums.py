@@ -10,7 +10,7 @@ import warnings
 import zlib
 from pathlib import Path
 
-from fedjax_sim.runs.writing import replace, writing
+from fedjax_sim.runs.writing import rewrite, writing
 
 FILE = "checksums.json"
 NAMES = ("config.json", "metrics.jsonl", "timing.jsonl", "partition.npz")
@@ -48,7 +48,7 @@ class Checksums:
                 if (self._folder / name).exists():
                     known = self._known.get(name, (0, 0)) if name.endswith(".jsonl") else (0, 0)
                     self._known[name] = _crc(self._folder / name, *known)
-            replace(self._folder / FILE, json.dumps(self._known) + "\n")
+            rewrite(self._folder / FILE, json.dumps(self._known) + "\n")
 
 
 def forget(folder: Path) -> None:

@@ -26,7 +26,7 @@ from fedjax_sim.runs import checksums
 from fedjax_sim.runs.reading import FORMAT, read_config, read_lines, read_table
 from fedjax_sim.runs.reading import Run as Run
 from fedjax_sim.runs.reading import read as read
-from fedjax_sim.runs.writing import Json, check_text, replace, write_table, writing
+from fedjax_sim.runs.writing import Json, check_text, rewrite, write_table, writing
 
 PACKAGES = ("fedjax-sim", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 FREE = ("lanes", "rounds_per_dispatch", "on_nonfinite")  # facts that may change when a run goes on
@@ -145,7 +145,7 @@ class RunFolder:
             made = {**old, "rounds": max(rounds, old["rounds"])}
         if made != old:
             checksums.forget(self.path)
-            replace(path, json.dumps(made, indent=2) + "\n")
+            rewrite(path, json.dumps(made, indent=2) + "\n")
 
     def truncate(self, round: int) -> None:
         """Forget what was recorded of that round and later ones, so that they may be run again."""
@@ -158,7 +158,7 @@ class RunFolder:
                     kept = [line for line, of in zip(lines[:-1], found, strict=False) if of["round"] < round]
                     if "\n".join([*kept, ""]) != "\n".join(lines):
                         checksums.forget(self.path)
-                        replace(path, "".join(f"{line}\n" for line in kept))
+                        rewrite(path, "".join(f"{line}\n" for line in kept))
             before = None
             for path in sorted((self.path / "clients").glob("*.parquet")):
                 if not path.stem.isdigit():

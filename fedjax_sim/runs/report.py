@@ -18,7 +18,7 @@ from fedjax_sim.core.errors import RunFolderError, check
 from fedjax_sim.runs import plots
 from fedjax_sim.runs.modes import lower_is_better
 from fedjax_sim.runs.profile import PARTS, split
-from fedjax_sim.runs.writing import replace, writing
+from fedjax_sim.runs.writing import rewrite, writing
 
 if TYPE_CHECKING:
     from fedjax_sim.runs.reading import Run
@@ -68,7 +68,7 @@ def write(runs: Sequence["Run"], path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, page(runs))
+    rewrite(path, page(runs))
     return path
 
 

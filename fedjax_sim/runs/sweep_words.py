@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedjax_sim.core.errors import ArgumentError, RunFolderError
 from fedjax_sim.runs.folder import git_commit, versions
 from fedjax_sim.runs.reading import FORMAT
-from fedjax_sim.runs.writing import Json, replace, writing
+from fedjax_sim.runs.writing import Json, rewrite, writing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -79,7 +79,7 @@ def write_config(
     made |= {"versions": versions(), "git": git_commit()}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / "config.json", json.dumps(made, indent=2) + "\n")
+        rewrite(folder / "config.json", json.dumps(made, indent=2) + "\n")
 
 
 def score_table(names: Sequence[str], metric: str, scores: Sequence[Any]) -> "Table":

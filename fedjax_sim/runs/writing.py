@@ -45,7 +45,7 @@ def check_text(what: str, value: object) -> None:
         raise ArgumentError(f"{what}: {bad!r} is no Unicode: leave out its half characters.") from error
 
 
-def replace(path: Path, text: str) -> None:
+def rewrite(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with writing(path):
         beside = path.with_name(f".{path.name}.new")

@@ -14,7 +14,7 @@ from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.engine.round.block import Plans
 from fedjax_sim.runs.profile import FILE, PARTS, REST
-from fedjax_sim.runs.writing import replace
+from fedjax_sim.runs.writing import rewrite
 from fedjax_sim.simulation.executor import Executor
 from fedjax_sim.simulation.history import RoundMetrics
 
@@ -99,7 +99,7 @@ class Profile:
         self._end_trace()
         kept = [{name: round(v, 6) if name in PARTS else v for name, v in block.items()} for block in self._blocks]
         found = {"trace": TRACE if self._traced > 0 else None, "blocks": kept}
-        replace(self._folder / FILE, json.dumps(found) + "\n")
+        rewrite(self._folder / FILE, json.dumps(found) + "\n")
 
     def _lap(self, part: str | None = None) -> float:
         """Seconds since the last lap; they count for a part of the last block, if one is named."""

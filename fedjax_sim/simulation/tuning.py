@@ -18,7 +18,7 @@ from fedjax_sim.core.types import Cohort, RoundState
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.round.block import pack
 from fedjax_sim.engine.store.residency import memory_of
-from fedjax_sim.runs.writing import replace
+from fedjax_sim.runs.writing import rewrite
 from fedjax_sim.simulation.executor import Executor, on_devices
 from fedjax_sim.simulation.lanes import FAILURES, out_of_memory
 
@@ -155,4 +155,4 @@ def _keep(key: str, found: dict[int, float]) -> None:
     file = _file(key)
     if file is not None:
         with contextlib.suppress(RunFolderError):  # it is measured again
-            replace(file, json.dumps(found))
+            rewrite(file, json.dumps(found))

@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_sim.core.errors import check
 
 
-class Levels(NamedTuple):
+class Codebook(NamedTuple):
     """A scalar quantiser.
 
     Attributes:
@@ -29,7 +29,7 @@ class Levels(NamedTuple):
 
 
 @functools.cache
-def gaussian_levels(bits: int) -> Levels:
+def gaussian_levels(bits: int) -> Codebook:
     r"""The Lloyd-Max quantiser of N(0, 1) with :math:`2^b` levels (Lloyd 1982, Max 1960).
 
     Each level is the mean of its cell, and each threshold lies half-way between two levels. The condition on the upper
@@ -56,7 +56,7 @@ def gaussian_levels(bits: int) -> Levels:
             break
     masses = _masses(levels)[0]
     thresholds = (levels[1:] + levels[:-1]) / 2
-    return Levels(
+    return Codebook(
         np.concatenate([-levels[::-1], levels]),
         np.concatenate([-thresholds[::-1], [0.0], thresholds]),
         float(1 - 2 * masses @ levels**2),

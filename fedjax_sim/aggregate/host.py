@@ -1,11 +1,13 @@
 """What the host says in a round, for protocols that need it: before clients train, and between them and the server."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_sim.core.arrays import Array, PyTree, Scalar
+from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.types import Cohort
 
 
@@ -73,7 +75,8 @@ class HostStage(NamedTuple):
 
     Attributes:
         before: `(HostRound) -> Cohort`, before the clients train and as early as rounds are planned: the cohort with
-            the columns that are declared, and perhaps with fewer that arrive. None for nothing.
+            the columns that are declared, and perhaps with fewer that arrive (`arrives`); who is in it, and with what
+            weight, is the sampler's to say. None for nothing.
         between: `(HostRound, HostSum) -> HostResult`, after the sum and before the server's side: the round is cut in
             two programs there, between which the host waits for the devices. None keeps the round whole.
         columns: dict of name to what an empty place holds, a number or a small array, as of a sampler's columns: a
@@ -96,3 +99,45 @@ class HostStage(NamedTuple):
     before: Callable[[HostRound], Cohort] | None = None
     between: Callable[[HostRound, HostSum], HostResult] | None = None
     columns: Mapping[str, Array | Scalar] = {}
+
+
+def told_before(stage: HostStage, host: HostRound, name: str) -> Cohort:
+    """The round's cohort after what the stage says before it, checked.
+
+    Args:
+        stage: one with a `before`.
+        host: the round.
+        name: of the chain, for messages.
+
+    Raises:
+        ArgumentError: no cohort, or one of other clients, weights, steps or versions: noise is accounted for those that
+            the sampler drew.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> from fedjax_sim.aggregate.host import HostRound, HostStage, told_before
+        >>> host = HostRound(round=3, seed=0, cohort=fs.sampler.cohort([4, 2], capacity=2))
+        >>> told_before(HostStage(lambda host: host.cohort), host, "nothing").ids.tolist()
+        [4, 2]
+    """
+    assert stage.before is not None
+    said = stage.before(host)
+    if not isinstance(said, Cohort):
+        raise ArgumentError(f"{name}: its host stage's before returned {said!r}: must be a cohort, host.cohort say.")
+    drawn, changed = host.cohort, []
+    for field in dataclasses.fields(Cohort):
+        old, new = getattr(drawn, field.name), getattr(said, field.name)
+        if field.name == "arrives":
+            lost = None if old is None else ~np.asarray(old, bool)
+            same = lost is None or (new is not None and not np.asarray(new, bool)[lost].any())
+        elif field.name == "columns":
+            same = True  # the plan holds them against what is declared
+        else:
+            same = new is old or (old is not None and new is not None and np.array_equal(old, new))
+        changed += [] if same else [field.name]
+    if changed:
+        raise ArgumentError(
+            f"{name}: its host stage's before changed the cohort's {', '.join(changed)}, which are the sampler's: "
+            "let it add columns and say by arrives= whose update is lost."
+        )
+    return said

@@ -128,6 +128,28 @@ def test_a_refused_round_is_abandoned():
     assert calls == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda cohort: dataclasses.replace(cohort, ids=(cohort.ids + 1) % 10), "changed the cohort's ids"),
+        (lambda cohort: dataclasses.replace(cohort, weight=2 * cohort.weight), "changed the cohort's weight"),
+        (lambda cohort: dataclasses.replace(cohort, max_steps=np.ones(6, np.int32)), "changed the cohort's max_steps"),
+        (lambda cohort: dataclasses.replace(cohort, arrives=np.ones(6, bool)), "changed the cohort's arrives"),
+        (lambda cohort: fs.sampler.cohort(cohort.ids[:5], 5), "changed the cohort's ids, valid, weight"),
+        (lambda cohort: None, "returned None: must be a cohort"),
+    ],
+)
+def test_who_takes_part_is_not_the_hosts_to_say(change, words):
+    """Noise is accounted for those that the sampler drew, with the weights that were checked."""
+    stage = a.HostStage(before=lambda host: change(host.cohort))
+    parts = (a.clip_by_l2(1.0), a.gaussian_noise(1.0), a.Transform("staged", host=stage))
+    noisy = a.chain(*parts, reduce=a.mean("uniform"))
+    late = without((0, 1, 2, 3, 4, 5, 6))
+    sim = simulation(noisy, sampler=late._replace(event=fs.sampler.uniform(6).event))
+    with pytest.raises(ArgumentError, match=words):
+        sim.step(sim.init())
+
+
 def test_both_phases_have_a_stage_of_their_own():
     seen = {0: [], 1: []}
 

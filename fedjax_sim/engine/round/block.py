@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_sim.aggregate import HostRound
 from fedjax_sim.aggregate.checks import check_build, check_cohort
+from fedjax_sim.aggregate.host import told_before
 from fedjax_sim.core.arrays import Array, PyTree
 from fedjax_sim.core.types import Cohort, RoundPlan, RoundState
 from fedjax_sim.engine.parts import Parts
@@ -50,7 +51,8 @@ def pack(parts: Parts, state: RoundState, count: int, slots: int, lanes: int, ca
         for phase in parts.phases:
             check_cohort(phase.aggregator, cohort, parts.sampler.name)
             if phase.aggregator.host is not None and phase.aggregator.host.before is not None:
-                cohort = phase.aggregator.host.before(HostRound(r, int(state.seeds[1]), cohort))
+                host = HostRound(r, int(state.seeds[1]), cohort)
+                cohort = told_before(phase.aggregator.host, host, phase.aggregator.name)
         cohorts.append(cohort)
     capacity = max(capacity, parts.capacity, *(len(cohort.ids) for cohort in cohorts))
     if capacity > parts.capacity:

@@ -216,6 +216,15 @@ def test_the_chances_of_power_of_choice():
     assert np.all(np.abs(counts / rounds - expected) < 4 * np.sqrt(expected * (1 - expected) / rounds) + 1e-12)
 
 
+@pytest.mark.parametrize("largest", [1e6, 1e30])
+def test_candidates_are_found_beside_one_who_has_nearly_all(largest):
+    """At once, however small their chances; among themselves in proportion."""
+    sampler = fs.sampler.power_of_choice(3, 1, sizes=[1, largest, 0, 1, 3])
+    first = [sampler.sample(5, round, 0)[0].ids.tolist() for round in range(2000)]
+    assert all(1 in ids and 2 not in ids and len(set(ids)) == 3 for ids in first)
+    assert 0.6 - 0.045 < np.mean([ids[ids[0] == 1] == 4 for ids in first]) < 0.6 + 0.045
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [((2, 3), "at most candidates=2"), ((0, 1), "candidates"), ((2, 1, [1, 0, 0]), "d of them above 0")],

@@ -8,6 +8,9 @@ from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Cohort
 from fedjax_sim.population.sampling import Sampler, cohort
 
+TRIES = 100
+"""Draws of all candidates before those that are missing are drawn at the price of the population."""
+
 
 def power_of_choice(candidates: int, chosen: int, sizes: np.ndarray | None = None) -> Sampler:
     """Draws candidates in proportion to their examples, and takes those with the largest losses (Cho et al. 2022).
@@ -46,10 +49,14 @@ def power_of_choice(candidates: int, chosen: int, sizes: np.ndarray | None = Non
 
     def sample(state: int, round: int, seed: int) -> tuple[Cohort, int]:
         draw, found = rng.generator(seed, Purpose.SAMPLE, round), []
-        while len(found) < candidates:  # whoever was drawn before is drawn anew: those that are left, in proportion
+        for _ in range(TRIES):  # whoever was drawn before is drawn anew: those that are left, in proportion
             at = draw.random(candidates)
             ids = np.searchsorted(ends, at * ends[-1], side="right") if ends is not None else (at * state).astype(int)
             found = list(dict.fromkeys([*found, *np.minimum(ids, state - 1).tolist()]))[:candidates]
+            if len(found) == candidates:
+                break
+        else:
+            found += _left(draw, np.ones(state) if weights is None else weights, found, candidates - len(found))
         return cohort(np.asarray(found, np.int32), candidates), state
 
     def choose(state: int, drawn: Cohort, losses: np.ndarray) -> tuple[Cohort, int]:
@@ -64,3 +71,15 @@ def power_of_choice(candidates: int, chosen: int, sizes: np.ndarray | None = Non
         name=f"power_of_choice({candidates}, {chosen})",
         choose=choose,
     )
+
+
+def _left(draw: np.random.Generator, weights: np.ndarray, found: list[int], count: int) -> list[int]:
+    """So many more, one after another in proportion to the weights of those not found yet.
+
+    Who waits least for an event of that rate is drawn first (Efraimidis and Spirakis 2006).
+    """
+    rates = weights.copy()
+    rates[found] = 0.0
+    with np.errstate(divide="ignore", over="ignore"):
+        waits = np.log(draw.exponential(size=len(rates))) - np.log(rates)  # logarithms, as rates may be any numbers
+    return np.argsort(waits, kind="stable")[:count].tolist()

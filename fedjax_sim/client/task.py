@@ -1,5 +1,6 @@
 """Tasks: what is learnt. A pair of functions on any pytree of parameters; masking and weighting are done here."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
@@ -317,3 +318,22 @@ def _check_task(task: object) -> None:
         raise ArgumentError(f"task={task!r}: must be a fs.Task.")
     if task.reduction not in ("mean", "sum"):
         raise ArgumentError(f'task.reduction={task.reduction!r}: must be "mean" or "sum".')
+    for name, function in (("loss", task.loss), ("evaluate", task.evaluate)):
+        if function is not None:
+            _check_keyword(name, function, task.frozen is not None)
+
+
+def _check_keyword(name: str, function: Callable[..., object], given: bool) -> None:
+    """A task's functions take its frozen constants: said at once, and not by the first evaluation of a long run."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of some callables nothing is known
+        return
+    own = next((each for each in parameters if each.name == "frozen" and each.kind is not each.VAR_KEYWORD), None)
+    takes = own is not None or any(each.kind is each.VAR_KEYWORD for each in parameters)
+    if given and not takes:
+        raise ArgumentError(
+            f"task.frozen is given, and task.{name} does not take it: must be {name}(params, batch, key, *, frozen)."
+        )
+    if own is not None and own.default is own.empty and not given:
+        raise ArgumentError(f"task.{name} takes frozen, and the task has none: give it, fs.Task(..., frozen=...).")

@@ -245,3 +245,14 @@ def test_a_checkpoint_knows_each_leaf(tmp_path):
 def test_what_is_no_array_is_refused():
     with pytest.raises(ArgumentError, match=r"task.frozen\['w'\] is a function"):
         simulation(fs.fedavg(frozen_task({"w": lambda: 0}), optax.sgd(0.1)))
+
+
+def test_functions_that_do_not_take_it_are_refused_at_once():
+    """Not by the first evaluation, which may be a long run's last act."""
+    with pytest.raises(ArgumentError, match=r"task.frozen is given, and task.loss does not take it"):
+        simulation(fs.fedavg(fs.Task(init, lambda params, batch, key: 0.0, frozen=BASE), optax.sgd(0.1)))
+    with pytest.raises(ArgumentError, match=r"must be evaluate\(params, batch, key, \*, frozen\)"):
+        simulation(fs.fedavg(frozen_task()._replace(evaluate=lambda params, batch, key: 0.0), optax.sgd(0.1)))
+    with pytest.raises(ArgumentError, match=r"task.loss takes frozen, and the task has none"):
+        fs.grad(fs.Task(init, loss))
+    fs.grad(frozen_task(BASE)._replace(evaluate=lambda *given, **frozen: 0.0))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, overload
 
+import jax
 import optax
 
 from fedjax_sim.algorithms.base import Algorithm, Pass
@@ -28,8 +29,13 @@ def by_round(make: Callable[[Scalar], Any]) -> Any:
             called while programs are traced: compute with the number by jax.numpy, optax's schedules or plain
             arithmetic, and do not decide by it in Python.
 
+    An optimizer's first state, and an algorithm's aggregator, are those of round 0; numbers that are traced cannot be
+    checked, except by `fs.Simulation(debug=True)`, where they are plain.
+
     Raises:
-        ArgumentError: `make` gives something else. A number alone cannot differ by round: make the algorithm of it.
+        ArgumentError: an optimizer keeps its numbers in its state, `optax.inject_hyperparams`, where they would stay
+            those of round 0. `make` gives something else. A number alone cannot differ by round: make the
+            algorithm of it.
 
     Example:
         >>> import optax, fedjax_sim as fs
@@ -53,13 +59,23 @@ def by_round(make: Callable[[Scalar], Any]) -> Any:
 def _optimizer(make: Callable[[Scalar], Any], first: Any) -> optax.GradientTransformation:
     more = isinstance(first, optax.GradientTransformationExtraArgs)
 
+    def init(params: Any) -> Any:
+        state = first.init(params)
+        injected = lambda node: hasattr(node, "hyperparams")
+        if any(map(injected, jax.tree.leaves(state, is_leaf=injected))):
+            raise ArgumentError(
+                "by_round: optax.inject_hyperparams keeps an optimizer's numbers in its state, where they would stay "
+                "those of round 0: give by_round the optimizer without it, optax.sgd(rate(round)) say."
+            )
+        return state
+
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         return make(this_round()).update(updates, state, params, **extra)
 
     plain = lambda updates, state, params=None: update(updates, state, params)
     if more:
-        return optax.GradientTransformationExtraArgs(first.init, update)
-    return optax.GradientTransformation(first.init, plain)
+        return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformation(init, plain)
 
 
 def _algorithm(make: Callable[[Scalar], Algorithm], first: Algorithm) -> Algorithm:

@@ -118,3 +118,12 @@ def test_a_fingerprint_tells_another_schedule(tmp_path):
 def test_a_number_alone_is_refused():
     with pytest.raises(ArgumentError, match=r"make\(0\) gave 0.1: must be an optax transformation or an fs.Algorithm"):
         fs.by_round(lambda round: 0.1)
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_numbers_that_a_state_would_keep_are_refused(side):
+    """They would be round 0's in every round, without a word."""
+    injected = lambda r: optax.chain(optax.identity(), optax.inject_hyperparams(optax.sgd)(learning_rate=halving(r)))
+    optimizers = {"client": (fs.by_round(injected),), "server": (optax.sgd(0.1), fs.by_round(injected))}
+    with pytest.raises(ArgumentError, match="would stay those of round 0"):
+        simulation(fs.fedavg(quadratic(), *optimizers[side]))

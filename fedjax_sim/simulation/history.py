@@ -249,11 +249,18 @@ class History(Mapping[str, np.ndarray]):
         Args:
             names: its columns; None for the main ones.
             every: rounds.
+
+        Raises:
+            ArgumentError: a name that no round has.
         """
         check_count("every", every)
         names = list(self._main()) if names is None else list(names)
+        there = set(self)
+        for name in names:
+            if name not in there:
+                raise ArgumentError(f"metric={name!r}: no round has it; there are {sorted(there)}.")
         rounds = [m for m in self.rounds if (m.round + 1) % every == 0 or m is self.rounds[-1]]
-        shown = lambda value: "--" if value is None or np.isnan(value) else _short(value)
+        shown = lambda value: "--" if value is None or (np.ndim(value) == 0 and np.isnan(value)) else _short(value)
         rows = [[str(m.round + 1), *(shown(m.get(name)) for name in names)] for m in rounds]
         return latex.table(["rounds", *names], rows)
 

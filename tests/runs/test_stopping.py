@@ -7,6 +7,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.simulation.history import History, RoundMetrics
 from tests.engine import toys
 
 
@@ -122,3 +123,13 @@ def test_a_table_for_a_paper(sim):
     assert [line.split(" & ")[0] for line in lines[4:-2]] == ["2", "4", "5"]
     assert lines[-3].endswith(r"& 0.5 \\")
     assert lines[4].endswith(r"& -- \\")
+    with pytest.raises(ArgumentError, match="'test/acuracy': no round has it"):
+        history.to_latex(["test/acuracy"])
+
+
+def test_a_table_of_what_is_no_number():
+    """A histogram is told by its shape, as elsewhere."""
+    output = type("Output", (), {"merged": {}})()
+    metrics = RoundMetrics(0, None, None, output, None)
+    metrics.evaluation = {"lengths": np.arange(3.0), "loss": np.float32("nan")}
+    assert History([metrics]).to_latex(["lengths", "loss"]).splitlines()[4] == r"1 & float64[3] & -- \\"

@@ -2,6 +2,7 @@
 
 import os
 from importlib import metadata
+from pathlib import Path
 
 import jax
 import pytest
@@ -46,3 +47,26 @@ def test_what_is_slow(monkeypatch):
     assert "fs.use_cpu_cores() first" in advised()
     monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0, 0))
     assert "99.0 processes" in advised()
+
+
+def test_folders_that_are_written_to_or_closed(tmp_path, monkeypatch):
+    """Another process removes a file between its listing and its size; a folder of somebody else's."""
+    (tmp_path / "kept").write_bytes(b"x" * 2**20)
+    (tmp_path / "gone").touch()
+    whole = Path.is_file
+
+    def is_file(path):
+        found = whole(path)
+        if path.name == "gone":
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert doctor._folder(tmp_path) == f"{tmp_path}, 1 files, 1 MiB"
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    assert "cannot be read: " in doctor._folder(tmp_path)
+    assert doctor._folder(tmp_path / "none") == f"{tmp_path / 'none'}, 0 files, 0 MiB"

@@ -127,8 +127,14 @@ def _has_plugin(platform: str) -> bool:
 def _folder(folder: Path | None) -> str:
     if folder is None:
         return "none"
-    files = [file for file in folder.rglob("*") if file.is_file()] if folder.exists() else []
-    return f"{folder}, {len(files)} files, {sum(file.stat().st_size for file in files) / 2**20:.0f} MiB"
+    sizes = []
+    try:
+        for file in folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # other processes write and remove there
+                sizes += [file.stat().st_size] if file.is_file() else []
+    except OSError as error:
+        return f"{folder}, cannot be read: {error.strerror}"
+    return f"{folder}, {len(sizes)} files, {sum(sizes) / 2**20:.0f} MiB"
 
 
 def _settings() -> dict[str, str]:

@@ -13,7 +13,8 @@ from fedjax_sim.runs.modes import Mode, mode_of
 class Stop(NamedTuple):
     """What a callback returns to end the run after its round; after the last of those that are dispatched with it.
 
-    The state and the history are those of a run of so many rounds; a folder has its last checkpoint.
+    The state and the history are those of a run of so many rounds, evaluated after the last one, which callbacks are
+    not told again; a folder has its last checkpoint.
 
     Attributes:
         reason: in words, which the run tells.

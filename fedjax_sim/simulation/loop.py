@@ -62,9 +62,9 @@ def run_rounds(
             count = schedule.count(state.round)
             plans = plan(state, count) if count and not parts.sampler.waits else None
             held = 1 if ahead and not schedule.due(state.round) and not record.stopping else 0
-            while len(flight.pending) > held:
+            while len(flight.pending) > held and flight.ended is None:
                 flight.settle()
-            if ended := record.ended:
+            if ended := flight.ended:
                 flight.pending.clear()  # a dispatch in flight is as if it had not been
                 state, flight.history.stopped = flight.good, ended
                 record.note(f"ended after {state.round} rounds: {ended}")
@@ -93,6 +93,7 @@ class Flight:
         pending: state and metrics after each dispatch that is not, the oldest first.
         good: the last state that can be gone on from.
         recorded: all its rounds are recorded.
+        ended: why a callback ended the run; None while none did.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Flight:
         self.history = History()
         self.pending: list[tuple[RoundState, list[RoundMetrics]]] = []
         self.good, self.recorded = state, True
+        self.ended: str | None = None
 
     def settle(self) -> None:
         """Check and record the oldest dispatch. If that fails, it and those after it are as if they had not been."""
@@ -113,24 +115,38 @@ class Flight:
                 check_finite(metrics, parts)
             except NonFiniteUpdateError as error:
                 before, again = executor.replay(self.good, error.round)
-                self._keep(again)
+                self._call_back(again)
+                self._write(again)
                 self.good = before
                 raise
         if parts.donates:  # the state before it is gone
             self.good, self.recorded = after, False
         after = executor.observed(after, metrics)
-        if self.evaluate is not None and self.schedule.evaluates(after.round):
-            self.record.say("evaluating")
-            model = executor.copy_if_donated(parts.algorithm.params(after.server))
-            metrics[-1].params = placement.local(model)
-            metrics[-1].evaluation = evaluated(self.evaluate, metrics[-1].params)
-        self._keep(metrics)
+        due = self.schedule.evaluates(after.round)
+        if due:
+            self._evaluate(after, metrics[-1])
+        self._call_back(metrics)
+        self.ended = self.record.ended
+        if self.ended is not None and not due:  # it is the last round after all
+            self._evaluate(after, metrics[-1])
+        self._write(metrics)
         self.good, self.recorded = after, True
         self.pending.extend(later)
 
-    def _keep(self, rounds: list[RoundMetrics]) -> None:
+    def _evaluate(self, after: RoundState, last: RoundMetrics) -> None:
+        if self.evaluate is not None:
+            self.record.say("evaluating")
+            model = self.executor.copy_if_donated(self.executor.parts.algorithm.params(after.server))
+            last.params = placement.local(model)
+            last.evaluation = evaluated(self.evaluate, last.params)
+
+    def _call_back(self, rounds: list[RoundMetrics]) -> None:
         for metrics in rounds:
             self.history.rounds.append(metrics)
+            self.record.call_back(metrics)
+
+    def _write(self, rounds: list[RoundMetrics]) -> None:
+        for metrics in rounds:
             self.record.round(metrics)
             metrics.params = None
 

@@ -30,7 +30,7 @@ from fedjax_sim.simulation.executor import Executor
 from fedjax_sim.simulation.history import RoundMetrics
 from fedjax_sim.simulation.stopwatch import Profile
 
-Callback = Callable[[RoundMetrics], None] | loggers.Logger
+Callback = Callable[[RoundMetrics], object] | loggers.Logger
 """A function of a round's metrics, or an `fs.runs.Logger`."""
 
 CHECKPOINTS = "checkpoints"
@@ -80,7 +80,7 @@ def save(executor: Executor, folder: Path, state: RoundState) -> None:
 
 
 class Recording:
-    """Records rounds; with a folder, the run's own files come first and the user's callbacks after them.
+    """Records rounds: the user's callbacks hear of them first, as they may end the run, and then the run's own files.
 
     Of several processes the first writes and calls back. The others follow: they give their rows to checkpoints, and
     heed signals.
@@ -101,6 +101,7 @@ class Recording:
         self._progress: Progress | None = None
         self._saved: int | None = None
         self._ended: Stop | None = None
+        self._own: list[Callback] = []
         self._profiled = profiled and not self._follows
         self.profile: Profile | None = None
 
@@ -160,8 +161,12 @@ class Recording:
         folder.truncate(state.round)
         self._saved = None if good is None else state.round
         self._checkpoints = checkpoints
-        own = [loggers.JsonLines(), loggers.ClientTable(self.executor.parts.data.client_ids), loggers.TensorBoard()]
-        self.callbacks = [*own, *self.callbacks]
+        self._own = [
+            loggers.JsonLines(),
+            loggers.ClientTable(self.executor.parts.data.client_ids),
+            loggers.TensorBoard(),
+        ]
+        self.callbacks = [*self._own, *self.callbacks]
         if not (path / "partition.npz").exists():
             from fedjax_sim.runs.client_plots import label_counts
 
@@ -216,12 +221,17 @@ class Recording:
         if self._progress is not None:
             self._progress.say(message)
 
-    def round(self, metrics: RoundMetrics) -> None:
-        """A finished round."""
-        for callback in self.callbacks:
+    def call_back(self, metrics: RoundMetrics) -> None:
+        """Tell the user's callbacks of a finished round."""
+        for callback in self.callbacks[len(self._own) :]:
             said = callback(metrics)
             if isinstance(said, Stop):
                 self._ended = self._ended or said
+
+    def round(self, metrics: RoundMetrics) -> None:
+        """Write a finished round down, and show it."""
+        for callback in self._own:
+            callback(metrics)
         if self._progress is not None:
             self._progress.round(metrics)
 

@@ -27,16 +27,18 @@ def ends_at(round: int):
     return lambda metrics: fs.runs.Stop("enough") if metrics.round + 1 == round else None
 
 
-@pytest.mark.parametrize("eval_every", [None, 1, 3])
+@pytest.mark.parametrize("eval_every", [None, 1, 3, 4])
 def test_an_ended_run_is_one_of_so_many_rounds(sim, eval_every, tmp_path):
-    """Bit for bit, whether or not a dispatch was in flight; its folder goes on as any other."""
+    """Bit for bit, whether or not a dispatch was in flight, evaluation too; its folder goes on as any other."""
     evaluate = lambda params: {"w": float(jnp.sum(params["w"]))}
     options = {"evaluate": evaluate, "eval_every": eval_every}
     state, history = sim.run(sim.init(), 8, run_dir=tmp_path / "run", callbacks=[ends_at(3)], **options)
     expected, whole = sim.run(sim.init(), 3, **options)
     assert (state.round, history.stopped, whole.stopped) == (3, "enough", None)
     np.testing.assert_array_equal(toys.flat(state.server), toys.flat(expected.server))
-    np.testing.assert_array_equal(history["client/loss"], whole["client/loss"])
+    for name in ("client/loss", "w"):
+        np.testing.assert_array_equal(history[name], whole[name])
+    assert fs.runs.read(tmp_path / "run").metrics["w"][2] == whole["w"][2]
     again, _ = sim.run(sim.restore(tmp_path / "run"), 2, run_dir=tmp_path / "run", **options)
     straight, _ = sim.run(sim.init(), 5)
     np.testing.assert_array_equal(toys.flat(again.server), toys.flat(straight.server))

@@ -157,6 +157,7 @@ def test_a_server_function_reads_them():
     assert_equal(found.server, expected.server)
 
 
+@pytest.mark.skipif(not hasattr(jax, "make_user_context"), reason="JAX of before 0.9 keeps traces of such functions")
 def test_a_jitted_function_of_ones_own_reads_each_program_s():
     task = frozen_task()
     grad = jax.jit(fs.grad(task))

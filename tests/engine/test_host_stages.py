@@ -150,6 +150,20 @@ def test_who_takes_part_is_not_the_hosts_to_say(change, words):
         sim.step(sim.init())
 
 
+def test_a_sum_that_the_host_spoils_is_not_the_clients_fault():
+    """In the round in which it does it; what is refused may be anything."""
+
+    def between(host, total):
+        value = jax.tree.map(lambda leaf: leaf * np.float32("nan"), total.value)
+        return a.HostResult(value, refused=host.round == 0)
+
+    sim = simulation(a.chain(a.Transform("spoils", host=a.HostStage(between=between)), reduce=a.mean("uniform")))
+    state, metrics = sim.step(sim.init())
+    assert metrics.abandoned
+    with pytest.raises(ArgumentError, match="made a sum that is not finite, in round 1"):
+        sim.step(state)
+
+
 def test_both_phases_have_a_stage_of_their_own():
     seen = {0: [], 1: []}
 

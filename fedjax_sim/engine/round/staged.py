@@ -118,8 +118,17 @@ def _said(stage: HostStage, host: HostRound, result: CohortResult, contributes: 
             f"a host stage's between turned a sum of {kinds(total)} into {kinds(said.value)}: structure, shapes and "
             "dtypes must stay."
         )
+    if not said.refused and _finite(total) and not _finite(said.value):
+        raise ArgumentError(
+            f"a host stage's between made a sum that is not finite, in round {host.round}, of one that was: mend it, "
+            "or return HostResult(..., refused=True)."
+        )
     placed = jax.tree.map(lambda leaf, old: jax.device_put(np.asarray(leaf), old.sharding), said.value, result.total)
     return said._replace(value=placed)
+
+
+def _finite(tree: PyTree) -> bool:
+    return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
 def _mean(value: float) -> Mean:

@@ -17,8 +17,8 @@ def power_of_choice(candidates: int, chosen: int, sizes: np.ndarray | None = Non
 
     Algorithm 1 of that paper. The candidates' mean losses are measured under the model that the round begins with,
     before it is planned: d passes over clients' data that FedAvg does not make. Ties go to the smaller id; a client
-    without examples comes last. No accounting event: who is chosen depends on the data, so that noise for privacy
-    refuses it.
+    without examples, or whose loss is NaN, comes last. No accounting event: who is chosen depends on the data, so that
+    noise for privacy refuses it.
 
     Args:
         candidates: d, drawn without replacement, one after another in proportion to `sizes` of those that are left.

@@ -35,7 +35,7 @@ MUTATIONS = {
         "engine/round/cohort_map.py",
         "num_examples=lane.size.astype(jnp.float32)",
         "num_examples=(lane.steps * batching.batch_size).astype(jnp.float32)",
-        "tests/engine/test_phases.py::test_effective_weights",
+        "tests/engine/round/test_phases.py::test_effective_weights",
     ),
     "a mask left out of the loss": Mutation(
         "client/task.py",
@@ -47,13 +47,13 @@ MUTATIONS = {
         "engine/round/client_side.py",
         "own = lambda purpose: jax.random.fold_in(keys[purpose], lane.client_id)",
         "own = lambda purpose: jax.random.fold_in(keys[purpose], lane.neighbour)",
-        "tests/engine/test_invariance.py::test_neighbours",
+        "tests/engine/round/test_invariance.py::test_neighbours",
     ),
     "psum of the denominator left out": Mutation(
         "engine/round/cohort_map.py",
         "total, weight, count, sums = self._over_devices(mine)",
         "total, _, count, sums = self._over_devices(mine)",
-        "tests/engine/test_invariance.py::test_lanes_and_devices",
+        "tests/engine/round/test_invariance.py::test_lanes_and_devices",
     ),
     "noise by the bound before rounding": Mutation(
         "aggregate/compress/quantize.py",
@@ -65,7 +65,7 @@ MUTATIONS = {
         "engine/round/client_side.py",
         "where(contributes, new_rows, rows)",
         "rows",
-        "tests/engine/test_phases.py::test_rows_start_from_the_template_and_stay_their_clients_own",
+        "tests/engine/round/test_phases.py::test_rows_start_from_the_template_and_stay_their_clients_own",
     ),
     "ledger not restored": Mutation(
         "engine/store/checkpoint.py",
@@ -77,7 +77,7 @@ MUTATIONS = {
         "engine/round/cohort_map.py",
         "lane.client_id - first",
         "lane.client_id",
-        "tests/engine/test_phases.py::test_rows_start_from_the_template_and_stay_their_clients_own",
+        "tests/engine/round/test_phases.py::test_rows_start_from_the_template_and_stay_their_clients_own",
     ),
     "shuffled order across epochs": Mutation(
         "engine/plan/planner.py",
@@ -89,13 +89,13 @@ MUTATIONS = {
         "engine/round/abandoned.py",
         "places = jnp.where(abandoned, places, _length(rows))",
         "places = jnp.full_like(places, _length(rows))",
-        "tests/engine/test_collecting.py::test_an_abandoned_round_changes_no_bit[rows of the algorithm-device-drop]",
+        "tests/engine/round/test_collecting.py::test_an_abandoned_round_changes_no_bit[rows of the algorithm-device-drop]",
     ),
     "a transform's state of an abandoned round": Mutation(
         "engine/round/abandoned.py",
         "new if phase.aggregator.facts.noisy else old",
         "new",
-        "tests/engine/test_collecting.py::test_an_abandoned_round_changes_no_bit[a transform's state-device-drop]",
+        "tests/engine/round/test_collecting.py::test_an_abandoned_round_changes_no_bit[a transform's state-device-drop]",
     ),
     "ties by place": Mutation(
         "aggregate/robust/distances.py",
@@ -119,7 +119,7 @@ MUTATIONS = {
         "engine/round/collected.py",
         "starts_of = lambda size: [min(i * step, size - step) for i in range(-(-size // step))]",
         "starts_of = lambda size: [min(i * step, size - step - 1) for i in range(-(-size // step))]",
-        "tests/engine/test_collecting.py::test_blocks_of_coordinates_are_the_whole",
+        "tests/engine/round/test_collecting.py::test_blocks_of_coordinates_are_the_whole",
     ),
 }
 

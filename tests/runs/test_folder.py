@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 import fedjax_sim as fs
 from tests.engine import toys
-from tests.engine.test_checkpoint import check_equal
+from tests.engine.store.test_checkpoint import check_equal
 
 ROOT = Path(__file__).parents[2]
 

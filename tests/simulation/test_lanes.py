@@ -22,7 +22,7 @@ from fedjax_sim.engine.round.block import pack
 from fedjax_sim.simulation import lanes as lanes_lib
 from fedjax_sim.simulation import tuning
 from tests.engine import toys
-from tests.engine.test_invariance import COHORTS
+from tests.engine.round.test_invariance import COHORTS
 
 FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 1600000000 bytes."
 

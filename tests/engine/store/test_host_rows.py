@@ -16,7 +16,7 @@ from fedjax_sim.engine.round import waves
 from fedjax_sim.engine.store import row_table as rows_lib
 from fedjax_sim.engine.store.row_file import HostRows, Row
 from tests.engine import toys
-from tests.engine.test_invariance import COHORTS
+from tests.engine.round.test_invariance import COHORTS
 
 a = fs.aggregate
 

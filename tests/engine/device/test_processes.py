@@ -39,7 +39,7 @@ def start(processes, cases):
     """That many processes, which share `DEVICES` devices."""
     plan = {"processes": processes, "devices": DEVICES // processes, "cases": cases, "coordinator": address()}
     plans = [json.dumps({**plan, "id": i}) for i in range(processes)]
-    return [started(["tests.engine.processes", words]) for words in plans]
+    return [started(["tests.engine.device.processes", words]) for words in plans]
 
 
 def results(running, codes=(0,), timeout=120):

@@ -162,7 +162,7 @@ def test_no_two_of_them_are_taken_for_each_other(fingerprints):
 
 def test_the_same_simulation_has_the_same_fingerprint_in_another_process(fingerprints):
     code = (
-        "import json, sys, fedjax_sim; from tests.engine import test_fingerprint as tests;"
+        "import json, sys, fedjax_sim; from tests.simulation import test_fingerprint as tests;"
         "json.dump({name: tests.SIMULATIONS[name]().executor.fingerprint for name in sys.argv[1:]}, sys.stdout)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[2])}

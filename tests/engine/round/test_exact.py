@@ -11,7 +11,7 @@ import pytest
 import fedjax_sim as fs
 from fedjax_sim.engine.round import sums
 from tests.engine import toys
-from tests.engine.test_invariance import COHORTS, assert_same, outcome, simulation
+from tests.engine.round.test_invariance import COHORTS, assert_same, outcome, simulation
 
 a = fs.aggregate
 CHAINS = {

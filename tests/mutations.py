@@ -89,13 +89,15 @@ MUTATIONS = {
         "engine/round/abandoned.py",
         "places = jnp.where(abandoned, places, _length(rows))",
         "places = jnp.full_like(places, _length(rows))",
-        "tests/engine/round/test_collecting.py::test_an_abandoned_round_changes_no_bit[rows of the algorithm-device-drop]",
+        "tests/engine/round/test_collecting.py"
+        "::test_an_abandoned_round_changes_no_bit[rows of the algorithm-device-drop]",
     ),
     "a transform's state of an abandoned round": Mutation(
         "engine/round/abandoned.py",
         "new if phase.aggregator.facts.noisy else old",
         "new",
-        "tests/engine/round/test_collecting.py::test_an_abandoned_round_changes_no_bit[a transform's state-device-drop]",
+        "tests/engine/round/test_collecting.py"
+        "::test_an_abandoned_round_changes_no_bit[a transform's state-device-drop]",
     ),
     "ties by place": Mutation(
         "aggregate/robust/distances.py",

@@ -1,4 +1,4 @@
-"""What each process of tests/engine/device/test_processes.py runs: `python -m tests.engine.device.processes PLAN`, PLAN in JSON."""
+"""What each process of test_processes.py runs: `python -m tests.engine.device.processes PLAN`, PLAN in JSON."""
 
 import json
 import os

@@ -27,7 +27,7 @@ def batches_of(client, bound=None, alone=True, batching=BATCHING):
     planner = Planner(DATA, batching)
     cohort = fs.Cohort(np.array([client]), np.array([True]), np.ones(1, np.float32))
     plan, _ = planner.plan(cohort, planner.shape(1, 1), seed=0, round=0)
-    lane = {name: jnp.asarray(getattr(plan, name)[0, 0, 0]) for name in ("start", "size", "steps")}
+    lane = {name: jnp.asarray(getattr(plan.lanes, name)[0, 0, 0]) for name in ("start", "size", "steps")}
     return ClientBatches(
         num_steps=lane["steps"],
         num_examples=lane["size"].astype(jnp.float32),

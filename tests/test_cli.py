@@ -463,7 +463,7 @@ TOLD = {
     "run nope.py": "experiment='nope.py': unknown",
     "run line --preset nope": "preset='nope': line has default, steep.",
     "run line --nope 3": "--nope 3: line has --rounds, --seed, --cohort-size, --law.slope, --law.noise, --sizes, ",
-    "run --rounds 3 line": "line: quickstart has --rounds",
+    "run --rounds 3 line": "line: quickstart has --algorithm",
     "run line --rounds x": "invalid literal for int() with base 10: 'x'",
     "run line --rounds 0": "rounds=0: must be a whole number, at least 1.",
     "run line --rounds -1": "rounds=-1: must be a whole number, at least 1.",

@@ -13,6 +13,7 @@ MOMENTUM = optax.sgd(LR, momentum=0.5)
 
 METHODS: dict[str, Callable[[fs.Task], fs.Algorithm]] = {
     "afl": lambda task: fs.afl(task, SGD, 3, gamma=0.3),
+    "by_round": lambda task: fs.by_round(lambda r: fs.fedprox(task, optax.sgd(LR * 0.9**r), mu=0.5)),
     "diloco": lambda task: fs.diloco(task, optax.adamw(LR)),
     "fedacg": lambda task: fs.fedacg(task, SGD),
     "fedavg": lambda task: fs.fedavg(task, MOMENTUM, fs.server.fedadam(0.1)),

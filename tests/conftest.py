@@ -12,10 +12,14 @@ COMPILE_FAST = (
     *(["--xla_cpu_use_fusion_emitters=false"] if FUSION_EMITTERS else []),
     "--xla_cpu_parallel_codegen_split_count=1",
 )
-"""XLA's flags for tests, most of whose time was compiling. Processes that tests start inherit them."""
+"""XLA's flags for tests, most of whose time was compiling. Processes that tests start inherit them.
+
+With TESTS_COMPILE=fully programs are compiled as users' are.
+"""
 
 given = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = " ".join((given, *(flag for flag in COMPILE_FAST if flag not in given))).strip()
+added = () if os.environ.get("TESTS_COMPILE") == "fully" else COMPILE_FAST
+os.environ["XLA_FLAGS"] = " ".join((given, *(flag for flag in added if flag not in given))).strip()
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 """Where all that is compiled is kept while the tests run; processes that tests start inherit it too."""

@@ -57,8 +57,6 @@ def by_round(make: Callable[[Scalar], Any]) -> Any:
 
 
 def _optimizer(make: Callable[[Scalar], Any], first: Any) -> optax.GradientTransformation:
-    more = isinstance(first, optax.GradientTransformationExtraArgs)
-
     def init(params: Any) -> Any:
         state = first.init(params)
         injected = lambda node: hasattr(node, "hyperparams")
@@ -70,12 +68,9 @@ def _optimizer(make: Callable[[Scalar], Any], first: Any) -> optax.GradientTrans
         return state
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        return make(this_round()).update(updates, state, params, **extra)
+        return optax.with_extra_args_support(make(this_round())).update(updates, state, params, **extra)
 
-    plain = lambda updates, state, params=None: update(updates, state, params)
-    if more:
-        return optax.GradientTransformationExtraArgs(init, update)
-    return optax.GradientTransformation(init, plain)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _algorithm(make: Callable[[Scalar], Algorithm], first: Algorithm) -> Algorithm:

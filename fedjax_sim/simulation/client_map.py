@@ -161,8 +161,8 @@ def over_clients(
     size = min(len(ids), _GROUP * mesh.size * lanes) if streamed else len(ids)
     shape = planner.shape(size, lanes)
     with eager():
-        frozen = residency.everywhere(mesh, task.frozen if task else None)
-        arrays = None if streamed else residency.everywhere(mesh, data.arrays)
+        frozen = residency.resident(mesh, task.frozen if task else None)
+        arrays = None if streamed else residency.resident(mesh, data.arrays)
     if streamed:
         reader = residency.Reader(data, mesh, task.check if task else None)
         ask = lambda plan: reader.ask([plan], 1, planner.examples(shape)).result

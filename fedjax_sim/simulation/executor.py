@@ -20,7 +20,7 @@ from fedjax_sim.engine.round.device_state import DeviceState
 from fedjax_sim.engine.round.phase import make_round
 from fedjax_sim.engine.round.staged import Staged
 from fedjax_sim.engine.round.waves import Waves
-from fedjax_sim.engine.store.residency import Constants, everywhere
+from fedjax_sim.engine.store.residency import Constants, resident
 from fedjax_sim.privacy.accounting import Meter
 from fedjax_sim.simulation import debug, first_state, lanes, ledger
 from fedjax_sim.simulation.choice import choosing
@@ -64,11 +64,11 @@ class Executor:
     def constants(self) -> Constants:
         """The federation's arrays and the task's frozen constants on every device, put there once."""
         assert self.parts.reader is None, "a streamed plan's order counts rows of its own block"
-        return Constants(everywhere(self.parts.mesh, self.parts.data.arrays), self._frozen)
+        return Constants(resident(self.parts.mesh, self.parts.data.arrays), self._frozen)
 
     @functools.cached_property
     def _frozen(self) -> Any:
-        return everywhere(self.parts.mesh, self.parts.algorithm.task.frozen)
+        return resident(self.parts.mesh, self.parts.algorithm.task.frozen)
 
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:

@@ -72,7 +72,7 @@ class Constants:
     frozen: PyTree = None
 
 
-def everywhere(mesh: jax.sharding.Mesh, tree: PyTree) -> Any:
+def resident(mesh: jax.sharding.Mesh, tree: PyTree) -> Any:
     """Arrays on every device; files' are read whole."""
     whole = lambda leaf: leaf if isinstance(leaf, np.ndarray | jax.Array) else np.asarray(leaf)
     return placement.replicate(mesh, jax.tree.map(whole, tree))

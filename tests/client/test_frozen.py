@@ -1,5 +1,7 @@
 """Frozen constants: an argument of every program, and the same numbers as a task that holds them in a closure."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,18 @@ def test_a_program_holds_no_constant():
     assert abs(len(long) - len(short)) < 0.01 * len(short)
     assert "tensor<100000xf32>" in long
     assert "x100000x" not in long  # no copy a lane
+
+
+def test_a_program_reads_its_argument():
+    """Given other constants, the same program trains with those: it kept none of its own."""
+    sim, doubled = simulation(fs.fedavg(frozen_task(), optax.sgd(0.1)), lanes=2), {"w": 2 * BASE["w"]}
+    state = sim.init()
+    plans = sim.executor.plan(state, 1, 1)
+    given = dataclasses.replace(sim.executor.read(plans), frozen=jax.device_put(doubled))
+    program = sim.executor.program(plans.shape, 1)
+    made, _ = program(state.seeds, on_devices(state), plans.words, np.int32(1), given)
+    expected, _ = trained(simulation(fs.fedavg(frozen_task(doubled), optax.sgd(0.1)), lanes=2), 1)
+    assert_equal(made.server, expected.server)
 
 
 def test_evaluation_compiles_once_for_other_constants():

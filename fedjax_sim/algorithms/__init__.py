@@ -27,6 +27,7 @@ from fedjax_sim.algorithms.mime import MimeState as MimeState
 from fedjax_sim.algorithms.mime import mime as mime
 from fedjax_sim.algorithms.mime import mimelite as mimelite
 from fedjax_sim.algorithms.moon import moon as moon
+from fedjax_sim.algorithms.private import PrivateState as PrivateState
 from fedjax_sim.algorithms.qfedavg import qfedavg as qfedavg
 from fedjax_sim.algorithms.scaffnew import scaffnew as scaffnew
 from fedjax_sim.algorithms.scaffold import ScaffoldState as ScaffoldState

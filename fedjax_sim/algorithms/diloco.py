@@ -6,6 +6,7 @@ from fedjax_sim.aggregate import Aggregator, Reducer, mean
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.local import check_optimizer
+from fedjax_sim.algorithms.private import Private
 from fedjax_sim.client import Task
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_fraction, check_positive
@@ -17,6 +18,8 @@ def diloco(
     outer_lr: Scalar = 0.7,
     outer_momentum: Scalar = 0.9,
     aggregator: Aggregator | Reducer | None = None,
+    *,
+    private: Private | None = None,
 ) -> Algorithm:
     r"""DiLoCo: few workers, many local steps of AdamW, and Nesterov momentum over rounds.
 
@@ -38,6 +41,7 @@ def diloco(
         outer_lr: :math:`\eta`; may be traced.
         outer_momentum: :math:`\beta` in [0, 1); may be traced.
         aggregator: a chain or reducer; None for the plain mean.
+        private: as in `fs.fedavg`.
 
     Example:
         >>> import optax, fedjax_sim as fs
@@ -49,6 +53,5 @@ def diloco(
     check_positive("outer_lr", outer_lr)
     check_fraction("outer_momentum", outer_momentum)
     outer = optax.sgd(outer_lr, outer_momentum, nesterov=True)  # type: ignore[arg-type]
-    return fedavg(
-        task, inner, outer, mean("uniform") if aggregator is None else aggregator, client_optimizer_state="keep"
-    )
+    aggregator = mean("uniform") if aggregator is None else aggregator
+    return fedavg(task, inner, outer, aggregator, client_optimizer_state="keep", private=private)

@@ -13,6 +13,7 @@ import optax
 from fedjax_sim.aggregate import Aggregator, Reducer
 from fedjax_sim.algorithms.base import Algorithm, server_init, server_update
 from fedjax_sim.algorithms.local import GradientFunction, check_optimizer, difference, train
+from fedjax_sim.algorithms.private import Private, check_private, private_averaging
 from fedjax_sim.client import Task, split_params
 from fedjax_sim.core.arrays import PyTree, Scalar
 from fedjax_sim.core.errors import check, check_not_negative
@@ -45,6 +46,9 @@ def fedavg(
     server_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | Reducer | None = None,
     client_optimizer_state: Kept = "reset",
+    *,
+    private: Private | None = None,
+    head_steps: int | None = None,
 ) -> Algorithm:
     r"""FedAvg, and with an adaptive server optimizer FedOpt (Reddi et al. 2021, Algorithm 1).
 
@@ -63,6 +67,12 @@ def fedavg(
             client goes on from its own of the last round that it took part in, a row a client. "average": it is sent
             up too and averaged like the model, and clients start from the mean; the payload then has the parts
             `delta` and `optimizer`, and numbers that are whole, such as counts of steps, are rounded to whole ones.
+        private: which parameters and collections stay with the client, as its row: a regular expression that is
+            searched for in their paths ("layers/1/w"), or a function of a path. The rest is averaged, and all that is
+            sent either way. A client begins with their first values, which `sim.params` holds for clients never seen.
+            With `fs.compress_downlink` say `broadcast=lambda server: server.params`.
+        head_steps: None to train both together, as FedPer does. Otherwise a client's first steps of a round train the
+            private parameters alone, and its others the rest alone (FedRep); 0 leaves them as they are (FedBABU).
 
     Example:
         >>> import optax, fedjax_sim as fs
@@ -71,7 +81,13 @@ def fedavg(
         >>> algorithm = fs.fedavg(task, optax.sgd(0.05), server_optimizer=fs.server.fedyogi(1e-2))
     """
     return averaging(
-        task, client_optimizer, server_optimizer, aggregator, client_optimizer_state=client_optimizer_state
+        task,
+        client_optimizer,
+        server_optimizer,
+        aggregator,
+        client_optimizer_state=client_optimizer_state,
+        private=private,
+        head_steps=head_steps,
     )
 
 
@@ -83,6 +99,7 @@ def fedprox(
     client_optimizer_state: Kept = "reset",
     *,
     mu: Scalar,
+    private: Private | None = None,
 ) -> Algorithm:
     r"""FedProx: FedAvg whose clients minimise :math:`f_k(y) + \frac{\mu}{2} \lVert y - x \rVert^2`.
 
@@ -92,7 +109,7 @@ def fedprox(
     latter.
 
     Args:
-        mu: :math:`\mu`, zero or more; 0 is FedAvg. Others as in `fs.fedavg`.
+        mu: :math:`\mu`, zero or more; 0 is FedAvg. Others as in `fs.fedavg`; private parameters are not pulled.
 
     Example:
         >>> import optax, fedjax_sim as fs
@@ -107,6 +124,7 @@ def fedprox(
         server_optimizer,
         aggregator,
         client_optimizer_state=client_optimizer_state,
+        private=private,
         pull=lambda y, x: jax.tree.map(lambda a, b: mu * (a - b), y, x),
     )
 
@@ -120,18 +138,34 @@ def averaging(
     client_optimizer_state: Kept = "reset",
     pull: Callable[[Params, Params], Params] | None = None,
     gradient_fn: GradientFunction | None = None,
+    private: Private | None = None,
+    head_steps: int | None = None,
 ) -> Algorithm:
     """FedAvg with another local gradient.
 
     Args:
         pull: `(trained params, the received ones) ->` an addition to each gradient.
         gradient_fn: in place of the task's gradient.
+        private, head_steps: as of `fs.fedavg`.
     """
     kept = client_optimizer_state
     check_optimizer("client_optimizer", client_optimizer)
     check(kept in ("reset", "keep", "average"), "client_optimizer_state", kept, 'must be "reset", "keep" or "average".')
     server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     check_optimizer("server_optimizer", server_optimizer)
+    check_private(private, head_steps)
+    if private is not None:
+        return private_averaging(
+            task,
+            client_optimizer,
+            server_optimizer,
+            aggregator,
+            private=private,
+            head_steps=head_steps,
+            client_optimizer_state=kept,
+            pull=pull,
+            gradient_fn=gradient_fn,
+        )
     start, update = server_init(task, server_optimizer), server_update(task, server_optimizer)
 
     def init(params):

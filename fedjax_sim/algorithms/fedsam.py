@@ -8,6 +8,7 @@ from fedjax_sim.aggregate import Aggregator, Reducer
 from fedjax_sim.algorithms.base import Algorithm
 from fedjax_sim.algorithms.fedavg import averaging
 from fedjax_sim.algorithms.local import GradientFunction, sgd
+from fedjax_sim.algorithms.private import Private
 from fedjax_sim.client import Gradient, Task, gradient, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_not_negative, check_positive
@@ -24,6 +25,8 @@ def fedsam(
     adaptive: bool = False,
     server_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | Reducer | None = None,
+    *,
+    private: Private | None = None,
 ) -> Algorithm:
     r"""FedSAM: FedAvg whose clients look for flat minima.
 
@@ -43,7 +46,7 @@ def fedsam(
         client_lr: :math:`\eta`; may be traced.
         rho: :math:`\rho`, zero or more; may be traced. 0 is FedAvg.
         adaptive: FedASAM, whose authors take a larger rho, as 0.5.
-        server_optimizer, aggregator: as in `fs.fedavg`.
+        server_optimizer, aggregator, private: as in `fs.fedavg`.
 
     Example:
         >>> import fedjax_sim as fs
@@ -55,7 +58,7 @@ def fedsam(
     check_not_negative("rho", rho)
     check(isinstance(adaptive, bool), "adaptive", adaptive, "must be True or False.")
     sharpest = _sharpest(task, rho, adaptive)
-    return averaging(task, sgd(client_lr), server_optimizer, aggregator, gradient_fn=sharpest)
+    return averaging(task, sgd(client_lr), server_optimizer, aggregator, gradient_fn=sharpest, private=private)
 
 
 def _sharpest(task: Task, rho: Scalar, adaptive: bool) -> GradientFunction:

@@ -17,6 +17,10 @@ GradientFunction = Callable[[Params, Batch, Key], Gradient]
 """`(params, batch, key) -> Gradient`, as of `fs.client.gradient`."""
 
 
+Pull = Callable[[Params], Params]
+"""`(trained params) ->` an addition to each gradient."""
+
+
 class Trained(NamedTuple):
     """A client's model, its optimizer's state and its metrics after its local steps."""
 
@@ -32,7 +36,7 @@ def train(
     batches: ClientBatches,
     key: Key,
     *,
-    pull: Callable[[Params], Params] | None = None,
+    pull: Pull | None = None,
     gradient_fn: GradientFunction | None = None,
     state: optax.OptState | None = None,
 ) -> Trained:

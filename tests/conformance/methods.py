@@ -19,6 +19,7 @@ METHODS: dict[str, Callable[[fs.Task], fs.Algorithm]] = {
     "fedavg": lambda task: fs.fedavg(task, MOMENTUM, fs.server.fedadam(0.1)),
     "fedavg, averaged optimizers": lambda task: fs.fedavg(task, optax.adam(LR), client_optimizer_state="average"),
     "fedavg, moving average": lambda task: fs.fedavg(task, SGD, optax.chain(optax.sgd(1.0), fs.server.ema(0.8))),
+    "fedavg, private": lambda task: fs.fedavg(task, MOMENTUM, client_optimizer_state="keep", private="^b$"),
     "feddyn": lambda task: fs.feddyn(task, LR, alpha=0.5),
     "fedexp": lambda task: fs.fedexp(task, SGD, eps=0.1),
     "fednova": lambda task: fs.fednova(task, LR, momentum=0.5, mu=1.0),

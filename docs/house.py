@@ -12,6 +12,7 @@ FLOORS = [
     ["engine.parts"],
     ["engine.plan", "engine.store"],
     ["engine.device"],
+    ["attacks"],
     ["algorithms", "runs"],
     ["server", "aggregate", "client", "data", "privacy", "population", "models"],
     ["core"],

@@ -2,6 +2,7 @@
 
 from fedjax_sim import aggregate as aggregate
 from fedjax_sim import algorithms as algorithms
+from fedjax_sim import attacks as attacks
 from fedjax_sim import client as client
 from fedjax_sim import data as data
 from fedjax_sim import models as models

@@ -15,6 +15,7 @@ FLOORS = {
     "core": 0,
     **dict.fromkeys(["data", "population", "models", "client", "aggregate", "privacy", "server"], 1),
     **dict.fromkeys(["algorithms", "runs"], 2),
+    "attacks": 2.5,
     "engine": 3,
     "simulation": 3.3,
     "sweeps": 3.6,

@@ -40,6 +40,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "privacy": ("privacy",),
     "server": ("server",),
     "algorithms": ("algorithms",),
+    "attacks": ("attacks",),
     "engine": ("engine", "simulation", "sweeps"),
     "runs": ("runs",),
 }

@@ -1,0 +1,104 @@
+"""A reducer whose messages bad clients had a hand in."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.aggregate import Collected, Reduced, Reducer
+from fedjax_sim.aggregate.collecting import of_today, reduced
+from fedjax_sim.aggregate.robust.distances import combined
+from fedjax_sim.attacks.base import Attack, Collusion, Known
+from fedjax_sim.core.arrays import Array, Key, PyTree
+from fedjax_sim.core.errors import check
+from fedjax_sim.core.pytree import squared_norm
+from fedjax_sim.core.types import Aggregate, Params, Server
+
+Who = Callable[[Collected], Array]
+"""`(collected) -> [n] bool`: the bad clients that contribute to the round."""
+
+
+def deceived(
+    then: Reducer,
+    attack: Attack,
+    who: Who,
+    late: Callable[[Key, PyTree, Params], PyTree] | None,
+    params: Callable[[Server], Params],
+) -> Reducer:
+    """Another reducer, of the round's messages with those of bad clients put in.
+
+    It reports how far its value is from the mean of the honest messages, `aggregate/distance_to_honest`. The messages
+    are made a second time where any are put in.
+
+    Args:
+        then: any reducer.
+        attack: what is put in, if it colludes.
+        who: the bad clients.
+        late: an attack's update of messages as the server received them, or None.
+        params: `(server_state) -> params`.
+    """
+    _check_rule(attack, then)
+
+    def collect(collected: Collected) -> Reduced:
+        bad = who(collected)
+        honest = combined(_shares(collected.contributes & ~bad), collected)
+        if late is not None:
+            collected = _updated(late, collected, bad, params(collected.server))
+        if attack.collude is not None:
+            collected = put(collected, bad, colluded(attack.collude, collected, bad))
+        made = summed(then, collected)
+        apart = jax.tree.map(lambda value, mean: value - mean, made.value, honest)
+        metrics = {**(made.metrics or {}), "distance_to_honest": jnp.sqrt(squared_norm(apart))}
+        return made._replace(metrics=metrics)
+
+    whole = Reducer(f"{attack.name} on {then.name}", weight=then.weight, collect=collect, init=then.init)
+    return whole if then.linear else whole._replace(result=then.result)
+
+
+def summed(then: Reducer, collected: Collected) -> Reduced:
+    """What a reducer makes of messages that are collected, though it may need their sum alone."""
+    if not then.linear:
+        return reduced(of_today(then), collected)
+    total = Aggregate(
+        combined(collected.weights, collected),
+        jnp.sum(jnp.where(collected.contributes, collected.weights, 0.0)),
+        jnp.sum(collected.contributes).astype(jnp.float32),
+    )
+    return Reduced(then.result(total, None))
+
+
+def colluded(collusion: Collusion, collected: Collected, bad: Array) -> PyTree:
+    """What all bad clients send."""
+    mine = collected.contributes & (bad if collusion.knows == "own" else ~bad)
+    return collusion.message(Known(collected._replace(contributes=mine), collected, bad))
+
+
+def put(collected: Collected, bad: Array, message: PyTree) -> Collected:
+    """The messages, with that of the bad clients."""
+
+    def leaf(honest: jax.Array, sent: jax.Array) -> jax.Array:
+        where = jnp.asarray(bad).reshape(-1, *[1] * sent.ndim)
+        return jnp.where(where, sent.astype(honest.dtype)[None], honest)
+
+    return collected._replace(messages=jax.tree.map(leaf, collected.messages, message))
+
+
+def _updated(late: Callable[..., PyTree], collected: Collected, bad: Array, params: Params) -> Collected:
+    """The messages, with updates that no chain shortened in place of the bad clients'."""
+    keys = jax.vmap(lambda client: jax.random.fold_in(collected.key, client))(collected.ids)
+    sent = jax.vmap(late, in_axes=(0, 0, None))(keys, collected.messages, params)
+
+    def leaf(honest: jax.Array, sent: jax.Array) -> jax.Array:
+        return jnp.where(jnp.asarray(bad).reshape(-1, *[1] * (honest.ndim - 1)), sent.astype(honest.dtype), honest)
+
+    return collected._replace(messages=jax.tree.map(leaf, collected.messages, sent))
+
+
+def _shares(contributes: Array) -> jax.Array:
+    return jnp.asarray(contributes, jnp.float32) / jnp.maximum(jnp.sum(contributes), 1)
+
+
+def _check_rule(attack: Attack, then: Reducer) -> None:
+    rule = attack.collude.rule if attack.collude is not None else None
+    if isinstance(rule, Reducer) and rule.keeps_state:
+        check(rule.name == then.name, "rule", rule.name, f"keeps a state, which the chain's {then.name} has not.")

@@ -15,6 +15,7 @@ FLOORS = [
     ["attacks"],
     ["algorithms", "runs"],
     ["server", "aggregate", "client", "data", "privacy", "population", "models"],
+    ["secure"],
     ["core"],
 ]
 """From the roof down."""

@@ -9,6 +9,7 @@ from fedjax_sim import models as models
 from fedjax_sim import population as population
 from fedjax_sim import privacy as privacy
 from fedjax_sim import runs as runs
+from fedjax_sim import secure as secure
 from fedjax_sim import server as server
 from fedjax_sim.algorithms import Algorithm as Algorithm
 from fedjax_sim.algorithms import Phase as Phase

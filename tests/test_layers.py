@@ -13,6 +13,7 @@ PACKAGE = "fedjax_sim"
 ROOT = Path(__file__).parents[1] / PACKAGE
 FLOORS = {
     "core": 0,
+    "secure": 0.5,  # sums words, and knows of no chain
     **dict.fromkeys(["data", "population", "models", "client", "aggregate", "privacy", "server"], 1),
     **dict.fromkeys(["algorithms", "runs"], 2),
     "attacks": 2.5,

@@ -38,6 +38,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "models": ("models",),
     "aggregate": ("aggregate",),
     "privacy": ("privacy",),
+    "secure": ("secure",),
     "server": ("server",),
     "algorithms": ("algorithms",),
     "attacks": ("attacks",),

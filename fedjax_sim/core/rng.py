@@ -36,6 +36,7 @@ class Purpose(enum.IntEnum):
     NOISE = 14  # for privacy, by a client
     CENTRAL_NOISE = 15  # for privacy, by the server
     REDUCE = 16  # by a reducer that collects
+    SECURE = 17  # keys, seeds and the graph of a secure sum, and who is lost in it
     ADVERSARIES = 40
 
 

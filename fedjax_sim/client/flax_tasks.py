@@ -12,16 +12,17 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from flax.errors import ScopeParamShapeError
 
-from fedjax_sim.client.labels import categories_check, example_of, label_check, whole
+from fedjax_sim.client.cross_entropy import Measure, joined, label_loss, label_measures
+from fedjax_sim.client.labels import categories_check, example_of, label_check
 from fedjax_sim.client.task import Columns, Loss, LossResult, Task, named_loss
 from fedjax_sim.core.arrays import Array, Batch, PyTree
 from fedjax_sim.core.convolution import Convolutions, check_convolutions
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.core.kinds import check_computable, is_computable
+from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import where
 from fedjax_sim.core.types import Key, Params
 
@@ -47,6 +48,7 @@ def classification(
     preprocess: Preprocess | None = None,
     batch_stats: BatchStats | None = None,
     convolutions: Convolutions = "auto",
+    measures: Mapping[str, Measure] | None = None,
 ) -> Task:
     r"""Softmax classification by a Flax module, with the metrics "loss" and "accuracy".
 
@@ -66,20 +68,36 @@ def classification(
             clients, plainly, whatever the server optimizer; or "frozen", the module always runs in evaluation
             mode. Padding examples are kept out of the statistics.
         convolutions: as in `fs.Task`.
+        measures: metrics of evaluations alone, name to `(logits [n, C], labels [n], weights [n]) -> Metric`, such as
+            `fs.metrics.MacroF1.of`. Padding, and labels that do not count, have weight 0.
 
     Raises:
-        ArgumentError: batch statistics without a policy; entries that the sample lacks.
+        ArgumentError: batch statistics without a policy; entries that the sample lacks; a measure that is no function,
+            returns no metric or has a name that is taken.
 
     Example:
-        >>> import fedjax_sim as fs
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
         >>> digits = fs.data.load("digits")
         >>> task = fs.classification(fs.models.LogisticRegression(num_classes=10), digits.train)
+
+        With more metrics, one of them one's own:
+
+        >>> def brier(logits, labels, weight):
+        ...     error = jnp.sum((jax.nn.softmax(logits) - jax.nn.one_hot(labels, 10)) ** 2, axis=-1)
+        ...     return fs.metrics.Mean(jnp.sum(weight * error), jnp.sum(weight))
+        >>> measures = {"macro_f1": fs.metrics.MacroF1.of, "brier": brier}
+        >>> task = fs.classification(fs.models.LogisticRegression(num_classes=10), digits.train, measures=measures)
+        >>> f"{fs.evaluate(task, task.init(jax.random.key(0)), digits.test)['brier']:.2f}"
+        '0.90'
     """
     check(labels in sample, "labels", labels, f"the sample has only the entries {list(sample)}.")
     check_computable({labels: np.asarray(sample[labels][:1])})
 
     def loss(logits: jax.Array, batch: Batch) -> Loss:
         return label_loss(logits, jnp.asarray(batch[labels]))
+
+    def measured(logits: jax.Array, batch: Batch) -> dict[str, Metric]:
+        return label_measures(measures or {}, logits, jnp.asarray(batch[labels]), batch["mask"])
 
     task = flax_task(
         model,
@@ -89,6 +107,7 @@ def classification(
         preprocess=preprocess,
         batch_stats=batch_stats,
         convolutions=convolutions,
+        measures=measured if measures else None,
     )
     classes = functools.partial(num_classes, model, example_of(sample), inputs, labels, preprocess, batch_stats)
     return task._replace(check=label_check(labels, classes, before=task.check))
@@ -124,28 +143,6 @@ def num_classes(
     return None if changed else outputs.shape[-1]
 
 
-def label_loss(logits: jax.Array, y: Any) -> Loss:
-    """Cross-entropy and accuracy of logits [B, ..., C] for labels [B, ...].
-
-    Negative ones do not count. Of one that is no class the loss is NaN.
-    """
-    if logits.shape[:-1] != y.shape:
-        raise ArgumentError(
-            f"logits {logits.shape} for labels {y.shape}: must be the labels' shape and one axis of classes."
-        )
-    y = whole(y, logits.shape[-1])
-    real, logits = y >= 0, logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(real, y, 0))
-    right = (jnp.argmax(logits, axis=-1) == y).astype(jnp.float32)
-    if y.ndim == 1:
-        weight = real.astype(jnp.float32)
-        return Loss(each, weight, {"accuracy": (right, weight)})
-    axes = tuple(range(1, y.ndim))
-    weight = jnp.sum(real, axes).astype(jnp.float32)
-    mean = lambda value: jnp.sum(value * real, axes) / jnp.maximum(weight, 1)
-    return Loss(mean(each), weight, {"accuracy": (mean(right), weight)})
-
-
 def flax_task(
     model: Model,
     sample: Columns,
@@ -155,11 +152,14 @@ def flax_task(
     preprocess: Preprocess | None = None,
     batch_stats: BatchStats | None = None,
     convolutions: Convolutions = "auto",
+    measures: Callable[[PyTree, Batch], Mapping[str, Metric]] | None = None,
 ) -> Task:
     """A task from a Flax module and a loss of its outputs; arguments as in `fs.classification`.
 
     Args:
         loss: `(outputs, batch) ->` per-example losses, or with metrics, or a `fs.Loss`, as in `fs.Task`.
+        measures: `(outputs, batch) -> {name: Metric}`, metrics of evaluations alone. They are sums over the examples
+            whose `batch["mask"]` is 1, which is for them to see to.
 
     Example:
         >>> import flax.linen as nn, numpy as np, fedjax_sim as fs
@@ -180,7 +180,7 @@ def flax_task(
 
     module = _module(model, example, inputs, batch_stats)
 
-    def run(params: Params, batch: Batch, key: Key, train: bool) -> Loss:
+    def run(params: Params, batch: Batch, key: Key, train: bool, measured: bool = False) -> Loss:
         mask = batch["mask"]
         _check_input(inputs, batch, first)
         batch = {**prepare(batch), "mask": mask}
@@ -195,13 +195,16 @@ def flax_task(
             ) from error
         variables = {name: where(some, value, params[name]) for name, value in variables.items()}
         told = named_loss(loss(outputs, batch))
-        return Loss(told.value, told.weight, told.metrics, variables or None)
+        metrics = told.metrics
+        if measured and measures is not None:
+            metrics = joined(metrics or {}, measures(outputs, batch))
+        return Loss(told.value, told.weight, metrics, variables or None)
 
     def train_loss(params: Params, batch: Batch, key: Key) -> Loss:
         return run(params, batch, key, batch_stats != "frozen")
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Loss:
-        return run(params, batch, key, False)
+        return run(params, batch, key, False, measured=True)
 
     return Task(
         module.init,

@@ -1,16 +1,18 @@
 """Next-token prediction."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.client.flax_tasks import Model, Preprocess, flax_task, label_loss, num_classes
+from fedjax_sim.client.cross_entropy import Measure, label_loss, label_measures
+from fedjax_sim.client.flax_tasks import Model, Preprocess, flax_task, num_classes
 from fedjax_sim.client.labels import example_of, label_check
 from fedjax_sim.client.task import Columns, Loss, Task
 from fedjax_sim.core.arrays import Batch
 from fedjax_sim.core.errors import check
+from fedjax_sim.core.metrics import Metric
 
 
 def next_token(
@@ -22,6 +24,7 @@ def next_token(
     pad: int = 0,
     special: Sequence[int] = (),
     preprocess: Preprocess | None = None,
+    measures: Mapping[str, Measure] | None = None,
 ) -> Task:
     r"""Next-token prediction by a Flax module: x [B, T] to logits [B, T, vocabulary], labels y [B, T].
 
@@ -35,7 +38,7 @@ def next_token(
         inputs, labels: the entries.
         pad: the label that does not count.
         special: labels left out of "accuracy_no_special", such as `(vocabulary.oov, vocabulary.eos)`.
-        preprocess: as in `fs.classification`.
+        preprocess, measures: as in `fs.classification`.
 
     Raises:
         ArgumentError: entries that the sample lacks.
@@ -62,6 +65,11 @@ def next_token(
             made.value, made.weight, {**(made.metrics or {}), "accuracy_no_special": (plain.metrics or {})["accuracy"]}
         )
 
-    task = flax_task(model, sample, loss, inputs=inputs, preprocess=preprocess)
+    def measured(logits: jax.Array, batch: Batch) -> dict[str, Metric]:
+        y = jnp.asarray(batch[labels])
+        return label_measures(measures or {}, logits, jnp.where(y == pad, -1, y), batch["mask"])
+
+    given = measured if measures else None
+    task = flax_task(model, sample, loss, inputs=inputs, preprocess=preprocess, measures=given)
     classes = functools.partial(num_classes, model, example_of(sample), inputs, labels, preprocess, None)
     return task._replace(check=label_check(labels, classes, pad, task.check))

@@ -1,7 +1,8 @@
 """Simulations: rounds one after another, what they report, keep and cost."""
 
 from fedjax_sim.simulation.client_map import map_clients as map_clients
-from fedjax_sim.simulation.evaluation import ClientMetrics as ClientMetrics
+from fedjax_sim.simulation.client_metrics import ClientMetrics as ClientMetrics
+from fedjax_sim.simulation.client_metrics import Summary as Summary
 from fedjax_sim.simulation.evaluation import evaluate as evaluate
 from fedjax_sim.simulation.evaluation import evaluate_clients as evaluate_clients
 from fedjax_sim.simulation.execution import Execution as Execution

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.client import ClientBatches, Task, evaluation, local_steps
@@ -11,7 +10,6 @@ from fedjax_sim.client.bound import BOUND, bound
 from fedjax_sim.core import metrics as metrics_lib
 from fedjax_sim.core import rng
 from fedjax_sim.core.arrays import PyTree
-from fedjax_sim.core.errors import is_traced
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Params
@@ -21,34 +19,7 @@ from fedjax_sim.data.store.procedural import ProceduralData
 from fedjax_sim.engine.device import placement
 from fedjax_sim.engine.store import residency
 from fedjax_sim.simulation.client_map import over_clients
-
-
-class ClientMetrics:
-    """The metrics of every client of a federation.
-
-    Attributes:
-        metrics: dict of name to [K] values; NaN for a client without data.
-        sizes: [K] examples of each client.
-    """
-
-    def __init__(self, metrics: dict[str, Metric], sizes: np.ndarray):
-        self.metrics = {name: metric.compute() for name, metric in metrics.items()}
-        self.sizes = sizes
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.metrics[name]
-
-    def quantiles(
-        self, name: str, probabilities: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-    ) -> dict[float, float]:
-        """Quantiles of a metric over the clients that have a value, each client counting once."""
-        if is_traced(self.metrics[name]):
-            return {p: jnp.nanquantile(self.metrics[name], p) for p in probabilities}  # type: ignore[misc]
-        values = self.metrics[name][~np.isnan(self.metrics[name])]
-        return {p: float(np.quantile(values, p)) for p in probabilities} if len(values) else {}
-
-    def __repr__(self) -> str:
-        return f"ClientMetrics({len(self.sizes)} clients, {sorted(self.metrics)})"
+from fedjax_sim.simulation.client_metrics import ClientMetrics, values_of
 
 
 def evaluate(
@@ -57,7 +28,7 @@ def evaluate(
     arrays: PyTree,
     batch_size: int = 256,
     devices: Any = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """A model's metrics on one data set: every example counts once, however it is batched.
 
     Args:
@@ -68,7 +39,7 @@ def evaluate(
         devices: None for all local ones.
 
     Returns:
-        dict of name to number.
+        dict of name to number; to an array, where a metric's value is one, such as a confusion matrix.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -86,10 +57,7 @@ def evaluate(
     made = isinstance(arrays, ProceduralData)  # whose examples have no place of their own
     pooled = arrays if made else FederatedData(arrays.arrays, offsets, arrays.index)
     metrics = over_clients(measure_of(task), params, pooled, batching, mesh, lanes=1, task=task)
-    metrics = metrics_lib.reduce(metrics)
-    if _traced(params):
-        return {name: metric.compute() for name, metric in metrics.items()}
-    return {name: float(metric.compute()) for name, metric in jax.device_get(metrics).items()}
+    return values_of(metrics_lib.reduce(metrics))
 
 
 def evaluate_clients(
@@ -128,7 +96,3 @@ class _Measure(NamedTuple):
 def measure_of(task: Task) -> _Measure:
     """Its constants are an argument of the program."""
     return _Measure(task if task.frozen is None else task._replace(frozen=BOUND))
-
-
-def _traced(params: Params) -> bool:
-    return any(is_traced(leaf) for leaf in jax.tree.leaves(params))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.client.flax_tasks import label_loss
+from fedjax_sim.client.cross_entropy import label_loss
 from fedjax_sim.client.labels import check_labels
 
 TYPES = ("int8", "int32", "int64", "uint8", "float32", "float64", "bool")

@@ -78,6 +78,7 @@ class Algorithm(NamedTuple):
         downlink: of the one phase, as in `fs.Phase`.
         num_clients: the population that it was told of, which must be the simulation's; None for any. A server function
             finds the simulation's in `aggregate.population`.
+        personal: `(server_state, row) -> params`, a client's own model; None for methods without.
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -102,6 +103,7 @@ class Algorithm(NamedTuple):
     phases: tuple[Phase, ...] = ()
     downlink: DownlinkBits | None = None
     num_clients: int | None = None
+    personal: Callable[[Server, Row], Params] | None = None
 
     def passes(self) -> tuple[Pass, ...]:
         """The phases, checked, each with a whole `Aggregator`."""

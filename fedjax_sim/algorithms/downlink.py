@@ -103,23 +103,20 @@ def compress_downlink(
                     f"all it reads of {type(server.exact).__name__}, as lambda server: (server.params, server.control)."
                 ) from error
 
-        return Phase(
-            client,
-            server,
-            phase.aggregator,
-            downlink=lambda server: server.bits,
-        )
+        return Phase(client, server, phase.aggregator, downlink=lambda server: server.bits)
 
     def init(params):
         exact, row = algorithm.init(params)
         return pack(jax.random.key(0), exact), row  # the first model's draws are the same in each run
 
+    own = algorithm.personal
     return Algorithm(
         algorithm.task,
         init,
         params=lambda server: algorithm.params(server.exact),
         phases=tuple(wrapped(phase) for phase in algorithm.passes()),
         num_clients=algorithm.num_clients,
+        personal=own and (lambda server, row: own(server.exact, row)),
     )
 
 

@@ -100,7 +100,15 @@ def private_averaging(
     def server(key, server, aggregate):
         return PrivateState(*update(server, aggregate.value), server.first)
 
-    return Algorithm(task, init, client, server, aggregator, params=lambda server: merge(server.params, server.first))
+    return Algorithm(
+        task,
+        init,
+        client,
+        server,
+        aggregator,
+        params=lambda server: merge(server.params, server.first),
+        personal=lambda server, row: merge(server.params, row.params),
+    )
 
 
 def split(private: Private, params: Params) -> tuple[Params, Params]:

@@ -52,7 +52,7 @@ def fingerprint(parts: Parts) -> Fingerprint:
     found = versions()
     alone = lambda made: made._replace(aggregator=None)
     algorithm = alone(parts.algorithm)._replace(phases=tuple(map(alone, parts.algorithm.phases)))
-    algorithm = algorithm._replace(task=parts.algorithm.task._replace(frozen=None))
+    algorithm = algorithm._replace(task=parts.algorithm.task._replace(frozen=None), personal=None)  # of no round
     sections: dict[str, Callable[[], dict[str, str]]] = {
         "programs": lambda: programs(parts),
         "algorithm": lambda: canonical.constants(algorithm),

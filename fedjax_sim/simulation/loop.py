@@ -5,15 +5,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_sim.core.arrays import PyTree
-from fedjax_sim.core.errors import NonFiniteUpdateError, RunInterrupted, check
+from fedjax_sim.core.errors import NonFiniteUpdateError, RunInterrupted, check, check_count
 from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.engine.device import placement, processes
+from fedjax_sim.simulation import tuning
 from fedjax_sim.simulation.executor import Executor
 from fedjax_sim.simulation.history import History, RoundMetrics, check_finite
 from fedjax_sim.simulation.recorder import Recording
 
 Evaluate = Callable[[Params], dict[str, float]]
 """`params -> dict of numbers`."""
+
+
+def check_run(rounds: int, eval_every: Any, checkpoint_every: Any, profile: bool, run_dir: Any) -> None:
+    """Arguments of `sim.run`."""
+    check_count("rounds", rounds, minimum=0)
+    for name, value in (("eval_every", eval_every), ("checkpoint_every", checkpoint_every)):
+        if value is not None:
+            check_count(name, value)
+    for name, value in (("checkpoint_every", checkpoint_every), ("profile", profile)):
+        check(not value or run_dir is not None, name, value, "needs run_dir=, a folder to keep it in.")
 
 
 class Schedule(NamedTuple):
@@ -37,6 +48,21 @@ class Schedule(NamedTuple):
 
     def due(self, round: int) -> bool:
         return self.evaluates(round) or self.checkpoints(round)
+
+
+def one_round(executor: Executor, state: RoundState) -> tuple[RoundState, RoundMetrics]:
+    """`sim.step`."""
+    tuning.tune(executor, state)
+    # Room to stream costs more than a program.
+    slots = executor.rounds_per_dispatch if executor.parts.reader is None else 1
+    after, rounds = executor.dispatch(state, executor.plan(state, 1, slots), executor.copy_if_donated)
+    if executor.parts.on_nonfinite == "raise":
+        try:
+            check_finite(rounds, executor.parts)
+        except NonFiniteUpdateError as error:
+            error.state = state
+            raise
+    return executor.observed(after, rounds), rounds[0]
 
 
 def run_rounds(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedjax_sim.algorithms.base import Algorithm
-from fedjax_sim.core.errors import NonFiniteUpdateError, check, check_count
 from fedjax_sim.core.types import Params, RoundPlan, RoundState
 from fedjax_sim.data.batching import Batching
 from fedjax_sim.data.federated import FederatedData
@@ -16,13 +15,14 @@ from fedjax_sim.engine.store.row_table import Rows
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.privacy.accounting import Epsilon
 from fedjax_sim.runs.folder import RunFolder
-from fedjax_sim.server import averaged
 from fedjax_sim.simulation import describe, epsilon, first_state, former, pure_round, recorder, tuning
 from fedjax_sim.simulation.assemble import assemble
+from fedjax_sim.simulation.evaluation import ClientMetrics
 from fedjax_sim.simulation.execution import Execution
 from fedjax_sim.simulation.executor import Executor
-from fedjax_sim.simulation.history import History, RoundMetrics, check_finite
-from fedjax_sim.simulation.loop import Evaluate, Schedule, run_rounds
+from fedjax_sim.simulation.history import History, RoundMetrics
+from fedjax_sim.simulation.loop import Evaluate, Schedule, check_run, one_round, run_rounds
+from fedjax_sim.simulation.own_models import evaluate_clients_of, model_in
 from fedjax_sim.simulation.pure_round import PureState, RoundFunction
 from fedjax_sim.simulation.recorder import Callback, Recording
 
@@ -231,18 +231,7 @@ class Simulation:
 
     def step(self, state: RoundState) -> tuple[RoundState, RoundMetrics]:
         """One round: `(state, metrics)`. The given state stays usable."""
-        executor = self.executor
-        tuning.tune(executor, state)
-        # Room to stream costs more than a program.
-        slots = executor.rounds_per_dispatch if self.parts.reader is None else 1
-        after, rounds = executor.dispatch(state, executor.plan(state, 1, slots), executor.copy_if_donated)
-        if self.parts.on_nonfinite == "raise":
-            try:
-                check_finite(rounds, self.parts)
-            except NonFiniteUpdateError as error:
-                error.state = state
-                raise
-        return executor.observed(after, rounds), rounds[0]
+        return one_round(self.executor, state)
 
     def run(
         self,
@@ -281,22 +270,33 @@ class Simulation:
             RunInterrupted: by Ctrl-C or SIGTERM, with a folder.
             Any exception that ends a run has the last good state and the history as `.state` and `.history`.
         """
-        check_count("rounds", rounds, minimum=0)
-        for name, value in (("eval_every", eval_every), ("checkpoint_every", checkpoint_every)):
-            if value is not None:
-                check_count(name, value)
-        for name, value in (("checkpoint_every", checkpoint_every), ("profile", profile)):
-            check(not value or run_dir is not None, name, value, "needs run_dir=, a folder to keep it in.")
+        check_run(rounds, eval_every, checkpoint_every, profile, run_dir)
         if rounds:
             tuning.tune(self.executor, state)
         schedule = Schedule(state.round + rounds, self.executor.rounds_per_dispatch, eval_every, checkpoint_every)
         with Recording(self.executor, callbacks, run_dir, profile).of(state, rounds) as record:
             return run_rounds(self.executor, state, schedule, evaluate or self.evaluate, record)
 
-    def params(self, state: RoundState | PureState, ema: bool = False) -> Params:
-        """The model in a state, `algorithm.params(state.server)`; or what `fs.server.ema` averaged of it."""
-        params = self.parts.algorithm.params(state.server)
-        return averaged(state.server, params) if ema else params
+    def params(self, state: RoundState | PureState, ema: bool = False, client: int | None = None) -> Params:
+        """The model in a state, `algorithm.params(state.server)`; or what `fs.server.ema` averaged; or a client's."""
+        return model_in(self.parts, state, ema, client)
+
+    def evaluate_clients(
+        self,
+        state: RoundState,
+        data: FederatedData | None = None,
+        *,
+        personal: bool | Literal["unseen"] = False,
+        batch_size: int = 64,
+    ) -> ClientMetrics:
+        """Each client's metrics, under the server's model or under its own, in one compiled pass.
+
+        Args:
+            data: None for the simulation's; or any, which under `personal=True` is of the same clients in their order.
+            personal: True for each client's own model, `algorithm.personal(state.server, row)`; "unseen" for what one
+                that never took part would have, by a first row made of today's model.
+        """
+        return evaluate_clients_of(self.parts, state, data, personal, batch_size)
 
     def round_function(self, static: bool = False) -> RoundFunction:
         """A round as a pure function, `(round_state, plan, arrays) -> (round_state, metrics)`.

@@ -10,7 +10,6 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.algorithms.private import merge
 from tests.algorithms import personal_twins as twins
 from tests.algorithms.problems import BATCHING, COHORTS, SIZES, START, flat, least_squares, simulate
 
@@ -58,9 +57,9 @@ def models(case):
 
 
 def own_models(algorithm, state):
-    table = jax.tree.map(lambda table: np.asarray(table[: len(SIZES)]), state.rows.client)
-    rows = [jax.tree.map(lambda table, k=k: table[k], table) for k in range(len(SIZES))]
-    return [flat(merge(state.server.params, row.params)) for row in rows]
+    """[K, d], each client's own."""
+    table = jax.tree.map(lambda table: table[: len(SIZES)], state.rows.client)
+    return flat(jax.vmap(algorithm.personal, in_axes=(None, 0))(state.server, table))
 
 
 def gaps(case, mistake=""):

@@ -226,8 +226,8 @@ def _module(model: Model, example: Callable[[], jax.Array], inputs: str, batch_s
     if module.collections and batch_stats not in ("average", "frozen"):
         raise ArgumentError(
             f"batch_stats={batch_stats!r}: the module keeps {list(module.collections)} besides its parameters, and "
-            'clients must agree on them. Say batch_stats="average" (updated locally, averaged over clients) or '
-            '"frozen" (never updated).'
+            'clients must agree on them. Say batch_stats="average" (updated locally, averaged over clients, or kept by '
+            'each where a private= pattern matches them) or "frozen" (never updated).'
         )
     return module
 

@@ -109,6 +109,7 @@ class Facts(NamedTuple):
         weighted: weights were multiplied before this point, as a masked sum cannot be weighted afterwards.
         max_weight: weights are rounded to whole numbers up to this, or None.
         bound: the L2 bound, in words.
+        masked: clients have masks that others count on, so that all that are drawn and arrive must send.
         leaks: what a transform learns from the clients and releases without noise, in words, or None.
 
     Example:
@@ -135,6 +136,7 @@ class Facts(NamedTuple):
     max_weight: float | None = None
     bound: str = "none"
     leaks: str | None = None
+    masked: bool = False
 
     @property
     def noisy(self) -> bool:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Context, Message, Metrics, Row, State, Transform
-from fedjax_sim.aggregate.host import HostStage
+from fedjax_sim.aggregate.host import HostStage, declared_columns
 from fedjax_sim.core import pytree
 from fedjax_sim.core.arrays import PyTree, Scalar, Shapes
 from fedjax_sim.core.errors import ArgumentError
@@ -110,4 +110,4 @@ def _context_like(t: Transform) -> Context:
 
 def empty_columns(host: HostStage | None) -> dict[str, jax.Array]:
     """A host stage's columns, as an empty place has them."""
-    return {} if host is None else {name: jnp.asarray(value) for name, value in host.columns.items()}
+    return {name: jnp.asarray(value) for name, value in declared_columns(host).items()}

@@ -56,8 +56,9 @@ class HostResult(NamedTuple):
 
     Attributes:
         value: the sum, of the same structure, shapes and dtypes.
-        metrics: dict of name to number, `aggregate/NAME` of the round.
+        metrics: dict of name to number, `aggregate/NAME` of the round; a name with a slash stands as it is.
         refused: the round is abandoned: model, transforms' states and clients' rows stay as they were before it.
+        released: False where a refused round's server saw nothing of the sum: the ledger then counts no noise as spent.
 
     Example:
         >>> import numpy as np, fedjax_sim as fs
@@ -68,6 +69,11 @@ class HostResult(NamedTuple):
     value: PyTree
     metrics: Mapping[str, float] = {}
     refused: bool = False
+    released: bool = True
+
+
+StageColumns = Mapping[str, Array | Scalar] | Callable[[int], Mapping[str, Array | Scalar]]
+"""Name to what an empty place holds; or `(places) -> ` that."""
 
 
 class HostStage(NamedTuple):
@@ -80,7 +86,9 @@ class HostStage(NamedTuple):
         between: `(HostRound, HostSum) -> HostResult`, after the sum and before the server's side: the round is cut in
             two programs there, between which the host waits for the devices. None keeps the round whole.
         columns: dict of name to what an empty place holds, a number or a small array, as of a sampler's columns: a
-            transform's client side finds its client's in `context.columns[name]`.
+            transform's client side finds its client's in `context.columns[name]`. Or `(places) -> dict`, of a cohort's
+            places, where shapes depend on them.
+        check: `(places) -> None`, raises where a cohort of at most so many places could not be served; or None.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, numpy as np, fedjax_sim as fs
@@ -98,7 +106,30 @@ class HostStage(NamedTuple):
 
     before: Callable[[HostRound], Cohort] | None = None
     between: Callable[[HostRound, HostSum], HostResult] | None = None
-    columns: Mapping[str, Array | Scalar] = {}
+    columns: StageColumns = lambda places: {}
+    check: Callable[[int], None] | None = None
+
+
+SMALLEST = 3
+"""Places of a cohort for which columns are asked where none is known: what is sent does not depend on them."""
+
+
+def declared_columns(stage: HostStage | None, places: int = SMALLEST) -> Mapping[str, Array | Scalar]:
+    """A stage's columns in cohorts of so many places.
+
+    Args:
+        stage: or None.
+        places: of a cohort.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedjax_sim.aggregate.host import HostStage, declared_columns
+        >>> declared_columns(HostStage(columns=lambda places: {"seen": np.zeros(places)}), 2)["seen"].tolist()
+        [0.0, 0.0]
+    """
+    if stage is None:
+        return {}
+    return stage.columns(places) if callable(stage.columns) else stage.columns
 
 
 def told_before(stage: HostStage, host: HostRound, name: str) -> Cohort:

@@ -47,7 +47,7 @@ class Agreement(NamedTuple):
         server: with all public keys and ciphertexts.
         clients: id to client, those that shared.
         masks: id to what it masks its words with.
-        uploads: [n] bool, whose words come, for the ids as they were given.
+        uploads: [n] bool, whose words come, for the ids as they were given; but for those that others lose.
         costs: step to its costs.
         aborted: why there is no agreement, or None.
     """
@@ -77,14 +77,13 @@ class Unmasked(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def agree(protocol: Protocol, seed: int, round: int, ids: tuple[int, ...], arrives: tuple[bool, ...]) -> Agreement:
+def agree(protocol: Protocol, seed: int, round: int, ids: tuple[int, ...]) -> Agreement:
     """Rounds 0 and 1: keys, shares, and who uploads. A pure function, kept for the rounds that are under way.
 
     Args:
         protocol: with who is lost.
         seed, round: what all keys come from.
         ids: of the cohort.
-        arrives: for each id, whether the population has its update arrive; one that does not is lost in the upload.
     """
     (server, clients), costs = players(protocol, seed, round, ids), {}
     there = _without(protocol, "advertise", seed, round, sorted(clients))
@@ -104,8 +103,7 @@ def agree(protocol: Protocol, seed: int, round: int, ids: tuple[int, ...], arriv
         costs["upload"] = Costs(client=mine)
     except RoundAborted as aborted:
         return Agreement(server, {}, {}, np.zeros(len(ids), bool), costs, aborted)
-    came = {k for k, arrived in zip(ids, arrives, strict=True) if arrived}
-    left = came & set(_without(protocol, "upload", seed, round, there))
+    left = set(_without(protocol, "upload", seed, round, there))
     uploads = np.array([k in left for k in ids], bool)
     return Agreement(server, {k: clients[k] for k in there}, masks, uploads, costs)
 
@@ -200,7 +198,7 @@ def sum_of(
     """
     ids = tuple(int(k) for k in words)
     protocol.check(len(ids))
-    made = agree(protocol, seed, round, ids, (True,) * len(ids))
+    made = agree(protocol, seed, round, ids)
     survivors = [k for k, there in zip(ids, made.uploads, strict=True) if there]
     uploads = {k: masked(np.asarray(words[k]), upload(made.masks[k]), 0, bits) for k in survivors}
     said = unmask(protocol, seed, round, made, survivors)

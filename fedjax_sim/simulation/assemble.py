@@ -78,7 +78,7 @@ def assemble(
     check_given(algorithm, data, sampler, batching, seed, noise_seed, on_nonfinite)
     expected, capacity = float(sampler.expected(data.num_clients)), int(sampler.capacity(data.num_clients))
     phases = _passes(algorithm, sampler, data.num_clients, expected)
-    sampler_state, planned = sampler.init(data.num_clients), host_stages.with_columns(sampler, phases)
+    sampler_state, planned = sampler.init(data.num_clients), host_stages.with_columns(sampler, phases, capacity)
     columns = given.kinds(given.declared(planned.columns))
     everyone, mesh = participation.shared_out(phases), _mesh(execution, debug)
     model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))

@@ -152,7 +152,8 @@ class Executor:
         """The state with what its rounds released in its ledger, and each round's metrics."""
         metrics, epsilon = [], None
         for i, (cohort, stats, output) in enumerate(zip(plans.cohorts, plans.stats, outputs, strict=False)):
-            entered = ledger.entered(after.ledger, self.released, stats.drawn, stats.sent)
+            sent = 0 if output.unseen is not None and bool(output.unseen) else stats.sent
+            entered = ledger.entered(after.ledger, self.released, stats.drawn, sent)
             after = dataclasses.replace(after, ledger=entered)
             if self._meter is not None:
                 epsilon = functools.partial(spent, self._meter, after.ledger, plans.first + i + 1)

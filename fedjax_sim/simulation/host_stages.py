@@ -1,20 +1,28 @@
 """Host stages in a simulation: what they add to cohorts, and where they cannot speak."""
 
+from fedjax_sim.aggregate.host import declared_columns
 from fedjax_sim.algorithms.base import Pass
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.population.sampling import Sampler
 
 
-def with_columns(sampler: Sampler, phases: tuple[Pass, ...]) -> Sampler:
+def with_columns(sampler: Sampler, phases: tuple[Pass, ...], places: int) -> Sampler:
     """The sampler, whose cohorts have the host stages' columns too when they are planned.
 
+    Args:
+        sampler: as it was given.
+        phases: with their chains.
+        places: of a cohort.
+
     Raises:
-        ArgumentError: a name that is taken.
+        ArgumentError: a name that is taken, or a cohort that a stage cannot serve.
     """
     columns = dict(sampler.columns or {})
     for phase in phases:
-        for name, empty in (phase.aggregator.host.columns if phase.aggregator.host else {}).items():
+        if phase.aggregator.host is not None and phase.aggregator.host.check is not None:
+            phase.aggregator.host.check(places)
+        for name, empty in declared_columns(phase.aggregator.host, places).items():
             if name in columns:
                 raise ArgumentError(
                     f"{phase.aggregator.name} has a host stage with a column {name!r}, which {sampler.name} or another "

@@ -72,7 +72,9 @@ def noisy(phases: Phases) -> bool:
 
 
 def shared_out(phases: Phases) -> bool:
-    """True where clients add noise themselves: all that are drawn and arrive must send theirs."""
+    """True where all that are drawn and arrive must send: they add noise, or have masks that others count on."""
+    if any(phase.aggregator.facts.masked for phase in phases):
+        return True
     return any(m.where != "central" for phase in phases for m in phase.aggregator.facts.noise)
 
 

@@ -44,6 +44,7 @@ class RoundOutput:
         count: [] float32, clients that contributed, in the last phase.
         weight: [] float32, the sum of their effective weights.
         abandoned: [] bool, a reducer refused the round; None where none ever does.
+        unseen: [] bool, it is abandoned and its sum was never seen; None where none ever is.
     """
 
     merged: dict[str, Metric]
@@ -52,6 +53,7 @@ class RoundOutput:
     count: jax.Array
     weight: jax.Array
     abandoned: jax.Array | None = None
+    unseen: jax.Array | None = None
 
 
 def make_round(

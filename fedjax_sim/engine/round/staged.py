@@ -49,7 +49,7 @@ class Staged:
     ) -> tuple[DeviceState, ClientRows, RoundOutput]:
         """One round: the server's state after it, the clients' rows, and what it reports; waits for phases' sums."""
         before = made = DeviceState(state.server, state.aggregator, state.rows, state.versions)
-        output, metrics, refused = no_output(plans.shape.capacity), {}, False
+        output, metrics, refused, unseen = no_output(plans.shape.capacity), {}, False, False
         host = HostRound(plans.first, int(state.seeds[1]), plans.cohorts[0])
         for programs in self.programs(plans.shape):
             given = (state.seeds, made, plans.words)
@@ -57,13 +57,16 @@ class Staged:
             if programs.stage is not None and programs.stage.between is not None:
                 said = _said(programs.stage, host, result, contributes)
                 result, refused = result._replace(total=said.value), refused or said.refused
-                metrics |= {f"aggregate/{name}": _mean(value) for name, value in said.metrics.items()}
+                unseen = said.refused and not said.released and len(self.parts.phases) == 1
+                named = lambda name: name if "/" in name else f"aggregate/{name}"
+                metrics |= {named(name): _mean(value) for name, value in said.metrics.items()}
             made, output = programs.finish(*given, rows, result, output, constants.frozen)
         refused |= output.abandoned is not None and bool(output.abandoned)  # by a reducer
         if refused:
             made = replace(abandoned_state(self.parts, before, made), rows=before.rows)
         metrics[f"aggregate/{ABANDONED}"] = Sum(jnp.asarray(refused, jnp.float32))
-        return made, made.rows, replace(output, merged=output.merged | metrics, abandoned=jnp.asarray(refused))
+        told = {"abandoned": jnp.asarray(refused), "unseen": jnp.asarray(unseen)}
+        return made, made.rows, replace(output, merged=output.merged | metrics, **told)
 
     def programs(self, shape: PlanShape) -> list[Programs]:
         """A phase each."""

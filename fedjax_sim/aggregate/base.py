@@ -336,6 +336,9 @@ class Transform(NamedTuple):
     part: str | None = None
     host: HostStage | None = None
 
+    def __repr__(self) -> str:
+        return f"Transform({self.name}{'' if self.part is None else f', part={self.part!r}'})"
+
     @property
     def receives(self) -> bool:
         """True when messages must be decoded one by one."""
@@ -373,6 +376,9 @@ class Reducer(NamedTuple):
     collect: Collect | None = None
     init: ReducerInit = _no_state
     by_coordinate: bool = False
+
+    def __repr__(self) -> str:
+        return f"Reducer({self.name}{'' if self.name.endswith(')') else f', weight={self.weight!r}'})"
 
     @property
     def linear(self) -> bool:

@@ -25,6 +25,7 @@ from fedjax_sim.aggregate.checks import check_chain
 from fedjax_sim.aggregate.collecting import of_today, reduced
 from fedjax_sim.aggregate.host import HostStage
 from fedjax_sim.aggregate.reducers import mean
+from fedjax_sim.core import html
 from fedjax_sim.core.arrays import PyTree, Scalar, Shapes
 from fedjax_sim.core.errors import ArgumentError, is_traced
 from fedjax_sim.core.metrics import Metric, Sum, as_metrics
@@ -221,13 +222,22 @@ class Aggregator(NamedTuple):
     def _weighs(self, i: int) -> bool:
         return self.stages[i].weighted and (i == 0 or not self.stages[i - 1].weighted)
 
+    def __repr__(self) -> str:
+        return self.name
+
+    def _repr_html_(self) -> str:
+        rows = [(t.name, explain(facts)) for t, facts in zip(self.transforms, self.stages, strict=True)]
+        return html.table("Chain", ["stage", "says"], [*rows, (self.reducer.name, self._divided())])
+
+    def _divided(self) -> str:
+        return "divided by the expected cohort" if self.facts.noisy else f"weights: {self.reducer.weight}"
+
     def __str__(self) -> str:
         lines = [self.name]
         width = max(len(t.name) for t in (*self.transforms, self.reducer))
         for t, facts in zip(self.transforms, self.stages, strict=True):
             lines.append(f"  {t.name:{width}}  {explain(facts)}")
-        divided = "divided by the expected cohort" if self.facts.noisy else f"weights: {self.reducer.weight}"
-        return "\n".join([*lines, f"  {self.reducer.name:{width}}  {divided}"])
+        return "\n".join([*lines, f"  {self.reducer.name:{width}}  {self._divided()}"])
 
 
 def explain(facts: Facts) -> str:

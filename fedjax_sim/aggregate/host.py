@@ -8,6 +8,7 @@ import numpy as np
 
 from fedjax_sim.core.arrays import Array, PyTree, Scalar
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.shown import record
 from fedjax_sim.core.types import Cohort
 
 
@@ -130,6 +131,9 @@ def declared_columns(stage: HostStage | None, places: int = SMALLEST) -> Mapping
     if stage is None:
         return {}
     return stage.columns(places) if callable(stage.columns) else stage.columns
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 def told_before(stage: HostStage, host: HostRound, name: str) -> Cohort:

@@ -17,6 +17,7 @@ from fedjax_sim.client.task import Columns, ColumnsCheck, named_loss
 from fedjax_sim.core.arrays import Batch, Scalar
 from fedjax_sim.core.errors import ArgumentError, check, check_count, check_not_negative
 from fedjax_sim.core.metrics import Mean
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -44,6 +45,7 @@ class AFLState(NamedTuple):
     sizes: jax.Array
 
 
+@named("task", "aggregator")
 def afl(
     task: Task,
     client_optimizer: optax.GradientTransformation,

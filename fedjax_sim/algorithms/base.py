@@ -8,8 +8,10 @@ import optax
 
 from fedjax_sim.aggregate import Aggregator, Reducer, as_aggregator, mean
 from fedjax_sim.client import ClientBatches, Task, replace, split_params
+from fedjax_sim.core import html
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import ArgumentError, check
+from fedjax_sim.core.shown import facts, record
 from fedjax_sim.core.types import Aggregate, ClientUpdate, Key, Params, Row, Server
 from fedjax_sim.server import step
 
@@ -48,6 +50,9 @@ class Phase(NamedTuple):
     aggregator: Aggregator | Reducer | None = None
     downlink: DownlinkBits | None = None
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 class Pass(NamedTuple):
     """A phase as the engine runs it: checked, with a whole aggregator; attributes as of `fs.Phase`.
@@ -64,6 +69,9 @@ class Pass(NamedTuple):
     aggregator: Aggregator
     downlink: DownlinkBits | None = None
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 class Algorithm(NamedTuple):
     """A federated learning algorithm.
@@ -79,6 +87,7 @@ class Algorithm(NamedTuple):
         num_clients: the population that it was told of, which must be the simulation's; None for any. A server function
             finds the simulation's in `aggregate.population`.
         personal: `(server_state, row) -> params`, a client's own model; None for methods without.
+        name: how it was made, to be shown; None for "as its functions say".
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -104,6 +113,21 @@ class Algorithm(NamedTuple):
     downlink: DownlinkBits | None = None
     num_clients: int | None = None
     personal: Callable[[Server, Row], Params] | None = None
+    name: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Algorithm({', '.join(self._said().values())})" if self.name else record(self)
+
+    def _repr_html_(self) -> str:
+        return html.facts("Algorithm", self._said() if self.name else facts(self))
+
+    def _said(self) -> dict[str, str]:
+        """How it was made, and what is no part of that, name by name."""
+        chains = [phase.aggregator for phase in self.phases] or [self.aggregator]
+        said = {"made by": self.name or ""}
+        if any(each is not None for each in chains):
+            said["aggregator"] = " and ".join(as_aggregator(each).name for each in chains)
+        return {**said, "task": repr(self.task)}
 
     def passes(self) -> tuple[Pass, ...]:
         """The phases, checked, each with a whole `Aggregator`."""

@@ -84,6 +84,7 @@ def _algorithm(make: Callable[[Scalar], Algorithm], first: Algorithm) -> Algorit
             client=lambda *given: made(index).client(*given), server=lambda *given: made(index).server(*given)
         )
 
+    first = first._replace(name=first.name and f"by_round({first.name} in round 0)")
     if first.phases:
         return first._replace(phases=tuple(of(i, phase) for i, phase in enumerate(first.phases)))
     return of(0, first)

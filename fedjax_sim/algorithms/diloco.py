@@ -10,8 +10,10 @@ from fedjax_sim.algorithms.private import Private
 from fedjax_sim.client import Task
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_fraction, check_positive
+from fedjax_sim.core.shown import named
 
 
+@named("task", "aggregator")
 def diloco(
     task: Task,
     inner: optax.GradientTransformation,

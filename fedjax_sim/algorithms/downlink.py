@@ -11,6 +11,7 @@ from fedjax_sim.algorithms.base import Algorithm, Pass, Phase
 from fedjax_sim.core.arrays import Array, PyTree, Scalar
 from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.core.metrics import Sum
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import Aggregate, Key, Server
 
 
@@ -36,6 +37,7 @@ class Broadcast(NamedTuple):
     bits: Scalar
 
 
+@named("task", "aggregator")
 def compress_downlink(
     algorithm: Algorithm,
     compressor: Transform | Aggregator,

@@ -12,6 +12,7 @@ from fedjax_sim.algorithms.local import check_optimizer, difference, train
 from fedjax_sim.client import Task, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_fraction, check_not_negative
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -31,6 +32,7 @@ class FedACGState(NamedTuple):
     momentum: Params
 
 
+@named("task", "aggregator")
 def fedacg(
     task: Task,
     client_optimizer: optax.GradientTransformation,

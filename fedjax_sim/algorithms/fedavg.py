@@ -17,6 +17,7 @@ from fedjax_sim.algorithms.private import Private, check_private, private_averag
 from fedjax_sim.client import Task, split_params
 from fedjax_sim.core.arrays import PyTree, Scalar
 from fedjax_sim.core.errors import check, check_not_negative
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 Kept = Literal["reset", "keep", "average"]
@@ -40,6 +41,7 @@ class AveragedState(NamedTuple):
     client_optimizer: optax.OptState
 
 
+@named("task", "aggregator")
 def fedavg(
     task: Task,
     client_optimizer: optax.GradientTransformation,
@@ -91,6 +93,7 @@ def fedavg(
     )
 
 
+@named("task", "aggregator")
 def fedprox(
     task: Task,
     client_optimizer: optax.GradientTransformation,

@@ -11,6 +11,7 @@ from fedjax_sim.algorithms.local import difference, sgd, train
 from fedjax_sim.client import Task, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_count, check_positive
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -30,6 +31,7 @@ class FedDynState(NamedTuple):
     h: Params
 
 
+@named("task", "aggregator")
 def feddyn(
     task: Task,
     client_lr: Scalar,

@@ -13,6 +13,7 @@ from fedjax_sim.client import Task, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_positive
 from fedjax_sim.core.pytree import squared_norm
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -32,6 +33,7 @@ class FedExPState(NamedTuple):
     server_lr: jax.Array
 
 
+@named("task", "aggregator")
 def fedexp(
     task: Task,
     client_optimizer: optax.GradientTransformation,

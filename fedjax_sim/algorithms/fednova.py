@@ -10,9 +10,11 @@ from fedjax_sim.algorithms.local import check_optimizer, difference
 from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_fraction, check_not_negative, check_positive, is_traced
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate
 
 
+@named("task", "aggregator")
 def fednova(
     task: Task,
     client_lr: Scalar,

@@ -12,6 +12,7 @@ from fedjax_sim.algorithms.local import check_optimizer, difference
 from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_count, check_not_negative
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -31,6 +32,7 @@ class FedPAState(NamedTuple):
     rounds: jax.Array
 
 
+@named("task", "aggregator")
 def fedpa(
     task: Task,
     client_optimizer: optax.GradientTransformation,

@@ -13,11 +13,13 @@ from fedjax_sim.client import Gradient, Task, gradient, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_not_negative, check_positive
 from fedjax_sim.core.pytree import squared_norm
+from fedjax_sim.core.shown import named
 
 FLOOR = 0.01
 """ASAM's eta: what is added to each parameter's size, so that parameters at 0 are moved too (Kwon et al. 2021)."""
 
 
+@named("task", "aggregator")
 def fedsam(
     task: Task,
     client_lr: Scalar,

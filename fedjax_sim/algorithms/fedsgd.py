@@ -9,9 +9,11 @@ from fedjax_sim.algorithms.base import Algorithm, server_init, server_update
 from fedjax_sim.algorithms.local import check_optimizer
 from fedjax_sim.client import Task, gradient, local_steps
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate
 
 
+@named("task", "aggregator")
 def fedsgd(
     task: Task,
     server_optimizer: optax.GradientTransformation,

@@ -10,6 +10,7 @@ from fedjax_sim.aggregate import Aggregator, Reducer
 from fedjax_sim.algorithms.base import Algorithm, Phase, ServerState, server_init
 from fedjax_sim.algorithms.local import check_optimizer, difference, full_gradient, train
 from fedjax_sim.client import Gradient, Task, gradient, replace, split_params
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -29,6 +30,7 @@ class MimeState(NamedTuple):
     gradient: Params
 
 
+@named("task", "aggregator")
 def mimelite(
     task: Task, optimizer: optax.GradientTransformation, aggregator: Aggregator | Reducer | None = None
 ) -> Algorithm:
@@ -81,6 +83,7 @@ def mimelite(
     )
 
 
+@named("task", "aggregator")
 def mime(
     task: Task, optimizer: optax.GradientTransformation, aggregator: Aggregator | Reducer | None = None
 ) -> Algorithm:

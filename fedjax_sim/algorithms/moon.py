@@ -14,12 +14,14 @@ from fedjax_sim.client import Task
 from fedjax_sim.client.task import named_loss
 from fedjax_sim.core.arrays import Array, Scalar
 from fedjax_sim.core.errors import check, check_not_negative, check_positive
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate
 
 Features = Callable[..., Array]
 """`(params, batch, key) -> [B, F]`, what a model makes of each example before its last layer; `frozen` as a loss."""
 
 
+@named("task", "aggregator")
 def moon(
     task: Task,
     client_optimizer: optax.GradientTransformation,

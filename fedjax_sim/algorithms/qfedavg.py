@@ -11,9 +11,11 @@ from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_not_negative, check_positive
 from fedjax_sim.core.metrics import Mean
 from fedjax_sim.core.pytree import squared_norm
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate
 
 
+@named("task", "aggregator")
 def qfedavg(task: Task, client_lr: Scalar, q: Scalar, aggregator: Aggregator | Reducer | None = None) -> Algorithm:
     r"""q-FedAvg: clients whose loss is high count more, so that losses become more alike.
 

@@ -9,9 +9,11 @@ from fedjax_sim.algorithms.local import difference, sgd, train
 from fedjax_sim.client import Task, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_positive
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
+@named("task", "aggregator")
 def scaffnew(task: Task, p: Scalar, gamma: Scalar, aggregator: Aggregator | Reducer | None = None) -> Algorithm:
     r"""Scaffnew: gradient steps with a shift, and a mean over all clients whenever a common coin says so.
 

@@ -11,6 +11,7 @@ from fedjax_sim.algorithms.local import full_gradient
 from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_count, check_positive
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -29,6 +30,7 @@ class ScaffoldState(NamedTuple):
     control: Params
 
 
+@named("task", "aggregator")
 def scaffold(
     task: Task,
     client_lr: Scalar,

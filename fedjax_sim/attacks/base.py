@@ -97,6 +97,9 @@ class Attack(NamedTuple):
     collude: Collusion | None = None
     check: Callable[[Task], None] | None = None
 
+    def __repr__(self) -> str:
+        return f"Attack({self.name})"
+
 
 def along(start: PyTree, direction: PyTree, scale: Scalar | Array, bound: Scalar) -> PyTree:
     """`start + scale direction`, shortened to an L2 norm of at most `bound`."""

@@ -18,12 +18,14 @@ from fedjax_sim.core.errors import ArgumentError, check, check_count, check_frac
 from fedjax_sim.core.metrics import Sum
 from fedjax_sim.core.pytree import pytree, static, where
 from fedjax_sim.core.rng import Purpose, generator
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate
 
 OWN = 0xA77AC4
 """What an attack's key is folded from a client's with: no number of a local step."""
 
 
+@named()
 def infect(
     algorithm: Algorithm,
     attack: Attack,

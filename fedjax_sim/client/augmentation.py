@@ -14,6 +14,7 @@ import numpy as np
 from fedjax_sim.client.task import LossFunction, LossResult, Task
 from fedjax_sim.core.arrays import Array, Batch, PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import Key, Params
 
 Example = dict[str, jax.Array]
@@ -22,6 +23,7 @@ Example = dict[str, jax.Array]
 ExampleFunction = Callable[[Example, Key], Example]
 
 
+@named()
 def augment(task: Task, *functions: ExampleFunction) -> Task:
     """The task on examples changed anew each time they are trained on; evaluation sees them as they are.
 
@@ -38,6 +40,7 @@ def augment(task: Task, *functions: ExampleFunction) -> Task:
     return task._replace(loss=_on_examples(task.loss, functions), evaluate=task.evaluate or task.loss)
 
 
+@named()
 def transform(task: Task, *functions: ExampleFunction) -> Task:
     """The task on changed examples, in training and in evaluation: feature skew, which is part of the data.
 

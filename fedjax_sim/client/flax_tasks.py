@@ -24,6 +24,7 @@ from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.core.kinds import check_computable, is_computable
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import where
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import Key, Params
 
 Model = linen.Module | nnx.Module | Callable[[nnx.Rngs], nnx.Module]
@@ -39,6 +40,7 @@ class _Module(NamedTuple):
     collections: tuple[str, ...]
 
 
+@named()
 def classification(
     model: Model,
     sample: Columns,
@@ -143,6 +145,7 @@ def num_classes(
     return None if changed else outputs.shape[-1]
 
 
+@named()
 def flax_task(
     model: Model,
     sample: Columns,

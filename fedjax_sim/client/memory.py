@@ -8,9 +8,11 @@ from fedjax_sim.client.task import Loss, LossFunction, LossResult, Task, as_loss
 from fedjax_sim.core.arrays import Array, Batch, PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import Key, Params
 
 
+@named()
 def compute_in(task: Task, dtype: DTypeLike = jnp.bfloat16) -> Task:
     """The task with its loss computed in a short floating-point type: mixed precision.
 
@@ -68,6 +70,7 @@ def _is_float(value: jax.Array) -> bool:
     return jnp.issubdtype(value.dtype, jnp.floating)
 
 
+@named()
 def remat(task: Task) -> Task:
     """The task whose gradient computes its activations once more instead of keeping them (`jax.checkpoint`).
 
@@ -79,6 +82,7 @@ def remat(task: Task) -> Task:
     return task._replace(loss=jax.checkpoint(task.loss))
 
 
+@named()
 def micro_batches(task: Task, count: int) -> Task:
     """The task whose batches are computed in parts, one after the other; memory is that of one part.
 

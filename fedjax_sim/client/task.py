@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.client.bound import keyword
+from fedjax_sim.core import html
 from fedjax_sim.core.arrays import Array, Batch, Key, PyTree
 from fedjax_sim.core.convolution import Convolutions
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.kinds import check_leaves
 from fedjax_sim.core.metrics import Mean, Metric
 from fedjax_sim.core.pytree import pytree
+from fedjax_sim.core.shown import facts, record
 from fedjax_sim.core.types import Params
 
 Variables = dict[str, PyTree]
@@ -82,6 +84,7 @@ class Task(NamedTuple):
             take it as a keyword, `loss(params, batch, key, *, frozen)`. It is an argument of every compiled program,
             one copy on each device, and no part of payloads, norms, bits, rows or a lane's memory. A checkpoint keeps
             a digest of each leaf. Give JAX arrays, which stay where they are; NumPy's travel for each evaluation.
+        name: how it was made, to be shown; None for "as its functions say".
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -104,6 +107,20 @@ class Task(NamedTuple):
     check: ColumnsCheck | None = None
     convolutions: Convolutions = "auto"
     frozen: PyTree = None
+    name: str | None = None
+
+    def __repr__(self) -> str:
+        if not self.name:
+            return record(self)
+        return f"Task({', '.join([self.name, *(f'{name}={text}' for name, text in self._changed().items())])})"
+
+    def _repr_html_(self) -> str:
+        return html.facts("Task", {"made by": self.name, **self._changed()} if self.name else facts(self))
+
+    def _changed(self) -> dict[str, str]:
+        """What a task may have been given since it was made."""
+        given = ("reduction", "frozen")
+        return {name: text for name, text in facts(self).items() if name in given}
 
 
 class Gradient(NamedTuple):

@@ -13,8 +13,10 @@ from fedjax_sim.client.task import Columns, Loss, Task
 from fedjax_sim.core.arrays import Batch
 from fedjax_sim.core.errors import check
 from fedjax_sim.core.metrics import Metric
+from fedjax_sim.core.shown import named
 
 
+@named()
 def next_token(
     model: Model,
     sample: Columns,

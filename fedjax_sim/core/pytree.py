@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.arrays import Array, PyTree, Scalar, Shapes
+from fedjax_sim.core.shown import record
 
 T = TypeVar("T")
 
@@ -30,9 +31,12 @@ def pytree(cls: type[T]) -> type[T]:
         ...     x: float
         ...     name: str = static(default="p")
         >>> jax.tree.map(lambda v: v + 1, Point(1.0))
-        Point(x=2.0, name='p')
+        Point(x=2.0)
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
+    own = "__repr__" in vars(cls)
+    cls = dataclasses.dataclass(frozen=True, repr=False)(cls)
+    if not own:
+        cls.__repr__ = record  # type: ignore[assignment]
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     meta = [f.name for f in fields if f.metadata.get("static")]
     data = [f.name for f in fields if not f.metadata.get("static")]

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.core import html
 from fedjax_sim.core.arrays import UNSET, Key, Planned, PyTree, Scalar
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.pytree import pytree
+from fedjax_sim.core.shown import facts
 
 Params = PyTree
 """A model's parameters, and its collections."""
@@ -243,6 +245,9 @@ class RoundState:
     ledger: Any = None
     noise_seed: int | None = None
     versions: PyTree = None
+
+    def _repr_html_(self) -> str:
+        return html.facts("State", facts(self))
 
     @property
     def seeds(self) -> np.ndarray:

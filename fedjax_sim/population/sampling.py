@@ -128,6 +128,9 @@ class Sampler(NamedTuple):
     versions: int = 0
     choose: Choose | None = None
 
+    def __repr__(self) -> str:
+        return f"Sampler({self.name})"
+
     @property
     def waits(self) -> bool:
         """A round cannot be planned before the one before it is over."""

@@ -58,6 +58,9 @@ class RunFolder:
         self.path, self.experiment, self.config = Path(path), experiment, config
         self._lock: os.stat_result | None = None
 
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder alone: the lock goes with the process, however it ends.

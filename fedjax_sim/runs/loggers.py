@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjax_sim.core.arrays import Array, Scalar
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.core.shown import call
 from fedjax_sim.runs.writing import Json, check_text, write_table, writing
 
 Value = Scalar | Array
@@ -84,6 +85,9 @@ class JsonLines:
         >>> logger = fs.runs.JsonLines()  # a run with a folder has one already
     """
 
+    def __repr__(self) -> str:
+        return "JsonLines()"
+
     def open(self, folder: Path | None, config: Mapping[str, Json], round: int) -> None:
         assert folder is not None
         self._path, self._begin = folder, time.perf_counter()
@@ -127,6 +131,9 @@ class ClientTable:
     def __init__(self, names: Sequence[object] | np.ndarray | None = None):
         self._names = names
         self._rounds: list[Round] = []
+
+    def __repr__(self) -> str:
+        return "ClientTable()"
 
     def open(self, folder: Path | None, config: Mapping[str, Json], round: int) -> None:
         assert folder is not None
@@ -172,6 +179,9 @@ class TensorBoard:
         >>> import fedjax_sim as fs
         >>> logger = fs.runs.TensorBoard()  # a run with a folder has one already
     """
+
+    def __repr__(self) -> str:
+        return "TensorBoard()"
 
     def open(self, folder: Path | None, config: Mapping[str, Json], round: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
@@ -229,6 +239,9 @@ class WandB:
         except ImportError as error:
             raise ArgumentError('fs.runs.WandB needs wandb: pip install "fedjax-sim[wandb]".') from error
         self._wandb, self._options = wandb, options
+
+    def __repr__(self) -> str:
+        return call("WandB", self._options)
 
     def open(self, folder: Path | None, config: Mapping[str, Json], round: int) -> None:
         options = {"config": dict(config), **self._options}

@@ -138,6 +138,12 @@ class ClientMetrics:
     def __repr__(self) -> str:
         return f"ClientMetrics({len(self.sizes)} clients, {sorted(self.metrics)})"
 
+    def _repr_html_(self) -> str:
+        names = [name for name, values in self.metrics.items() if np.ndim(values) == 1]
+        levels = {name: self.quantiles(name) for name in names}
+        rows = [(f"{100 * p:g} %", *(f"{levels[name].get(p, np.nan):.4g}" for name in names)) for p in PROBABILITIES]
+        return html.table(f"{len(self.sizes)} clients, quantiles", ["clients below", *names], rows)
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:

@@ -52,7 +52,8 @@ def fingerprint(parts: Parts) -> Fingerprint:
     found = versions()
     alone = lambda made: made._replace(aggregator=None)
     algorithm = alone(parts.algorithm)._replace(phases=tuple(map(alone, parts.algorithm.phases)))
-    algorithm = algorithm._replace(task=parts.algorithm.task._replace(frozen=None), personal=None)  # of no round
+    task = parts.algorithm.task._replace(frozen=None, name=None)
+    algorithm = algorithm._replace(task=task, personal=None, name=None)  # of no round
     sections: dict[str, Callable[[], dict[str, str]]] = {
         "programs": lambda: programs(parts),
         "algorithm": lambda: canonical.constants(algorithm),

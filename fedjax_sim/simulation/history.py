@@ -196,7 +196,7 @@ class Best(NamedTuple):
 
 
 class History(Mapping[str, np.ndarray]):
-    """The rounds of a run: `history["client/loss"]` is a column over them.
+    """The rounds of a run: `history["client/loss"]` is a column over them, and `len(history)` says how many they are.
 
     Attributes:
         rounds: each one's metrics.
@@ -204,7 +204,7 @@ class History(Mapping[str, np.ndarray]):
 
     Example:
         >>> import fedjax_sim as fs
-        >>> len(fs.History().rounds)
+        >>> len(fs.History())
         0
     """
 
@@ -224,7 +224,7 @@ class History(Mapping[str, np.ndarray]):
         yield from dict.fromkeys(name for metrics in self.rounds for name in metrics)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self.rounds)
 
     def best(self, name: str, mode: Mode | None = None) -> Best:
         """A metric's best value, and after how many rounds it was reached first.

@@ -65,5 +65,6 @@ from fedjax_sim.simulation import Simulation as Simulation
 from fedjax_sim.simulation import evaluate as evaluate
 from fedjax_sim.simulation import evaluate_clients as evaluate_clients
 from fedjax_sim.simulation import map_clients as map_clients
+from fedjax_sim.simulation import personalise as personalise
 from fedjax_sim.sweeps import SweepResult as SweepResult
 from fedjax_sim.sweeps import sweep as sweep

@@ -8,5 +8,7 @@ from fedjax_sim.simulation.evaluation import evaluate_clients as evaluate_client
 from fedjax_sim.simulation.execution import Execution as Execution
 from fedjax_sim.simulation.history import History as History
 from fedjax_sim.simulation.history import RoundMetrics as RoundMetrics
+from fedjax_sim.simulation.personalise import Personalised as Personalised
+from fedjax_sim.simulation.personalise import personalise as personalise
 from fedjax_sim.simulation.pure_round import PureState as PureState
 from fedjax_sim.simulation.simulation import Simulation as Simulation

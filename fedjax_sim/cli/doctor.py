@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from fedjax_sim.cli.start import platform_wanting
+
 SETTINGS = re.compile(r"^(JAX_|XLA_|FEDJAX_SIM_|CUDA_VISIBLE_DEVICES$|OMP_NUM_THREADS$)")
 """Variables of the environment that change what is computed, or where."""
 
@@ -46,6 +48,8 @@ def advice(environment: Mapping[str, str] = os.environ) -> list[str]:
     from fedjax_sim.engine.device.placement import cpu_cores
 
     told, cores = [], cpu_cores()
+    if (wanting := platform_wanting()) is not None:
+        return [wanting]
     backend, devices = jax.default_backend(), len(jax.local_devices())
     if backend == "cpu" and devices < cores:
         told.append(f"{devices} CPU device(s) for {cores} cores: fs.use_cpu_cores() first, before any JAX computation.")
@@ -85,6 +89,8 @@ def _machine() -> str:
 def _devices() -> str:
     import jax
 
+    if (wanting := platform_wanting()) is not None:
+        return wanting
     kinds: dict[str, int] = {}
     for device in jax.local_devices():
         kind = f"{device.platform} ({device.device_kind})"

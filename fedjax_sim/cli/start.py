@@ -5,6 +5,8 @@ import os
 import sys
 from types import ModuleType
 
+from fedjax_sim.cli.terminal import complain
+
 
 def join(words: list[str]) -> list[str]:
     """Join the processes that the words name, or the cluster's, before an experiment's code can start JAX.
@@ -24,7 +26,24 @@ def join(words: list[str]) -> list[str]:
         return others
     if fs.use_processes(given.coordinator, given.num_processes, given.process_id):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if (wanting := platform_wanting()) is not None:
+        complain(f"fedjax-sim: {wanting}")
+        raise SystemExit(2)  # as argparse does: nothing of JAX can be asked any more
     return others
+
+
+def platform_wanting() -> str | None:
+    """What to do where JAX_PLATFORMS asks for devices that JAX does not find; None where it finds them."""
+    import jax
+
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError):  # JAX says the second where a platform's plug-in is not installed
+        asked = str(jax.config.jax_platforms or "")  # type: ignore[attr-defined]
+        extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(asked.split(",")[0])
+        install = f' Install JAX for it, pip install "fedjax-sim[{extra}]", or' if extra else " To take what there is,"
+        return f"JAX_PLATFORMS={asked!r}: JAX finds no such device here.{install} unset JAX_PLATFORMS."
+    return None
 
 
 def prepare() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from flax.errors import ScopeParamShapeError
 
+from fedjax_sim.client.batch_norm import all_masked, linen_masked, nnx_masked, padding
 from fedjax_sim.client.cross_entropy import Measure, joined, label_loss, label_measures
 from fedjax_sim.client.labels import categories_check, example_of, label_check
 from fedjax_sim.client.task import Columns, Loss, LossResult, Task, named_loss
@@ -263,7 +264,7 @@ def _linen(model: linen.Module, example: Callable[[], jax.Array], inputs: str) -
         kwargs = _mode(takes, train)
         if "mask" in takes:
             kwargs["mask"] = batch["mask"]
-        with linen.intercept_methods(_mask_batch_norm(batch["mask"])):
+        with linen.intercept_methods(linen_masked(batch["mask"])):
             if not collections or not train:
                 outputs = model.apply(params, batch[inputs], rngs={"dropout": key}, **kwargs)
                 return outputs, {name: params[name] for name in collections}
@@ -291,19 +292,6 @@ def _check_axes(name: str, kernel_size: int | Sequence[int], x: Array) -> None:
         )
 
 
-def _mask_batch_norm(mask: jax.Array) -> Callable[..., Any]:
-    """Padding examples must not enter batch statistics: hand the mask to every linen BatchNorm."""
-
-    def interceptor(next_function, args, kwargs, context):
-        batch_norm = isinstance(context.module, linen.BatchNorm) and context.method_name == "__call__"
-        if batch_norm and kwargs.get("mask") is None:
-            x = args[0] if args else kwargs["x"]
-            kwargs = {**kwargs, "mask": mask.reshape((-1,) + (1,) * (x.ndim - 1)) > 0}
-        return next_function(*args, **kwargs)
-
-    return interceptor
-
-
 def _nnx(model: Model, inputs: str, frozen: bool) -> _Module:
     make = None if isinstance(model, nnx.Module) else model
     template = model if make is None else make(nnx.Rngs(0))
@@ -315,15 +303,16 @@ def _nnx(model: Model, inputs: str, frozen: bool) -> _Module:
     testing.eval()
     for module in (training, testing):
         _check_convolutions(module)
+        nnx_masked(module)
     graphs = {
         train: nnx.split(module, nnx.Param, nnx.BatchStat, ...)
         for train, module in ((True, training), (False, testing))
     }
     stats = bool(jax.tree.leaves(graphs[True][2]))
-    if stats and "mask" not in takes and not frozen:
+    if stats and "mask" not in takes and not frozen and not all_masked(training):
         raise ArgumentError(
-            "the nnx module keeps batch statistics, which padding examples would enter: give its __call__ an "
-            'argument `mask` ([B], 0 for padding) and hand it to BatchNorm as mask; or say batch_stats="frozen".'
+            "the nnx module keeps batch statistics of its own, which padding examples would enter: give its __call__ "
+            'an argument `mask` ([B], 0 for padding) and leave those out; or say batch_stats="frozen".'
         )
 
     def init(key: Key) -> Params:
@@ -343,7 +332,8 @@ def _nnx(model: Model, inputs: str, frozen: bool) -> _Module:
         kwargs = _mode(takes, train)
         if "mask" in takes:
             kwargs["mask"] = batch["mask"]
-        outputs = module(batch[inputs], **kwargs)  # type: ignore[operator]
+        with padding(batch["mask"]):
+            outputs = module(batch[inputs], **kwargs)  # type: ignore[operator]
         if not stats:
             return outputs, {}
         return outputs, {"batch_stats": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))}

@@ -20,6 +20,7 @@ from fedjax_sim.data.partition.measures import Statistics as Statistics
 from fedjax_sim.data.partition.measures import statistics as statistics
 from fedjax_sim.data.preprocess import Filled as Filled
 from fedjax_sim.data.preprocess import Normalised as Normalised
+from fedjax_sim.data.preprocess import categories as categories
 from fedjax_sim.data.preprocess import check_categories as check_categories
 from fedjax_sim.data.preprocess import fill as fill
 from fedjax_sim.data.preprocess import map_clients as map_clients

@@ -1,5 +1,6 @@
 """Functions from federation to federation, before training: map, fill gaps, normalise, number."""
 
+import json
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError, check
+from fedjax_sim.core.kinds import categories_of
 from fedjax_sim.data.federated import CATEGORIES, FederatedData, from_clients
 
 BLOCK = 4096
@@ -224,6 +226,30 @@ def check_categories(train: FederatedData, other: FederatedData) -> None:
             raise ArgumentError(
                 f"{key}: {said:.200}, but {other.about[key]:.200} in the other; read that with categories=train."
             )
+
+
+def categories(data: FederatedData, entry: str = "y") -> tuple[str, ...]:
+    """What a column's codes stand for: code c is the c-th.
+
+    Args:
+        data: read with `categories=`.
+        entry: the column, of codes of one column of the file.
+
+    Raises:
+        ArgumentError: no such column, or one that is not codes of categories.
+
+    Example:
+        >>> import pathlib, tempfile, fedjax_sim as fs
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "wards.csv"
+        >>> _ = file.write_text("ward,outcome\\na,home\\na,died\\n")
+        >>> data = fs.data.sources.table(file, client="ward", categories=True)
+        >>> fs.data.categories(data, "outcome")
+        ('died', 'home')
+    """
+    check(entry in data.arrays, "entry", entry, f"no such column: {sorted(data.arrays)}.")
+    found = categories_of(data.arrays[entry])
+    check(len(found) == 1, "entry", entry, "holds no codes of one column's categories; read it with categories=True.")
+    return tuple(json.loads(next(iter(found.values()))))
 
 
 class Normalised(NamedTuple):

@@ -333,11 +333,15 @@ def _check_same(path: Path, state: RoundState, record: dict[str, Any]) -> None:
         )
 
 
-def restore(executor: Executor, folder: Path, round: int | None, allow: Iterable[str]) -> RoundState:
+def restore(
+    executor: Executor, folder: Path, round: int | None, allow: Iterable[str], or_init: bool = False
+) -> RoundState:
     """`sim.restore`."""
     checkpoints = Checkpoints(folder / CHECKPOINTS, read_only=True)
     with contextlib.closing(checkpoints):
         rounds = checkpoints.rounds()
+        if not rounds and or_init and round is None:
+            return first_state.begin(executor.parts, None)
         if not rounds:
             raise RunFolderError(f"{folder} holds no checkpoint.")
         if round is not None:

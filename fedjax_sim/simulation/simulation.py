@@ -209,7 +209,7 @@ class Simulation:
         recorder.save(self.executor, Path(folder), state)
 
     def restore(
-        self, folder: str | os.PathLike[str], round: int | None = None, allow: Iterable[str] = ()
+        self, folder: str | os.PathLike[str], round: int | None = None, allow: Iterable[str] = (), or_init: bool = False
     ) -> RoundState:
         """The state of a folder's newest checkpoint, or of a given round's.
 
@@ -219,13 +219,13 @@ class Simulation:
         Args:
             folder: of `save`, or of a run.
             round: rounds of the state; None for the newest.
-            allow: what may differ, deliberately: "algorithm", "aggregator", "sampler", "batching", "data", "seed", or
-                another argument. Another sampler, or any on other data, begins anew.
+            allow: what may differ, deliberately: "algorithm", "sampler", "data", ... Another sampler begins anew.
+            or_init: where there is no checkpoint yet, `init()`: a script that is started again then goes on by itself.
 
         Raises:
             RunFolderError: no checkpoint there, none that can be read, or one of another simulation.
         """
-        return recorder.restore(self.executor, Path(folder), round, allow)
+        return recorder.restore(self.executor, Path(folder), round, allow, or_init)
 
     # Rounds
 

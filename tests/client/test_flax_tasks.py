@@ -231,13 +231,35 @@ def test_batch_statistics_need_a_policy(kind):
         task_of(kind, norm=True)
 
 
-def test_nnx_batch_statistics_need_the_mask():
+def test_nnx_batch_norm_is_handed_the_mask():
+    """As linen's is: a batch with padding gives the gradient and the statistics of the same batch without."""
+
     class Maskless(nnx.Module):
         def __init__(self, rngs):
             self.norm = nnx.BatchNorm(4, rngs=rngs)
+            self.last = nnx.Linear(4, 3, rngs=rngs)
 
         def __call__(self, x):
-            return self.norm(x)
+            return self.last(self.norm(x))
+
+    task = fs.classification(Maskless, DATA.arrays, batch_stats="average")
+    params = task.init(KEY)
+    padded, plain = (jax.device_get(gradient(task)(params, batch_of([7, 2, 5], size), KEY)) for size in (8, 3))
+    for got, expected in zip(jax.tree.leaves(padded), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    mean = task.loss(params, batch_of([7, 2, 5], 8), KEY).variables["batch_stats"]["norm"]["mean"]
+    np.testing.assert_allclose(mean, 0.01 * np.asarray(DATA.arrays["x"])[[7, 2, 5]].mean(0), rtol=1e-5)
+
+
+def test_batch_statistics_of_ones_own_need_the_mask():
+    class Maskless(nnx.Module):
+        def __init__(self, rngs):
+            self.mean = nnx.BatchStat(jnp.zeros(4))
+            self.last = nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x):
+            self.mean[...] = x.mean(0)
+            return self.last(x - self.mean[...])
 
     with pytest.raises(fs.FedSimError, match="give its __call__ an argument `mask`"):
         fs.classification(Maskless, DATA.arrays, batch_stats="average")

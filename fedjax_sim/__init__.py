@@ -55,6 +55,7 @@ from fedjax_sim.data import FederatedData as FederatedData
 from fedjax_sim.data import partition as partition
 from fedjax_sim.engine.device.placement import use_cpu_cores as use_cpu_cores
 from fedjax_sim.engine.device.processes import use_processes as use_processes
+from fedjax_sim.population import fleet as fleet
 from fedjax_sim.population import sampler as sampler
 from fedjax_sim.runs import plots as plots
 from fedjax_sim.simulation import Execution as Execution

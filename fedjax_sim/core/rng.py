@@ -6,6 +6,7 @@ four numbers into a JAX key; the host side hashes them, for all clients at once.
 """
 
 import enum
+import functools
 from collections.abc import Iterable
 
 import jax
@@ -38,6 +39,9 @@ class Purpose(enum.IntEnum):
     REDUCE = 16  # by a reducer that collects
     SECURE = 17  # keys, seeds and the graph of a secure sum, and who is lost in it
     ADVERSARIES = 40
+    AVAILABLE = 50  # whether a client is there
+    FATE = 51  # what happens to one that is invited
+    DEVICE = 52  # what it has in its hands
 
 
 NOISES = (Purpose.NOISE, Purpose.CENTRAL_NOISE)
@@ -113,10 +117,20 @@ def hash32(seed: int, purpose: Purpose, round: int, client_id: np.ndarray, count
     Returns:
         [n] uint64, each below 2**32.
     """
-    base = np.uint64(np.random.SeedSequence((seed, purpose, round)).generate_state(1, np.uint64)[0])
+    base = _base(seed, purpose, round)
     with np.errstate(over="ignore"):
         stream = _mix(np.asarray(client_id).astype(np.uint64) * _GOLDEN + base)
         return _mix(np.asarray(counter).astype(np.uint64) * _GOLDEN + stream) >> np.uint64(32)
+
+
+def uniforms(seed: int, purpose: Purpose, round: int, client_id: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
+    """[n] float64 in (0, 1), of 32 bits, for each (client, counter); arguments as of `hash32`."""
+    return (hash32(seed, purpose, round, client_id, counter).astype(np.float64) + 0.5) * 2.0**-32
+
+
+@functools.lru_cache(maxsize=1024)
+def _base(seed: int, purpose: Purpose, round: int) -> np.uint64:
+    return np.uint64(np.random.SeedSequence((seed, purpose, round)).generate_state(1, np.uint64)[0])
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,6 +92,20 @@ class Aggregate:
     shares: Scalar | None = None
 
 
+class Told(NamedTuple):
+    """What the host knows of a round besides who takes part.
+
+    Attributes:
+        report: dict of name to number, columns of the history.
+        clients: dict of name to [C], columns of the per-client table.
+        moment: what a sampler that chooses remembers of its draw until then.
+    """
+
+    report: Mapping[str, float]
+    clients: Mapping[str, np.ndarray]
+    moment: Any = None
+
+
 @pytree
 class Cohort:
     """Who takes part in a round.
@@ -108,6 +122,7 @@ class Cohort:
             `batches.info["version"]`, and no more.
         columns: dict of name to [C, ...], whatever else clients shall know, as the sampler declares it in `columns`: a
             client finds its own in `batches.info[name]`.
+        told: what the host knows of the round besides, for its history; or None.
 
     Example:
         >>> import dataclasses, numpy as np, fedjax_sim as fs
@@ -128,6 +143,7 @@ class Cohort:
     arrives: np.ndarray | None = None
     version: np.ndarray | None = None
     columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    told: Told | None = None
 
 
 Columns = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]

@@ -6,7 +6,7 @@ A `Sampler` is a bundle of functions. Draws depend on (seed, round) alone; nothi
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Cohort, SamplerState
+from fedjax_sim.population.permutation import permuted
 
 
 class SamplingEvent(NamedTuple):
@@ -80,6 +81,10 @@ Observe = Callable[[SamplerState, Cohort, dict[str, Metric]], SamplerState]
 """`(state, cohort, per-client metrics [C, ...]) -> state`."""
 
 
+Pool = Callable[[SamplerState, int, int, int, int], np.ndarray]
+"""`(state, round, seed, first, count) -> [n] ids`."""
+
+
 class Sampler(NamedTuple):
     """Functions that draw cohorts.
 
@@ -101,6 +106,11 @@ class Sampler(NamedTuple):
             a float32 a client, multiplies its message in the sum, and not its weight in the mean.
         repeats: its cohorts may hold a client more than once. Copies train as of the round's start, each from draws of
             its own; the one at the latest place draws as it would alone, and its row is kept. Metrics are per place.
+        pool: `(state, round, seed, first, count) -> [n] ids`, for a sampler of a fixed number of distinct clients:
+            whom it would draw in places first .. first + count - 1 of this round, fewer only where the population
+            ends. So that a transform finds others for those that are not there. None where nobody can be drawn instead.
+        made, timed: what a transformed sampler is made of, and `(timing) -> Sampler`, which knows a simulation's work
+            and clock: `fs.population`'s and the simulation's own affair.
         versions: how many server states before the round's own its cohorts may ask for by `Cohort.version`; so many are
             kept on the devices. 0 for none.
 
@@ -127,6 +137,9 @@ class Sampler(NamedTuple):
     repeats: bool = False
     versions: int = 0
     choose: Choose | None = None
+    pool: Pool | None = None
+    made: Any = None
+    timed: Callable[[Any], Any] | None = None
 
     def __repr__(self) -> str:
         return f"Sampler({self.name})"
@@ -190,7 +203,13 @@ def uniform(cohort_size: int) -> Sampler:
         expected=lambda num_clients: float(cohort_size),
         event=lambda num_clients: SamplingEvent("without_replacement", num_clients, cohort_size=cohort_size),
         name=f"uniform({cohort_size})",
+        pool=lambda state, round, seed, first, count: _others(seed, round, first, count, state),
     )
+
+
+def _others(seed: int, round: int, first: int, count: int, num_clients: int) -> np.ndarray:
+    """Places of a permutation that is the round's own."""
+    return permuted(seed, round, np.arange(first, min(first + count, num_clients)), num_clients, Purpose.SAMPLE)
 
 
 def poisson(probability: float) -> Sampler:
@@ -308,6 +327,10 @@ def min_separation(cohort_size: int, separation: int) -> Sampler:
         draw = rng.generator(seed, Purpose.SAMPLE, round)
         return cohort(draw.choice(group, cohort_size, replace=False), cohort_size), state
 
+    def pool(state: int, round: int, seed: int, first: int, count: int) -> np.ndarray:
+        group = _dealt(seed, state)[round % separation :: separation]
+        return group[_others(seed, round, first, count, len(group))]
+
     return Sampler(
         init=init,
         sample=sample,
@@ -315,6 +338,7 @@ def min_separation(cohort_size: int, separation: int) -> Sampler:
         expected=lambda num_clients: float(cohort_size),
         event=lambda num_clients: SeparationEvent("min_separation", num_clients, cohort_size, separation),
         name=f"min_separation({cohort_size}, {separation})",
+        pool=pool,
     )
 
 

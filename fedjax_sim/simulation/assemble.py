@@ -1,6 +1,6 @@
 """From what the user gives to the parts of a simulation: checks, what is found by tracing, and where things live."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -22,8 +22,10 @@ from fedjax_sim.engine.round.sent import sent
 from fedjax_sim.engine.store import data_checks, row_table
 from fedjax_sim.engine.store.residency import Reader, streams
 from fedjax_sim.population.sampling import Sampler
+from fedjax_sim.population.timing import Fleet
+from fedjax_sim.population.transformed import timed
 from fedjax_sim.privacy.accounting import check_delta
-from fedjax_sim.simulation import host_stages, participation
+from fedjax_sim.simulation import host_stages, participation, work
 from fedjax_sim.simulation.debug import explained
 from fedjax_sim.simulation.execution import Execution
 from fedjax_sim.simulation.first_state import aggregators
@@ -37,6 +39,7 @@ def check_given(
     seed: int,
     noise_seed: int | None,
     on_nonfinite: str,
+    fleet: Fleet | None,
 ) -> None:
     """Raise `ArgumentError` for what no simulation can be made of."""
     for name, value, kind in (
@@ -46,12 +49,14 @@ def check_given(
         ("batching", batching, Batching),
     ):
         check(isinstance(value, kind), name, value, f"must be a {kind.__name__}.")
+    check(fleet is None or isinstance(fleet, Fleet), "fleet", fleet, "must be from fs.fleet, or None for no clock.")
     check_count("sampler.versions", sampler.versions, minimum=0)
     rng.check_seed(seed)
     if noise_seed is not None:
         rng.check_seed(noise_seed, "noise_seed")
     check(on_nonfinite in ("raise", "drop"), "on_nonfinite", on_nonfinite, 'must be "raise" or "drop".')
     check_leaves("task.frozen", algorithm.task.frozen)
+    check_computable(data.arrays)
     told = algorithm.num_clients
     check(told in (None, data.num_clients), "num_clients", told, f"the data have {data.num_clients}; leave it out.")
 
@@ -69,24 +74,24 @@ def assemble(
     debug: bool,
     delta: float | None,
     exact: bool,
+    fleet: Fleet | None,
 ) -> Parts:
     """The parts of a simulation; arguments as of `fs.Simulation`.
 
     Raises:
         ArgumentError: parts that do not fit together.
     """
-    check_given(algorithm, data, sampler, batching, seed, noise_seed, on_nonfinite)
-    expected, capacity = float(sampler.expected(data.num_clients)), int(sampler.capacity(data.num_clients))
-    phases = _passes(algorithm, sampler, data.num_clients, expected)
-    sampler_state, planned = sampler.init(data.num_clients), host_stages.with_columns(sampler, phases, capacity)
-    columns = given.kinds(given.declared(planned.columns))
+    check_given(algorithm, data, sampler, batching, seed, noise_seed, on_nonfinite, fleet)
+    phases, capacity = _passes(algorithm, sampler, data.num_clients), int(sampler.capacity(data.num_clients))
+    sampler.init(data.num_clients)  # says what is wrong before anything is traced
+    columns = given.kinds(given.declared(host_stages.with_columns(sampler, phases, capacity).columns))
     everyone, mesh = participation.shared_out(phases), _mesh(execution, debug)
-    model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
-    server, row = shapes_of("algorithm.init's (server_state, row)", algorithm.init, model)
-    check_computable(data.arrays)
+    model, (server, row) = _shapes(algorithm)
     streamed = streams(execution.residency, data, mesh.local_devices[0])
     with explained(debug, data, batching):
         payloads = sent(phases, server, row, algorithm.task, data, batching, columns)
+    sampler = _timed(sampler, fleet, phases, payloads, server, row, algorithm.task, data, batching, columns)
+    planned = host_stages.with_columns(sampler, phases, capacity)
     data_checks.check_all(algorithm.task, data, streamed)
     states, aggregator_rows = aggregators(phases, payloads)
     participation.check_rows(phases, sampler, data.num_clients, row)
@@ -106,9 +111,9 @@ def assemble(
         phases=phases,
         model=model,
         sent=payloads,
-        sampler_state=sampler_state,
+        sampler_state=sampler.init(data.num_clients),
         capacity=capacity,
-        expected=expected,
+        expected=float(sampler.expected(data.num_clients)),
         noisy=participation.noisy(phases),
         everyone=everyone,
         mesh=mesh,
@@ -136,9 +141,20 @@ def _mesh(execution: Execution, debug: bool) -> Mesh:
     return mesh
 
 
-def _passes(algorithm: Algorithm, sampler: Sampler, num_clients: int, expected: float) -> tuple[Pass, ...]:
+def _shapes(algorithm: Algorithm) -> tuple[PyTree, tuple[PyTree, PyTree]]:
+    """Of the parameters, and of the first server state and a client's row."""
+    model = shapes_of("task.init's params", algorithm.task.init, jax.random.key(0))
+    return model, shapes_of("algorithm.init's (server_state, row)", algorithm.init, model)
+
+
+def _timed(sampler: Sampler, fleet: Fleet | None, *asked: Any) -> Sampler:
+    """The sampler, told of its clients' work where it or a clock asks; arguments as of `work.timing`."""
+    return sampler if fleet is None and sampler.timed is None else timed(sampler, work.timing(fleet, *asked))
+
+
+def _passes(algorithm: Algorithm, sampler: Sampler, num_clients: int) -> tuple[Pass, ...]:
     """The algorithm's phases, whose chains go with the sampler."""
-    phases = algorithm.passes()
+    phases, expected = algorithm.passes(), float(sampler.expected(num_clients))
     for phase in phases:
         check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
     participation.check_participation(phases, sampler, num_clients, expected)

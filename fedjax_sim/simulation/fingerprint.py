@@ -27,6 +27,7 @@ from fedjax_sim.engine.plan import given
 from fedjax_sim.engine.round.cohort_map import client_batches
 from fedjax_sim.engine.round.returned import checked_update
 from fedjax_sim.engine.store.residency import Constants
+from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.runs.folder import FREE, differing, versions
 
 Fingerprint = dict[str, Any]
@@ -59,7 +60,7 @@ def fingerprint(parts: Parts) -> Fingerprint:
         "algorithm": lambda: canonical.constants(algorithm),
         "aggregator": lambda: _of_chains(parts, _constants),
         "chains": lambda: _of_chains(parts, _words),
-        "sampler": lambda: canonical.constants(parts.sampler, code=True),
+        "sampler": lambda: _of_sampler(parts.sampler),
         "data": lambda: _data(parts.data),
     }
     if parts.algorithm.task.frozen is not None:
@@ -81,6 +82,18 @@ def fingerprint(parts: Parts) -> Fingerprint:
         with contextlib.suppress(Exception):  # what cannot be told is not compared: no run ends for it
             made[name] = tell()
     return made
+
+
+def _of_sampler(sampler: Sampler) -> dict[str, str]:
+    """A sampler's words; of a transformed one those of what it is made of, and of its fleet."""
+    if sampler.made is None:
+        return canonical.constants(sampler._replace(pool=None), code=True)
+    base, stages, timing = sampler.made
+    words = canonical.constants(base._replace(pool=None, timed=None), code=True)
+    for i, stage in enumerate(stages):
+        words |= {f"{i}: {name}": word for name, word in canonical.constants(stage, code=True).items()}
+    fleet = None if timing is None or timing.fleet is None else canonical.constants(timing.fleet, code=True)
+    return words | {f"fleet: {name}": word for name, word in (fleet or {}).items()}
 
 
 def _of_chains(parts: Parts, tell: Callable[[Any], dict[str, str]]) -> dict[str, str]:

@@ -10,8 +10,8 @@ from fedjax_sim.aggregate.collecting import ABANDONED
 from fedjax_sim.core import html, latex
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check_count
-from fedjax_sim.core.metrics import Metric
-from fedjax_sim.core.types import Cohort, Params
+from fedjax_sim.core.metrics import Mean, Metric
+from fedjax_sim.core.types import Cohort, Params, Told
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanStats
 from fedjax_sim.engine.round.phase import RoundOutput
@@ -56,7 +56,8 @@ class RoundMetrics(Mapping[str, Any]):
         self.round, self.cohort, self._epsilon = round, cohort, epsilon
         self._stats, self._device, self._host = stats, output, None
         self._values: dict[str, Any] = {}
-        self._own = (*output.merged, *_HOST_NAMES, *([_EPSILON] if epsilon else []))
+        self._told = Told({}, {}) if cohort.told is None else cohort.told
+        self._own = (*output.merged, *_HOST_NAMES, *self._told.report, *([_EPSILON] if epsilon else []))
         self.evaluation: dict[str, float] = {}
         self.params: Params | None = None
 
@@ -74,6 +75,8 @@ class RoundMetrics(Mapping[str, Any]):
         if name not in self._values:
             if name == _EPSILON:
                 value, self._epsilon = self._epsilon(), None  # type: ignore[misc]
+            elif name in self._told.report:
+                value = self._told.report[name]
             elif name in _HOST_NAMES:
                 value = _HOST_NAMES[name](self._stats, self._fetched)
             else:
@@ -94,15 +97,24 @@ class RoundMetrics(Mapping[str, Any]):
         return np.asarray(self.cohort.ids)[np.asarray(self.cohort.valid)]
 
     def clients(self, name: str) -> np.ndarray:
-        """[c, ...] a `client/` or `aggregate/` metric of each client drawn; NaN (a `Sum`: 0) where it did not train."""
-        output = self._fetched()
-        if name not in output.per_client:
-            raise KeyError(f"{name!r}: kept per client are {sorted(output.per_client)}.")
-        return output.per_client[name].compute()[np.asarray(self.cohort.valid)]
+        """[c, ...] a `client/` or `aggregate/` metric of each client drawn; NaN (a `Sum`: 0) where it did not train.
+
+        With a fleet also `clock/seconds`, from the invitation to the update; NaN where it was lost.
+        """
+        found = self.per_client()
+        if name not in found:
+            raise KeyError(f"{name!r}: kept per client are {sorted(found)}.")
+        return found[name].compute()[np.asarray(self.cohort.valid)]
 
     def per_client(self) -> dict[str, Metric]:
         """The metrics of the cohort's places, [C] each, as monoids: what samplers observe."""
-        return self._fetched().per_client
+        return {**self._fetched().per_client, **{name: self._placed(each) for name, each in self._told.clients.items()}}
+
+    def _placed(self, values: np.ndarray) -> Metric:
+        """[C] numbers of the host, in as many places as the cohort has by now."""
+        whole = np.full(len(self.cohort.ids), np.nan)
+        whole[: len(values)] = values
+        return Mean(whole, np.ones(len(whole)))
 
     def nonfinite_clients(self) -> list[int]:
         """The clients whose update held NaN or infinity."""
@@ -242,6 +254,27 @@ class History(Mapping[str, np.ndarray]):
             raise ArgumentError(f"metric={name!r}: no round has a number of that name; there are {sorted(self)}.")
         at = int(np.nanargmin(values) if mode_of(name, mode) == "min" else np.nanargmax(values))
         return Best(float(values[at]), self.rounds[at].round + 1)
+
+    def time_to(self, name: str, value: float, mode: Mode | None = None) -> float:
+        """Simulated seconds until a metric first was as good as a value; infinite where it never was.
+
+        Args:
+            name: of a metric with a number a round, such as one that was evaluated.
+            value: that it is to reach.
+            mode: "min" or "max"; None for what the name tells, as in `best`.
+
+        Raises:
+            ArgumentError: rounds without a clock, or without a number of that name.
+        """
+        clock = "clock/time"
+        if clock not in set(self):
+            raise ArgumentError(
+                f"time_to({name!r}): these rounds have no clock: give fs.Simulation(fleet=fs.fleet...)."
+            )
+        self.best(name, mode)  # says what is wrong with the name
+        column = np.asarray(self[name], np.float64)
+        reached = column <= value if mode_of(name, mode) == "min" else column >= value
+        return float(self[clock][np.argmax(reached)]) if reached.any() else np.inf
 
     def to_latex(self, names: Sequence[str] | None = None, every: int = 1) -> str:
         """A table for a paper, in LaTeX with booktabs: a row for each `every`-th round, and the last.

@@ -13,6 +13,7 @@ from fedjax_sim.engine.device.placement import Device
 from fedjax_sim.engine.store.residency import Residency
 from fedjax_sim.engine.store.row_table import Rows
 from fedjax_sim.population.sampling import Sampler
+from fedjax_sim.population.timing import Fleet
 from fedjax_sim.privacy.accounting import Epsilon
 from fedjax_sim.runs.folder import RunFolder
 from fedjax_sim.simulation import describe, epsilon, first_state, former, pure_round, recorder, tuning
@@ -50,6 +51,7 @@ class Simulation:
             cohort's order change no bit of a sum. Clients' weighted numbers must stay below 2^24; the unit is 2^-48.
         noise_seed: 32-bit seed of all noise for privacy; None for `seed`. Runs that are both released need different
             ones, as noise that they share cancels; sampling, batches and training stay as they are.
+        fleet: what clients train on, from `fs.fleet`: a clock, `clock/` columns, and what transforms of samplers read.
 
     Attributes:
         parts: what it is made of, a frozen record.
@@ -85,6 +87,7 @@ class Simulation:
         delta: float | None = None,
         exact: bool = False,
         noise_seed: int | None = None,
+        fleet: Fleet | None = None,
         **options: Any,
     ):
         execution = former.with_former(execution, options)
@@ -100,6 +103,7 @@ class Simulation:
             debug=debug,
             delta=delta,
             exact=exact,
+            fleet=fleet,
         )
         self.executor = Executor(self.parts, execution)
         self.evaluate = evaluate
@@ -167,8 +171,6 @@ class Simulation:
     def __getattr__(self, name: str) -> Any:
         return former.attribute(self, name)
 
-    # State
-
     def init(self, params: Params | None = None) -> RoundState:
         """The state before the first round, placed where rounds leave it.
 
@@ -226,8 +228,6 @@ class Simulation:
             RunFolderError: no checkpoint there, none that can be read, or one of another simulation.
         """
         return recorder.restore(self.executor, Path(folder), round, allow, or_init)
-
-    # Rounds
 
     def step(self, state: RoundState) -> tuple[RoundState, RoundMetrics]:
         """One round: `(state, metrics)`. The given state stays usable."""

@@ -8,7 +8,7 @@ import fedjax_sim as fs
 from fedjax_sim.core.types import Cohort
 from fedjax_sim.engine.plan.planner import Planner
 from fedjax_sim.population import sampling
-from fedjax_sim.population.sampler.in_turn import SMALL, permuted
+from fedjax_sim.population.permutation import SMALL, permuted
 
 K, ROUNDS = 40, 30
 SAMPLERS = {

@@ -1,6 +1,7 @@
 """A block of rounds: planned together, and run by one program."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -102,4 +103,5 @@ def widened(cohort: Cohort, capacity: int) -> Cohort:
     if not missing:
         return cohort
     places = lambda leaf: [(0, missing), *[(0, 0)] * (np.ndim(leaf) - 1)]
-    return jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), places(leaf)), cohort)
+    told, cohort = cohort.told, replace(cohort, told=None)
+    return replace(jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), places(leaf)), cohort), told=told)

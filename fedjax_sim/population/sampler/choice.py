@@ -61,7 +61,8 @@ def power_of_choice(candidates: int, chosen: int, sizes: np.ndarray | None = Non
 
     def choose(state: int, drawn: Cohort, losses: np.ndarray) -> tuple[Cohort, int]:
         last = np.where(np.isnan(losses), -np.inf, losses)
-        return cohort(drawn.ids[np.lexsort((drawn.ids, -last))[:chosen]], chosen), state
+        places = np.lexsort((drawn.ids, -last, ~drawn.valid))[: min(chosen, int(drawn.valid.sum()))]
+        return cohort(drawn.ids[places], chosen), state
 
     return Sampler(
         init=init,

@@ -1,0 +1,105 @@
+"""How long clients take: the work of a round, and the devices that it is done on."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Seconds(NamedTuple):
+    """[n] each: receiving the model, computing, sending the update; latency is a part of both ways."""
+
+    down: np.ndarray
+    compute: np.ndarray
+    up: np.ndarray
+
+    @classmethod
+    def none(cls, count: int) -> "Seconds":
+        """Everything at once."""
+        return cls(*np.zeros((3, count)))
+
+
+class Work(NamedTuple):
+    """What a round asks of a client.
+
+    Attributes:
+        steps: `(ids) -> [n]` local steps of its own batches.
+        batch_size: examples of a step.
+        flops: floating-point operations of a step, of all phases together; NaN where nobody needs them.
+        bytes_down, bytes_up: of all phases together.
+    """
+
+    steps: Callable[[np.ndarray], np.ndarray]
+    batch_size: int
+    flops: float = np.nan
+    bytes_down: float = 0.0
+    bytes_up: float = 0.0
+
+
+class Devices(NamedTuple):
+    """[n] each, what some clients train on.
+
+    Attributes:
+        step: seconds of a local step.
+        fixed: seconds that a round's work takes besides.
+        down, up: bytes a second.
+        latency: seconds, each way.
+        watts, radio_watts: while it computes; while it sends or receives.
+        kind: the index of its class.
+    """
+
+    step: np.ndarray
+    fixed: np.ndarray
+    down: np.ndarray
+    up: np.ndarray
+    latency: np.ndarray
+    watts: np.ndarray
+    radio_watts: np.ndarray
+    kind: np.ndarray
+
+
+class Fleet(NamedTuple):
+    """Everybody's devices; from `fs.fleet`.
+
+    Attributes:
+        devices: `(ids, round, seed, work) -> Devices`.
+        name: for messages.
+        classes: names of device classes.
+        idle: seconds of a round without clients.
+        counts_flops: it needs to know what a step costs.
+        by_round: devices differ from round to round.
+        check: `(K)`, raises for a population that it does not fit.
+        flops: of a step; None for those of the compiled program.
+        bytes_up: of an update; None for those of the chain.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> fs.fleet.uniform(fs.fleet.Device(seconds_per_step=0.1)).classes
+        ()
+    """
+
+    devices: Callable[[np.ndarray, int, int, Work], Devices]
+    name: str = "fleet"
+    classes: tuple[str, ...] = ()
+    idle: float = 60.0
+    counts_flops: bool = False
+    by_round: bool = False
+    check: Callable[[int], None] = lambda num_clients: None
+    flops: float | None = None
+    bytes_up: float | None = None
+
+
+class Timing(NamedTuple):
+    """The work of a simulation, and the fleet that does it, if there is one."""
+
+    work: Work
+    fleet: Fleet | None = None
+
+    def seconds(self, ids: np.ndarray, steps: np.ndarray, round: int, seed: int) -> tuple[Seconds, Devices | None]:
+        """What so many steps take those clients, and their devices."""
+        if self.fleet is None:
+            return Seconds.none(len(ids)), None
+        devices = self.fleet.devices(ids, round, seed, self.work)
+        down = self.work.bytes_down / devices.down + devices.latency
+        up = self.work.bytes_up / devices.up + devices.latency
+        return Seconds(down, devices.fixed + steps * devices.step, up), devices

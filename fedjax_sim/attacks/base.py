@@ -45,6 +45,26 @@ class Known(NamedTuple):
         return jnp.sum(self.attackers)
 
 
+class Received(NamedTuple):
+    """What a client knows when it sends.
+
+    Attributes:
+        params: the model that it received.
+        client_id: [] int32.
+        round: [] int32.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedjax_sim as fs
+        >>> def opposite(key, payload, received):
+        ...     return jax.tree.map(jnp.negative, received.params)
+        >>> to_zero = fs.attacks.Attack("to_zero", update=opposite)
+    """
+
+    params: Params
+    client_id: Scalar
+    round: Scalar
+
+
 class Collusion(NamedTuple):
     """What colluding clients send, all of them the same: `start + scale direction`.
 
@@ -79,21 +99,21 @@ class Attack(NamedTuple):
     Attributes:
         name: for messages.
         batch: `(key, batch) -> batch`: what they train on, a batch of the data's entries and `mask`, [B, ...] each.
-        update: `(key, payload, params) -> payload`: what they send instead of what they honestly would, where `params`
-            is the model that they received.
+        update: `(key, payload, received) -> payload`: what they send instead of what they honestly would, a `Received`
+            at hand.
         collude: what they send once they saw the round's messages.
         check: `(task) -> None`: raises an `fs.ArgumentError` where the attack does not fit a task.
 
     Example:
         >>> import jax, fedjax_sim as fs
-        >>> def shrunk(key, payload, params):
+        >>> def shrunk(key, payload, received):
         ...     return jax.tree.map(lambda leaf: leaf / 10, payload)
         >>> lazy = fs.attacks.Attack("lazy", update=shrunk)
     """
 
     name: str
     batch: Callable[[Key, Batch], Batch] | None = None
-    update: Callable[[Key, PyTree, Params], PyTree] | None = None
+    update: Callable[[Key, PyTree, Received], PyTree] | None = None
     collude: Collusion | None = None
     check: Callable[[Task], None] | None = None
 

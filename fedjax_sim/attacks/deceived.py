@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fedjax_sim.aggregate import Collected, Reduced, Reducer
 from fedjax_sim.aggregate.collecting import of_today, reduced
 from fedjax_sim.aggregate.robust.distances import combined
-from fedjax_sim.attacks.base import Attack, Collusion, Known
+from fedjax_sim.attacks.base import Attack, Collusion, Known, Received
 from fedjax_sim.core.arrays import Array, Key, PyTree
 from fedjax_sim.core.errors import check
 from fedjax_sim.core.pytree import squared_norm
@@ -22,7 +22,7 @@ def deceived(
     then: Reducer,
     attack: Attack,
     who: Who,
-    late: Callable[[Key, PyTree, Params], PyTree] | None,
+    late: Callable[[Key, PyTree, Received], PyTree] | None,
     params: Callable[[Server], Params],
 ) -> Reducer:
     """Another reducer, of the round's messages with those of bad clients put in.
@@ -86,7 +86,8 @@ def put(collected: Collected, bad: Array, message: PyTree) -> Collected:
 def _updated(late: Callable[..., PyTree], collected: Collected, bad: Array, params: Params) -> Collected:
     """The messages, with updates that no chain shortened in place of the bad clients'."""
     keys = jax.vmap(lambda client: jax.random.fold_in(collected.key, client))(collected.ids)
-    sent = jax.vmap(late, in_axes=(0, 0, None))(keys, collected.messages, params)
+    one = lambda key, message, client: late(key, message, Received(params, client, collected.round))
+    sent = jax.vmap(one)(keys, collected.messages, collected.ids)
 
     def leaf(honest: jax.Array, sent: jax.Array) -> jax.Array:
         return jnp.where(jnp.asarray(bad).reshape(-1, *[1] * (honest.ndim - 1)), sent.astype(honest.dtype), honest)

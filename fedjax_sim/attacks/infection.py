@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_sim.aggregate import Aggregator, as_aggregator, chain
 from fedjax_sim.algorithms import Algorithm
 from fedjax_sim.algorithms.base import ClientFunction
-from fedjax_sim.attacks.base import Attack
+from fedjax_sim.attacks.base import Attack, Received
 from fedjax_sim.attacks.deceived import deceived
 from fedjax_sim.client.local import ClientBatches
 from fedjax_sim.core.arrays import Array, Batch, Key, PyTree
@@ -146,8 +146,9 @@ def _client(
             batches = PoisonedBatches(**vars(batches), attacks=attacks, key=own, poison=attack.batch)
         update = client(key, server, row, batches)
         payload = update.payload
+        received = Received(algorithm.params(server), batches.client_id, batches.info["round"])
         if attack.update is not None and obeys_chain:
-            payload = where(attacks, attack.update(own, payload, algorithm.params(server)), payload)
+            payload = where(attacks, attack.update(own, payload, received), payload)
         metrics = {**update.metrics, "attackers": Sum(attacks.astype(jnp.float32))}
         return ClientUpdate(payload, update.weight, state=update.state, metrics=metrics)
 

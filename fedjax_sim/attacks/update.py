@@ -6,10 +6,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.attacks.base import Attack
+from fedjax_sim.attacks.base import Attack, Received
 from fedjax_sim.core.arrays import Array, Key, PyTree, Scalar
 from fedjax_sim.core.errors import ArgumentError, check, check_not_negative, check_positive
 from fedjax_sim.core.types import Params
+from fedjax_sim.privacy import audit
 
 
 def sign_flip(scale: Scalar = 1.0) -> Attack:
@@ -24,7 +25,7 @@ def sign_flip(scale: Scalar = 1.0) -> Attack:
         [-2.  6.]
     """
     check_positive("scale", scale)
-    return Attack(f"sign_flip({scale})", update=lambda key, payload, params: _floats(lambda x: -scale * x, payload))
+    return Attack(f"sign_flip({scale})", update=lambda key, payload, received: _floats(lambda x: -scale * x, payload))
 
 
 def gaussian(sigma: Scalar = 1.0) -> Attack:
@@ -39,7 +40,7 @@ def gaussian(sigma: Scalar = 1.0) -> Attack:
         (3,)
     """
     check_not_negative("sigma", sigma)
-    return Attack(f"gaussian({sigma})", update=lambda key, payload, params: _normal(key, payload, sigma))
+    return Attack(f"gaussian({sigma})", update=lambda key, payload, received: _normal(key, payload, sigma))
 
 
 def zero() -> Attack:
@@ -50,7 +51,7 @@ def zero() -> Attack:
         >>> fs.attacks.zero().name
         'zero'
     """
-    return Attack("zero", update=lambda key, payload, params: _floats(jnp.zeros_like, payload))
+    return Attack("zero", update=lambda key, payload, received: _floats(jnp.zeros_like, payload))
 
 
 def nan() -> Attack:
@@ -61,7 +62,7 @@ def nan() -> Attack:
         >>> fs.attacks.nan().name
         'nan'
     """
-    return Attack("nan", update=lambda key, payload, params: _floats(lambda x: jnp.full_like(x, jnp.nan), payload))
+    return Attack("nan", update=lambda key, payload, received: _floats(lambda x: jnp.full_like(x, jnp.nan), payload))
 
 
 def free_rider(kind: Literal["zero", "noise"] = "zero", sigma: Scalar = 1e-3) -> Attack:
@@ -82,6 +83,24 @@ def free_rider(kind: Literal["zero", "noise"] = "zero", sigma: Scalar = 1e-3) ->
     return gaussian(sigma)._replace(name=f"free_rider(noise, {sigma})")
 
 
+def canary(norm: Scalar, seed: Scalar = 0) -> Attack:
+    """Clients of an audit: each sends a direction of its own if its coin says so, else zeros.
+
+    See `fs.privacy.audit.canary`, `included` and `canary_scores`, which need the same seed.
+
+    Args:
+        norm: L2 of the direction; that of the chain's clip.
+        seed: of directions and coins.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> fs.attacks.canary(norm=0.5).name
+        'canary(0.5)'
+    """
+    check_positive("norm", norm)
+    return Attack(f"canary({norm})", update=lambda key, payload, got: audit.canary(got.client_id, payload, norm, seed))
+
+
 def replacement(target: Params, scale: Scalar) -> Attack:
     r"""Model replacement: :math:`\gamma (x_{target} - x)` (Bagdasaryan et al. 2020, equation 3).
 
@@ -99,19 +118,19 @@ def replacement(target: Params, scale: Scalar) -> Attack:
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
         >>> attack = fs.attacks.replacement(jnp.array([1.0, 1.0]), scale=40.0)
-        >>> print(attack.update(None, jnp.zeros(2), jnp.array([1.0, 0.5])))
+        >>> print(attack.update(None, jnp.zeros(2), fs.attacks.Received(jnp.array([1.0, 0.5]), client_id=3, round=0)))
         [ 0. 20.]
     """
     check_positive("scale", scale)
 
-    def update(key: Key, payload: PyTree, params: Params) -> PyTree:
-        sent, model, wanted = map(jax.tree.structure, (payload, params, target))
+    def update(key: Key, payload: PyTree, received: Received) -> PyTree:
+        sent, model, wanted = map(jax.tree.structure, (payload, received.params, target))
         if not sent == model == wanted:
             raise ArgumentError(
                 f"replacement: the payload is {sent}, the model {model} and the target {wanted}: must be alike. Attack "
                 "an algorithm that sends a model."
             )
-        return jax.tree.map(lambda p, x, y: (scale * (y - x)).astype(p.dtype), payload, params, target)
+        return jax.tree.map(lambda p, x, y: (scale * (y - x)).astype(p.dtype), payload, received.params, target)
 
     return Attack(f"replacement({scale})", update=update)
 

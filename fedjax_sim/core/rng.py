@@ -38,7 +38,8 @@ class Purpose(enum.IntEnum):
     CENTRAL_NOISE = 15  # for privacy, by the server
     REDUCE = 16  # by a reducer that collects
     SECURE = 17  # keys, seeds and the graph of a secure sum, and who is lost in it
-    ADVERSARIES = 40
+    ADVERSARIES = 40  # which clients are bad
+    CANARY = 41  # a canary's direction, and its coin
     AVAILABLE = 50  # whether a client is there
     FATE = 51  # what happens to one that is invited
     DEVICE = 52  # what it has in its hands

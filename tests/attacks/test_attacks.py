@@ -170,7 +170,7 @@ def test_honest_clients_are_the_same_to_the_bit_whatever_the_others_do():
     everything = fs.attacks.Attack(
         "everything",
         batch=lambda key, batch: {**batch, "b": batch["b"] + jax.random.normal(key, batch["b"].shape)},
-        update=lambda key, payload, params: payload * jax.random.normal(key),
+        update=lambda key, payload, received: payload * jax.random.normal(key),
         collude=fs.attacks.alie(2.0).collude,
     )
     cohorts = [[0, 1, 2, 3, 4, 5], [3, 2, 4]]

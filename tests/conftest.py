@@ -1,5 +1,6 @@
 """Shared settings: eight CPU devices, no silent rank promotion, programs that compile fast and are kept, no plots."""
 
+import gc
 import os
 import tempfile
 from importlib.metadata import version
@@ -38,6 +39,15 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A program's operations name the line that made them, not all of its callers: lowering is a quarter shorter.
+jax.config.update("jax_include_full_tracebacks_in_locations", False)
+
+
+def pytest_collection_finish():
+    """Modules are no garbage, and tracing makes many small objects that live for long: collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 10)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -81,6 +81,8 @@ def check_aggregation(parts: Parts, aggregator_states: PyTree, capacity: int) ->
 def block(one_round: Callable[..., Any], shape: PlanShape, slots: int) -> Callable[..., Any]:
     """Up to `slots` rounds in one dispatch; how many is traced. Outputs come as a list, one entry a slot."""
 
+    one_round = jax.jit(one_round, inline=True)  # traced once, for the shapes and for the loop
+
     def run(seeds: jax.Array, state: DeviceState, words: jax.Array, count: jax.Array, constants: Constants):
         plan_of = lambda r: unpack_plan(words[r], shape)
         like = jax.eval_shape(lambda: one_round(seeds, state, plan_of(0), constants)[1])

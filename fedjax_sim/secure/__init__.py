@@ -1,5 +1,7 @@
 """Secure aggregation: a server that sees the sum of its clients' whole numbers, and nothing else of them."""
 
+from fedjax_sim.secure.choice import Choice as Choice
+from fedjax_sim.secure.choice import choose as choose
 from fedjax_sim.secure.faults import Refused as Refused
 from fedjax_sim.secure.faults import RoundAborted as RoundAborted
 from fedjax_sim.secure.protocol import Dropouts as Dropouts

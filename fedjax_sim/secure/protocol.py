@@ -160,6 +160,7 @@ def secagg_plus(neighbours: int, threshold: Scalar = 0.6, dropouts: Dropouts | N
     r"""SecAgg+ (Bell et al. 2020): as `bonawitz`, among the k neighbours of a random graph of each round.
 
     Shares go to neighbours alone, t of k, so that a client's cost is O(k) agreements and O(k d) words.
+    `fs.secure.choose` says which k and t hold.
 
     Deviations: the graph is drawn from the run's seed and the round, which clients know, instead of being the server's
     word; all survivors sign the whole list of survivors, and each checks its neighbours' signatures; a client whose

@@ -178,6 +178,9 @@ def test_sweep_prints_a_table_and_writes_a_folder(place):
     assert {path.name for path in (place / "swept").iterdir()} == {
         "config.json",
         "sweep.parquet",
+        "sweep.csv",
+        "sweep.md",
+        "sweep.tex",
         "error_bars.png",
         "curves.png",
     }
@@ -219,7 +222,9 @@ def test_run_trains_the_default_experiment_and_tells_its_accuracy(digits):
     last = lines(run)[-1]
     assert float(table["test/accuracy"]) == pytest.approx(last["test/accuracy"], abs=1e-4)
     assert 0 < last["test/accuracy"] < 1
-    assert re.search(r"3 rounds, \d+\.\d s\. A page of it: fedjax-sim report here\n$", done.out)
+    assert re.search(
+        r"3 rounds: training \d+\.\d s of \d+\.\d s in all\. A page of it: fedjax-sim report here\n$", done.out
+    )
 
 
 def test_run_fills_the_folder(digits):
@@ -328,7 +333,7 @@ def resumed(place, line, others):
 def test_resume_extends_a_run_as_if_it_had_been_longer_from_the_start(resumed, place):
     done = resumed["resume longer --rounds 5"]
     assert done.status == 0, done
-    assert "2 rounds, " in done.out
+    assert "2 rounds: training " in done.out
     trained = lambda run: [{k: v for k, v in each.items() if "test/" not in k} for each in lines(place / run)]
     assert len(trained("longer")) == 5
     assert trained("longer") == trained("straight")

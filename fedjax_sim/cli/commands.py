@@ -137,14 +137,14 @@ def sweep(words: list[str]) -> None:
     files = result.save(folder, metric, options.last)
     draw(score_table(list(grid), metric, scores))
     for setting, seed, round in result.diverged:
-        complain(f"fedjax-sim: {setting} of seed {seed} diverged in round {round}.")
+        complain(f"fedjax-sim: {setting} of seed {seed} diverged in round {round + 1}.")
     if any(score.mean == score.mean for score in scores):
         say(f"best: {result.best(metric, options.mode, options.last)}")
     for path in files:
         say(str(path))
     say(
-        f"{len(result.settings)} settings x {len(result.seeds)} seeds, {config.rounds} rounds: {result.seconds:.1f} s, "
-        f"{result.compilations} compilation{'s' if result.compilations > 1 else ''}"
+        f"{len(result.settings)} settings x {len(result.seeds)} seeds, {config.rounds} rounds: "
+        f"{result.seconds:.1f} s in all, {result.compilations} compilation{'s' if result.compilations > 1 else ''}"
     )
 
 
@@ -213,8 +213,11 @@ def _train(
     )
     if not processes().first():
         return
-    _print_run(fs.runs.read(folder))
-    say(f"{rounds} rounds, {time.perf_counter() - begin:.1f} s. A page of it: fedjax-sim report {quoted(folder)}")
+    found = fs.runs.read(folder)
+    _print_run(found)
+    training = 0.0 if found.seconds is None or not rounds else found.seconds[-1]  # of this process
+    spent = f"training {training:.1f} s of {time.perf_counter() - begin:.1f} s in all"
+    say(f"{rounds} rounds: {spent}. A page of it: fedjax-sim report {quoted(folder)}")
 
 
 def _rounds_saved(folder: Path) -> int:

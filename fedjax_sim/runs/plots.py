@@ -21,6 +21,7 @@ from fedjax_sim.runs.client_plots import partition as partition
 from fedjax_sim.runs.client_plots import sizes as sizes
 from fedjax_sim.runs.drawing import COLOURS, INK, dress, new_figure
 from fedjax_sim.runs.drawing import png as png
+from fedjax_sim.runs.spread import SAID, half_width
 from fedjax_sim.runs.writing import writing
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ def curves(
 ) -> "Figure":
     """Metrics over rounds, a panel each; quantiles of one thing (`families`) share a panel. All show the same rounds.
 
+    A value stands over the number of rounds completed when it was measured: that of round 0 over 1.
+
     Args:
         histories: the columns of one run; or label to a run's columns; or label to those of several runs that differ
-            in their seed, drawn as their mean and a band of one (sample) standard deviation on either side, over the
-            rounds in which all of them have a value.
+            in their seed, drawn as their mean and a band, its 95 % t-interval, over the rounds in which all of them
+            have a value.
         names: columns of numbers; by default those of `main_names`. Rounds without a finite value are skipped, and the
             points joined.
 
@@ -95,7 +98,7 @@ def curves(
             else:
                 _family(axes, [drawn[name, label][:2] for name in members], label, i)
         dress(axes, title if len(members) == 1 else f"{title}, {' '.join(name.split('_')[-1] for name in members)}")
-        axes.set_xlabel("round", color=INK)
+        axes.set_xlabel("rounds completed", color=INK)
         axes.set_xlim(first - margin, last + margin)
         axes.xaxis.get_major_locator().set_params(integer=True)
     if list(groups) != [""]:
@@ -150,7 +153,7 @@ def traffic(histories: Columns | Mapping[str, Columns | Sequence[Columns]], scor
                 _line(row[2], so_far[np.isin(rounds, at)], values, spread, label, i)
         for axes, title in zip(row, (f"{what} a round, MB", f"{what} so far, MB", str(score)), strict=False):
             dress(axes, title)
-            axes.set_xlabel("round" if title != score else f"MB {what}", color=INK)
+            axes.set_xlabel("rounds completed" if title != score else f"MB {what}", color=INK)
             axes.set_ylim(bottom=0 if title != score else None)
     if list(groups) != [""]:
         handles = [_legend_line(label, len(group), i) for i, (label, group) in enumerate(groups.items())]
@@ -329,23 +332,23 @@ def _groups(histories: Any) -> dict[str, list[Columns]]:
 
 
 def _points(history: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rounds that have a finite value, in order, and the values."""
+    """Rounds completed when there was a finite value, in order, and the values."""
     column = np.asarray(history[name])
     check(is_scalar(column), "names", name, f"is no column of numbers: it has shape {column.shape}, {column.dtype}.")
     rounds, values = np.asarray(history["round"]), column.astype(float)
     check(len(rounds) == len(values), f"len({name!r})", len(values), f"there are {len(rounds)} rounds.")
     rounds, first = np.unique(rounds[np.isfinite(values)], return_index=True)
-    return rounds, values[np.isfinite(values)][first]
+    return rounds + 1, values[np.isfinite(values)][first]
 
 
 def _joined(histories: Sequence[Columns], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Rounds, values, and of several runs the standard deviation of these."""
+    """Rounds, values, and of several runs half of the interval of their mean."""
     points = [_points(history, name) for history in histories]
     if not points:
         return np.zeros(0), np.zeros(0), None
     common = functools.reduce(np.intersect1d, [rounds for rounds, _ in points])
     values = np.stack([values[np.isin(rounds, common)] for rounds, values in points])
-    return common, values.mean(0), values.std(0, ddof=1) if len(values) > 1 else None
+    return common, values.mean(0), half_width(values) if len(values) > 1 else None
 
 
 def _line(axes: "Axes", rounds: np.ndarray, values: np.ndarray, spread: np.ndarray | None, label: str, i: int) -> None:
@@ -371,7 +374,7 @@ def _family(axes: "Axes", members: list[tuple[np.ndarray, np.ndarray]], label: s
 def _legend_line(label: str, runs: int, i: int) -> "Line2D":
     from matplotlib.lines import Line2D
 
-    said = label if runs == 1 else f"{label}: mean of {runs}, band ± standard deviation"
+    said = label if runs == 1 else f"{label}: mean of {runs}, {SAID}"
     return Line2D([], [], linestyle=_dash(i), color=_colour(i), linewidth=1.8, label=said)
 
 

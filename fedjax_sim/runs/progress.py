@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -33,7 +34,8 @@ class Progress:
     Of the examples, a client's epochs count. Loss and accuracy are read ten times a second at most.
 
     Lines come every 0.9 s, after 30 s every 5 s, and after 5 minutes every 30 s, whatever the main thread waits for.
-    The last round always has one. A reader that goes away (`| head`) ends the display, not the run.
+    The last round always has one. A reader that goes away (`| head`) ends the display, not the run. Evaluated numbers
+    stand in one line; the bar and the notebook's element say after which round they were measured.
 
     Args:
         title: what runs.
@@ -42,6 +44,8 @@ class Progress:
         display: "bar" (a terminal), "lines" (a log), "notebook" (an IPython kernel), or "auto": what fits the stream.
         stream: where to write; None for standard output, or a notebook's cell.
         clock: seconds, from any beginning.
+        quiet: nothing is shown of a run that is over in so many seconds (None: one of a bar, ten of lines), and lines
+            come every 10 s then. 0 shows all.
 
     Raises:
         ArgumentError: an unknown display, "notebook" outside of one, or a negative number of rounds.
@@ -66,6 +70,7 @@ class Progress:
         display: Literal["auto", "bar", "lines", "notebook"] = "auto",
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        quiet: float | None = 0.0,
     ):
         check_count("first", first, minimum=0)
         check_count("rounds", rounds, minimum=0)
@@ -77,33 +82,52 @@ class Progress:
             check(_in_notebook(), "display", display, 'there is no IPython kernel to show it; leave it at "auto".')
         self._status = Status(title, first, first + rounds, clock)
         out = Stream(sys.stdout if stream is None else stream)
-        self._display: Display = {"bar": Bar, "lines": Lines, "notebook": Notebook}[display](self._status, out)
+        self._quiet = quiet if quiet is not None else 10.0 if display == "lines" else 1.0
+        self._display: Display
+        if display == "lines":
+            self._display = Lines(self._status, out, sparse=self._quiet > 0)
+        else:
+            self._display = (Bar if display == "bar" else Notebook)(self._status, out)
+        self._begun, self._lock = False, threading.Lock()
+        # What draws from a thread of its own may begin in one; a notebook's element belongs to the main thread's cell.
+        waits = self._quiet > 0 and display != "notebook"
+        self._timer = threading.Timer(self._quiet, self._begin) if waits else None
         self._latest: Round | None = None  # not read yet
         self._evaluated: Round | None = None  # the same, of the last round that was evaluated
         self._read_at = -math.inf
 
     def __enter__(self) -> Self:
         self._status.start()
-        self._display.start()
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        elif self._quiet == 0:
+            self._begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
         try:
-            if kind is None:  # after an error, a value might not be there to be read
+            if kind is None and self._begun:  # after an error, a value might not be there to be read
                 self._read()
         finally:
-            self._display.stop()
+            if self._begun:
+                self._display.stop()
 
     def say(self, message: str) -> None:
         """Show what is going on now, until the next round is finished: "compiling", "evaluating", "saving"."""
         self._status.doing = message
-        self._display.said(message)
+        if self._shows():
+            self._display.said(message)
 
     def note(self, message: str) -> None:
         """Print a line that stays."""
-        self._display.note(message)
+        if self._shows():
+            self._display.note(message)
 
     def round(self, metrics: Round) -> None:
         """A finished round; only what is shown is read of it, and that from this thread alone."""
@@ -116,11 +140,25 @@ class Progress:
         self._latest = metrics
         if not all(name.startswith(_PER_ROUND) for name in names):
             self._evaluated = metrics
+        if not self._shows():
+            return
         last = status.completed == status.total
         if last or now - self._read_at >= _READ_EVERY:
             self._read()
             self._read_at = now
         self._display.advanced(last)
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._begun:
+                self._display.start()
+                self._begun = True
+
+    def _shows(self) -> bool:
+        """Whether something is shown by now; of a notebook this is the moment at which it may begin."""
+        if not self._begun and self._timer is None and self._status.elapsed() >= self._quiet:
+            self._begin()
+        return self._begun
 
     def _read(self) -> None:
         status = self._status
@@ -132,7 +170,8 @@ class Progress:
             keys = [name for name in self._evaluated if not name.startswith(_PER_ROUND)]
             names = {key if "/" in key else f"evaluated {key}": key for key in keys}  # not to be taken for the clients'
             values = {name: self._evaluated[key] for name, key in names.items()}
-            status.evaluated = {**status.evaluated, **texts(values)}
+            status.evaluated = texts(values)
+            status.evaluated_at = self._evaluated.round + 1
         self._latest = self._evaluated = None
 
 

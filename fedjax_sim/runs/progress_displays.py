@@ -85,8 +85,9 @@ class Bar:
 class Lines:
     """Lines of a log, printed by a thread."""
 
-    def __init__(self, status: Status, out: "Stream"):
-        self._status, self._out = status, out
+    def __init__(self, status: Status, out: "Stream", sparse: bool = False):
+        self._status, self._out, self._sparse = status, out, sparse
+        self._evaluated = status.first  # rounds completed at the evaluation that was told last
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._printed_at, self._printed = -math.inf, status.first  # when, and rounds completed
         self._said: set[str] = set()
@@ -125,12 +126,14 @@ class Lines:
             known = status.completed == self._printed and bool(status.doing)  # the line before has the numbers
             self._printed_at, self._printed = status.clock(), status.completed
             stamp = f"{elapsed:5.1f} s" if elapsed < 1000 else duration(elapsed)
-            self._out.line(f"[{stamp}] {status.line(brief=known)}")
+            self._out.line(f"[{stamp}] {status.line(brief=known, since=self._evaluated)}")
+            self._evaluated = self._evaluated if known else status.evaluated_at
 
     def _wait(self) -> float:
         """Seconds until the next line is due."""
         elapsed = self._status.elapsed()
-        period = 0.9 if elapsed < 30 else 5.0 if elapsed < 300 else 30.0
+        period = 10.0 if self._sparse else 0.9 if elapsed < 30 else 5.0
+        period = period if elapsed < 300 else 30.0
         return self._printed_at + period - self._status.clock()
 
     def _print_now_and_then(self) -> None:

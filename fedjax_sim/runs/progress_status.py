@@ -19,6 +19,7 @@ class Status:
         self.abandoned = 0
         self.trained: dict[str, str] = {}  # name to value; replaced, never changed
         self.evaluated: dict[str, str] = {}
+        self.evaluated_at = first  # rounds completed then
         self.pace = Pace()
         self.start()
 
@@ -28,16 +29,22 @@ class Status:
     def elapsed(self) -> float:
         return self.clock() - self._begin
 
-    def pieces(self) -> Iterator[tuple[int, str]]:
-        """(rank, text) of all there is to say but the round; what has a higher rank is left out sooner."""
+    def pieces(self, since: int = -1) -> Iterator[tuple[int, str]]:
+        """(rank, text) of all there is to say but the round; what has a higher rank is left out sooner.
+
+        Args:
+            since: rounds after which an evaluation is no news; an earlier one says after how many rounds it was made.
+        """
         if self.doing:
             yield 0, self.doing
         if self.abandoned:
             yield 1, f"{self.abandoned} abandoned"
         for rank, (name, text) in zip((1, 4), self.trained.items(), strict=False):
             yield rank, f"{name} {text}"
-        for name, text in list(self.evaluated.items())[:_MOST_EVALUATED]:
-            yield 5, f"{name} {text}"
+        if self.evaluated_at > since:
+            when = f" (round {self.evaluated_at})" if self.evaluated_at < self.completed else ""
+            for name, text in list(self.evaluated.items())[:_MOST_EVALUATED]:
+                yield 5, f"{name} {text}{when}"
         rates = self.pace.rates()
         if rates is not None:
             for rank, rate, unit in ((3, rates.clients, "clients/s"), (6, rates.examples, "examples/s")):
@@ -48,9 +55,9 @@ class Status:
                 under_way = min((self.clock() - rates.now) * rates.rounds, 1.0)
                 yield 2, f"{duration((self.total - self.completed - under_way) / rates.rounds)} left"
 
-    def line(self, brief: bool = False) -> str:
+    def line(self, brief: bool = False, since: int = -1) -> str:
         """All of it; in brief, the round and what is going on."""
-        text = self.doing if brief else ", ".join(text for _, text in self.pieces())
+        text = self.doing if brief else ", ".join(text for _, text in self.pieces(since))
         if self.completed == self.first:
             return text or "starting"
         return f"round {self.completed}/{self.total}" + (f": {text}" if text else "")

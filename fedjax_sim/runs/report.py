@@ -198,7 +198,7 @@ def _facts(runs: Sequence["Run"]) -> list[Row]:
         ("preset", lambda run: plain(get(run, "experiment", "preset"))),
         ("started", started),
         ("rounds", rounds_done),
-        ("time", lambda run: duration(run.seconds)),
+        ("training", lambda run: duration(run.seconds)),
         ("seed", lambda run: plain(get(run, "simulation", "seed"))),
         ("clients", lambda run: count(get(run, "simulation", "clients"))),
         ("examples", lambda run: count(get(run, "simulation", "examples"))),
@@ -222,7 +222,7 @@ def _scores(runs: Sequence["Run"], name: str) -> list[Cell]:
     for run in runs:
         values = np.asarray(run.metrics.get(name, []), float)
         at = np.flatnonzero(~np.isnan(values))
-        found.append((np.asarray(run.metrics["round"])[at], values[at]) if len(at) else None)
+        found.append((np.asarray(run.metrics["round"])[at] + 1, values[at]) if len(at) else None)
     finals = [values[-1] for _, values in filter(None, found)]
     winner = (min if lower else max)(finals) if len(finals) > 1 else None
     cells: list[Cell] = []
@@ -232,7 +232,7 @@ def _scores(runs: Sequence["Run"], name: str) -> list[Cell]:
             continue
         rounds, values = each
         best = int(pick(values))
-        note = f"round {rounds[-1]:.0f}; best {number(values[best])} in round {rounds[best]:.0f}"
+        note = f"after round {rounds[-1]:.0f}; best {number(values[best])} after round {rounds[best]:.0f}"
         cells.append((number(values[-1]), note, values[-1] == winner))
     return cells
 

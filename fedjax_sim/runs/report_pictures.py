@@ -65,13 +65,13 @@ def _image(data: bytes, alt: str) -> str:
 
 
 def _columns(run: "Run") -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each column of numbers: the rounds in which it has a value, and the values."""
+    """Each column of numbers: after which rounds it has a value, counted from 1 on, and the values."""
     columns = {}
     for name, column in run.metrics.items():
         if name != "round" and plots.is_scalar(column):
             values = np.asarray(column, float)
             has = ~np.isnan(values)
-            columns[name] = (np.asarray(run.metrics["round"])[has], values[has])
+            columns[name] = (np.asarray(run.metrics["round"])[has] + 1, values[has])
     return columns
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from fedjax_sim.core.errors import check
 from fedjax_sim.runs.drawing import BLUES, COLOURS, INK, dress, new_figure
+from fedjax_sim.runs.spread import SAID
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,12 +74,12 @@ def heatmap(
 
 
 def error_bars(labels: Sequence[str], means: Sequence[float], errors: Sequence[float], title: str) -> "Figure":
-    """A mean and its standard error for each label, top down; one without a finite mean is said to have diverged.
+    """A mean and its 95 % t-interval for each label, top down; one without a finite mean is said to have diverged.
 
     Args:
         labels: [S].
         means: [S].
-        errors: [S]; NaN for none.
+        errors: [S] half of each interval; NaN for none.
         title: what the numbers are.
 
     Returns:
@@ -99,7 +100,7 @@ def error_bars(labels: Sequence[str], means: Sequence[float], errors: Sequence[f
     axes.errorbar(
         middle[real], places[real], xerr=spread[real], fmt="o", color=COLOURS[0], markersize=5, capsize=3, linewidth=1.6
     )
-    dress(axes, f"{title}, mean and standard error")
+    dress(axes, f"{title}, mean and {SAID}")
     axes.set_yticks(places, [label if ok else f"{label} (none)" for label, ok in zip(labels, real, strict=True)])
     axes.set_ylim(len(labels) - 0.4, -0.6)
     return figure

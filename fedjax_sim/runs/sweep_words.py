@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedjax_sim.core.errors import ArgumentError, RunFolderError
 from fedjax_sim.runs.folder import git_commit, versions
 from fedjax_sim.runs.reading import FORMAT
+from fedjax_sim.runs.spread import SAID, half_width
 from fedjax_sim.runs.writing import Json, rewrite, writing
 
 if TYPE_CHECKING:
@@ -86,9 +89,9 @@ def score_table(names: Sequence[str], metric: str, scores: Sequence[Any]) -> "Ta
     """A sweep's scores, a row a setting, for the terminal."""
     from rich.table import Table
 
-    table = Table(*names, metric, "standard error", "diverged")
+    table = Table(*names, metric, f"± {SAID}", "diverged")
     for score in scores:
-        error = "" if score.standard_error != score.standard_error else f"{score.standard_error:.2g}"
+        error = "" if score.interval != score.interval else f"{score.interval:.2g}"
         table.add_row(*map(str, score.setting.values()), f"{score.mean:.4f}", error, str(score.diverged or ""))
     return table
 
@@ -116,9 +119,11 @@ def saved_table(run: "Run") -> "Table":
             if columns["diverged"][i] is None and seen:
                 values.append(float(seen[-1]))
         about = f"sweep of {(run.config.get('experiment') or {}).get('name')}: {len(found)} settings"
-        table = Table(*settings, f"{name}, the last", "seeds", title=about, title_justify="left")
+        table = Table(*settings, f"{name}, the last", f"± {SAID}", "seeds", title=about, title_justify="left")
         for setting, values in found.items():
-            table.add_row(*setting, f"{sum(values) / len(values):.4f}" if values else "diverged", str(len(values)))
+            mean = f"{sum(values) / len(values):.4f}" if values else "diverged"
+            error = f"{half_width(np.asarray(values)):.2g}" if len(values) > 1 else ""
+            table.add_row(*setting, mean, error, str(len(values)))
         return table
     except (OSError, ValueError, TypeError, LookupError, MemoryError, ArrowException) as error:
         raise RunFolderError(f"{path} cannot be read: {error}.") from error

@@ -16,7 +16,7 @@ def metrics_table(run: "Run") -> "Table":
     """Each metric's last value and its best one."""
     from rich.table import Column, Table
 
-    table = Table("", *(Column(each, justify="right") for each in ("last", "best", "in round")), box=None)
+    table = Table("", *(Column(each, justify="right") for each in ("last", "best", "after round")), box=None)
     for name, column in run.metrics.items():
         if column.dtype == object or re.match("round$|plan/|cohort/", name):
             continue
@@ -25,7 +25,7 @@ def metrics_table(run: "Run") -> "Table":
         if real.any():
             best = values[real].min() if lower_is_better(name) else values[real].max()
             at = run.metrics["round"][real][list(values[real]).index(best)]
-            table.add_row(name, f"{values[real][-1]:.4f}", f"{best:.4f}", str(int(at)))
+            table.add_row(name, f"{values[real][-1]:.4f}", f"{best:.4f}", str(int(at) + 1))
     return table
 
 

@@ -28,7 +28,7 @@ class RoundMetrics(Mapping[str, Any]):
     each client in the cohort.
 
     Attributes:
-        round: the round's number.
+        round: the round's number, from 0 on; what is printed counts the rounds that are completed, from 1 on.
         cohort: who was drawn.
         evaluation: what the run's `evaluate` found after this round; empty if it was not asked.
         params: in callbacks, after an evaluation, the model that was evaluated; None elsewhere.
@@ -135,10 +135,10 @@ class RoundMetrics(Mapping[str, Any]):
     def __repr__(self) -> str:
         values = "".join(f", {name} {_short(self[name])}" for name in self.main_names())
         abandoned = ", abandoned" if self.abandoned else ""
-        return f"RoundMetrics(round {self.round}, {self['cohort/clients']} clients{abandoned}{values})"
+        return f"RoundMetrics(after round {self.round + 1}, {self['cohort/clients']} clients{abandoned}{values})"
 
     def _repr_html_(self) -> str:
-        return html.facts(f"Round {self.round}", {name: _short(self[name]) for name in self})
+        return html.facts(f"After round {self.round + 1}", {name: _short(self[name]) for name in self})
 
 
 _EPSILON = "privacy/epsilon"  # of all rounds up to this one
@@ -311,7 +311,7 @@ class History(Mapping[str, np.ndarray]):
         return {name: [metrics.get(name) for metrics in self.rounds] for name in names}
 
     def _span(self) -> str:
-        first, last = self.rounds[0].round, self.rounds[-1].round
+        first, last = self.rounds[0].round + 1, self.rounds[-1].round + 1
         lost = sum(metrics.abandoned for metrics in self.rounds)
         span = f"1 round ({first})" if len(self.rounds) == 1 else f"{len(self.rounds)} rounds ({first} to {last})"
         return f"{span}, {lost} abandoned" if lost else span
@@ -330,7 +330,7 @@ class History(Mapping[str, np.ndarray]):
             return html.facts("History", {"rounds": 0})
         main = self._main()
         curves = [html.sparkline([np.nan if value is None else value for value in column]) for column in main.values()]
-        rows = zip([metrics.round for metrics in self.rounds], *main.values(), strict=True)
+        rows = zip([metrics.round + 1 for metrics in self.rounds], *main.values(), strict=True)
         last = [["" if value is None else _short(value) for value in row] for row in list(rows)[-SHOWN:]]
         return html.table(f"History, {self._span()}", ["round", *main], [["all", *curves], *last])
 

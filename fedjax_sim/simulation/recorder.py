@@ -90,7 +90,14 @@ class Recording:
         profile: what times the rounds, or None.
     """
 
-    def __init__(self, executor: Executor, callbacks: Iterable[Callback], run_dir: Any = None, profiled: bool = False):
+    def __init__(
+        self,
+        executor: Executor,
+        callbacks: Iterable[Callback],
+        run_dir: Any = None,
+        profiled: bool = False,
+        shown: bool = False,
+    ):
         self._follows = executor.parts.multi_process and not processes.first()
         callbacks = list(callbacks)
         self.executor, self.callbacks, self._may_end = executor, [] if self._follows else callbacks, bool(callbacks)
@@ -99,6 +106,7 @@ class Recording:
         self._checkpoints: Checkpoints | None = None
         self._checksums: checksums.Checksums | None = None
         self._progress: Progress | None = None
+        self._shown = shown and not self._follows
         self._saved: int | None = None
         self._ended: Stop | None = None
         self._own: list[Callback] = []
@@ -124,8 +132,10 @@ class Recording:
                     self._saved = state.round if processes.told(self._saved is not None) else None
                 if self._saved is None:
                     self._save(whole)  # type: ignore[arg-type]
-                if not self._follows:
-                    self._progress = stack.enter_context(Progress(self.folder.path.name, state.round, rounds))
+            if self._shown and (rounds or self.folder is not None):
+                title, quiet = ("", None) if self.folder is None else (self.folder.path.name, 0.0)
+                self._progress = stack.enter_context(Progress(title, state.round, rounds, quiet=quiet))
+            if self.folder is not None:
                 stack.enter_context(self._heeding_signals())
                 if self._profiled:
                     self.profile = stack.enter_context(_closing(Profile(self.executor, self.folder.path, rounds)))
@@ -269,7 +279,7 @@ class Recording:
         try:
             plots.save_all(read(self.folder.path))
         except Exception as error:  # the run itself is whole
-            self._progress.note(f"the plots could not be drawn: {error}")  # type: ignore[union-attr]
+            self.note(f"the plots could not be drawn: {error}")
         self.wait()
         self.say("")
 

@@ -244,13 +244,13 @@ class Simulation:
         checkpoint_every: int | None = None,
         callbacks: Iterable[Callback] = (),
         profile: bool = False,
+        progress: bool = True,
     ) -> tuple[RoundState, History]:
         """That many more rounds: `(state, history)`. The given state stays usable.
 
-        Later rounds are planned while the devices compute. With a folder, the run shows its progress and keeps its
-        configuration, metrics, checkpoints, TensorBoard events and plots there (`fedjax_sim.runs.folder`); Ctrl-C
-        then finishes the round, saves it and raises `RunInterrupted`. A run goes on in its folder from
-        `state = sim.restore(folder)`.
+        Later rounds are planned while the devices compute. With a folder, the run keeps its configuration, metrics,
+        checkpoints, TensorBoard events and plots there (`fedjax_sim.runs.folder`); Ctrl-C then ends the round, saves it
+        and raises `RunInterrupted`. A run goes on in its folder from `state = sim.restore(folder)`.
 
         Args:
             state: from `init`, `step`, `run` or `restore`.
@@ -259,10 +259,10 @@ class Simulation:
                 its values join the round's metrics. None for the simulation's own.
             eval_every: None for after the last round alone.
             run_dir: a folder for the run, made if need be; or an `fs.runs.RunFolder`.
-            checkpoint_every: rounds between checkpoints, of which the last three are kept; None for one at the
-                start and one at the end.
+            checkpoint_every: rounds between checkpoints, the last three of which stay; None: at the start and the end.
             callbacks: functions of each finished round's metrics, in order, or loggers; an `fs.runs.Stop` ends the run.
             profile: time planning, transfer and computation, one after another, and keep a trace in the folder.
+            progress: show how far it is; without a folder, once the run has taken a second, or ten in a log.
 
         Raises:
             NonFiniteUpdateError: under `on_nonfinite="raise"`.
@@ -274,7 +274,7 @@ class Simulation:
         if rounds:
             tuning.tune(self.executor, state)
         schedule = Schedule(state.round + rounds, self.executor.rounds_per_dispatch, eval_every, checkpoint_every)
-        with Recording(self.executor, callbacks, run_dir, profile).of(state, rounds) as record:
+        with Recording(self.executor, callbacks, run_dir, profile, progress).of(state, rounds) as record:
             return run_rounds(self.executor, state, schedule, evaluate or self.evaluate, record)
 
     def params(self, state: RoundState | PureState, ema: bool = False, client: int | None = None) -> Params:

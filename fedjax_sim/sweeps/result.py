@@ -11,7 +11,11 @@ from fedjax_sim.core import html
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.runs.modes import Mode, mode_of
+from fedjax_sim.runs.spread import SAID, half_width
+from fedjax_sim.sweeps import tables
 from fedjax_sim.sweeps.grid import Setting, text
+
+_TRAINING = ("client/", "aggregate/", "cohort/")
 
 
 class Member(NamedTuple):
@@ -63,7 +67,7 @@ class Score(NamedTuple):
         >>> import numpy as np
         >>> from fedjax_sim.sweeps import Score
         >>> print(Score({"lr": 0.1}, 0.5, 0.1, np.array([0.4, 0.6])))
-        lr=0.1: 0.5 ± 0.1
+        lr=0.1: 0.5 ± 1.3
     """
 
     setting: Setting
@@ -72,8 +76,13 @@ class Score(NamedTuple):
     values: np.ndarray
     diverged: int = 0
 
+    @property
+    def interval(self) -> float:
+        """Half of the 95 % t-interval of the mean over seeds, what tables and plots show; NaN of one seed."""
+        return float(half_width(self.values))
+
     def __str__(self) -> str:
-        error = "" if np.isnan(self.standard_error) else f" ± {self.standard_error:.2g}"
+        error = "" if np.isnan(self.interval) else f" ± {self.interval:.2g}"
         return f"{text(self.setting)}: {self.mean:.4g}{error}" + (
             f" ({self.diverged} diverged)" if self.diverged else ""
         )
@@ -99,7 +108,15 @@ class SweepResult:
         >>> members = [[member(2.0, 1.0), member(2.0, 1.2)], [member(2.0, 0.5), member(2.0, 0.7)]]
         >>> result = SweepResult([{"lr": 0.1}, {"lr": 0.2}], [0, 1], members)
         >>> print(result.best("client/loss"))
-        lr=0.2: 0.6 ± 0.1
+        lr=0.2: 0.6 ± 1.3
+        >>> print(result.to_markdown(["client/loss"]))
+        | lr | client/loss |
+        | --- | ---: |
+        | 0.1 | 1.1 ± 1.3 |
+        | 0.2 | 0.6 ± 1.3 |
+        <BLANKLINE>
+        Mean ± 95 % t-interval over 2 seeds.
+        <BLANKLINE>
     """
 
     def __init__(
@@ -180,10 +197,38 @@ class SweepResult:
         }
         pyarrow.parquet.write_table(pyarrow.table(arrays), path)
 
+    def to_csv(self, metrics: Sequence[str] | None = None, last: int = 1) -> str:
+        """A row a setting, in CSV: each metric's mean over seeds, half of its 95 % t-interval, and how many diverged.
+
+        Args:
+            metrics: None for all that were evaluated, or the clients' loss.
+            last: as in `scores`.
+        """
+        return tables.as_csv(self._table(metrics, last))
+
+    def to_markdown(self, metrics: Sequence[str] | None = None, last: int = 1) -> str:
+        """The same as a table for a page, mean ± half of the interval; arguments as in `to_csv`."""
+        return tables.as_markdown(self._table(metrics, last))
+
+    def to_latex(self, metrics: Sequence[str] | None = None, last: int = 1) -> str:
+        """The same in LaTeX with booktabs, mean ± half of the interval; arguments as in `to_csv`."""
+        return tables.as_latex(self._table(metrics, last))
+
+    def _table(self, metrics: Sequence[str] | None, last: int) -> tables.Scores:
+        columns = {name: self.scores(name, last) for name in self._shown(metrics)}
+        return tables.Scores(self.settings, len(self.seeds), columns)
+
+    def _shown(self, metrics: Sequence[str] | None) -> list[str]:
+        if metrics is not None:
+            return [metrics] if isinstance(metrics, str) else list(metrics)
+        rows = [row[0].columns for row in self.members]
+        measured = [name for name in self.names if not name.startswith(_TRAINING)]
+        return [name for name in measured if all(np.ndim(each.get(name, 0.0)) < 2 for each in rows)] or ["client/loss"]
+
     # Scores
 
     def scores(self, metric: str, last: int = 1) -> list[Score]:
-        """A metric's mean and standard error over seeds, setting by setting.
+        """A metric's mean over seeds, with its standard error and 95 % t-interval, setting by setting.
 
         Args:
             metric: a metric of one number a round.
@@ -220,7 +265,7 @@ class SweepResult:
 
     def main_metric(self) -> str:
         """What is shown unless another is named: the test accuracy, another evaluated number, or the clients' loss."""
-        measured = [name for name in self.names if not name.startswith(("client/", "aggregate/", "cohort/"))]
+        measured = [name for name in self.names if not name.startswith(_TRAINING)]
         first = [name for name in measured if "accuracy" in name and name.startswith("test")]
         return (first + [name for name in measured if "accuracy" in name] + measured + ["client/loss"])[0]
 
@@ -256,15 +301,15 @@ class SweepResult:
         return sweep_plots.heatmap(self.settings, [score.mean for score in scores], x, y, metric, mode)
 
     def error_bars(self, metric: str, last: int = 1) -> Any:
-        """A metric's mean over seeds and its standard error, setting by setting: a `matplotlib.figure.Figure`."""
+        """A metric's mean over seeds and its 95 % t-interval, setting by setting: a `matplotlib.figure.Figure`."""
         from fedjax_sim.runs import sweep_plots
 
         scores = self.scores(metric, last)
         labels = [text(score.setting) for score in scores]
-        return sweep_plots.error_bars(labels, [s.mean for s in scores], [s.standard_error for s in scores], metric)
+        return sweep_plots.error_bars(labels, [s.mean for s in scores], [s.interval for s in scores], metric)
 
     def curves(self, names: Sequence[str] | None = None) -> Any:
-        """Metrics over rounds, a line a setting with a band over its seeds: `fs.plots.curves`."""
+        """Metrics over rounds, a line a setting with the 95 % t-interval over its seeds: `fs.plots.curves`."""
         from fedjax_sim.runs import plots
 
         histories: Mapping[str, Any] = {
@@ -276,11 +321,13 @@ class SweepResult:
         return plots.curves(histories, names)
 
     def save(self, folder: str | os.PathLike[str], metric: str | None = None, last: int = 1) -> list[Path]:
-        """Write sweep.parquet, error_bars.png, curves.png and, of two hyperparameters or more, heatmap.png.
+        """Write sweep.parquet, sweep.csv, sweep.md, sweep.tex, error_bars.png, curves.png and perhaps heatmap.png.
+
+        The last needs two hyperparameters of several values.
 
         Args:
             folder: made if need be.
-            metric, last: what to draw, as in `scores`; None for `main_metric()`.
+            metric, last: what to draw, as in `scores`; None for `main_metric()`. Tables have all that was evaluated.
 
         Returns:
             The files.
@@ -297,6 +344,15 @@ class SweepResult:
             folder.mkdir(parents=True, exist_ok=True)
             files = [folder / "sweep.parquet"]
             self.to_parquet(files[0])
+            shown = list(dict.fromkeys([metric, *self._shown(None)]))
+            made = {
+                "csv": self.to_csv(shown, last),
+                "md": self.to_markdown(shown, last),
+                "tex": self.to_latex(shown, last),
+            }
+            for kind, words in made.items():
+                files.append(folder / f"sweep.{kind}")
+                files[-1].write_text(words, encoding="utf-8")
             drawn = {"error_bars": lambda: self.error_bars(metric, last)}
             if len(self.diverged) < len(self.seeds) * len(self.settings):
                 drawn["curves"] = lambda: self.curves([metric])
@@ -315,8 +371,8 @@ class SweepResult:
     def _repr_html_(self) -> str:
         metric = self.main_metric()
         rows = [
-            [*map(str, score.setting.values()), f"{score.mean:.4g}", f"{score.standard_error:.2g}", str(score.diverged)]
+            [*map(str, score.setting.values()), f"{score.mean:.4g}", f"{score.interval:.2g}", str(score.diverged)]
             for score in self.scores(metric)
         ]
         title = f"Sweep, {len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
-        return html.table(title, [*self.settings[0], metric, "standard error", "diverged"], rows)
+        return html.table(title, [*self.settings[0], metric, f"± {SAID}", "diverged"], rows)

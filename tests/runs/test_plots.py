@@ -36,22 +36,20 @@ def looks_drawn(data: bytes, path):
 def test_curves_join_the_points_over_rounds_without_a_finite_value():
     figure = plots.curves({"round": [3, 4, 5, 6, 7], "test/loss": [2.0, NAN, 1.0, INF, 0.5]})
     assert isinstance(figure, Figure)
-    assert lines(figure.axes[0]) == [([3, 5, 7], [2.0, 1.0, 0.5])]
+    assert lines(figure.axes[0]) == [([4, 6, 8], [2.0, 1.0, 0.5])]  # rounds completed
 
 
-def test_seeds_are_a_mean_and_a_band_of_one_standard_deviation():
+def test_seeds_are_a_mean_and_its_t_interval():
     seeds = [{"round": [0, 1, 2], "m": [value, 10.0, other]} for value, other in ((1.0, 5.0), (2.0, 5.0), (3.0, NAN))]
     figure = plots.curves({"three": seeds, "one": {"round": [0, 1], "m": [0.0, 0.0]}}, ["m"])
     axes = figure.axes[0]
-    assert lines(axes) == [([0, 1], [2.0, 10.0]), ([0, 1], [0.0, 0.0])]  # in round 2 one of the three has no value
+    assert lines(axes) == [([1, 2], [2.0, 10.0]), ([1, 2], [0.0, 0.0])]  # after 3 rounds one of three has no value
     (band,) = axes.collections
-    assert {tuple(point) for point in band.get_paths()[0].vertices.round(6)} == {
-        (0, 1),
-        (0, 3),
-        (1, 10),
-    }  # 2 ± 1, 10 ± 0
+    half = 4.302653 / 3**0.5  # Student's table for two degrees of freedom; the seeds' deviation is 1
+    around = {(1, round(2 - half, 4)), (1, round(2 + half, 4)), (2, 10)}
+    assert {tuple(point) for point in band.get_paths()[0].vertices.round(4)} == around
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["three: mean of 3, band ± standard deviation", "one"]
+    assert legend == ["three: mean of 3, 95 % t-interval", "one"]
 
 
 def test_panels_are_the_clients_and_the_evaluated_numbers_unless_told():
@@ -74,13 +72,13 @@ def test_quantiles_share_a_panel_the_middle_one_a_line_between_the_outer_ones():
     figure = plots.curves({**run, "y_p50": [3.0, 2.0, 1.0]}, ["x_p90", "x_p10", "x_p50", "y_p50"])
     assert titles(figure) == ["x, p10 p50 p90", "y_p50"]
     axes = figure.axes[0]
-    assert lines(axes) == [([1, 2], [0.25, 0.5]), ([1, 2], [0.75, 1.0]), ([1, 2], [0.5, 0.75])]
+    assert lines(axes) == [([2, 3], [0.25, 0.5]), ([2, 3], [0.75, 1.0]), ([2, 3], [0.5, 0.75])]
     widths = [line.get_linewidth() for line in axes.get_lines()]
     assert widths[2] > max(widths[:2])
     (band,) = axes.collections
-    assert {tuple(point) for point in band.get_paths()[0].vertices} == {(1, 0.25), (1, 0.75), (2, 0.5), (2, 1.0)}
-    assert axes.get_xlim() == figure.axes[1].get_xlim()  # round 0 has no quantiles, and is shown nevertheless
-    assert axes.get_xlim()[0] < 0
+    assert {tuple(point) for point in band.get_paths()[0].vertices} == {(2, 0.25), (2, 0.75), (3, 0.5), (3, 1.0)}
+    assert axes.get_xlim() == figure.axes[1].get_xlim()  # the first round has no quantiles, and is shown nevertheless
+    assert axes.get_xlim()[0] < 1
 
 
 @pytest.mark.parametrize(
@@ -104,7 +102,7 @@ def test_runs_with_and_without_a_metric_share_its_panel():
 def test_a_single_round_is_a_visible_point():
     axes = plots.curves({"round": [7], "client/loss": [2.5]}).axes[0]
     assert axes.get_lines()[0].get_marker() == "o"
-    assert axes.get_xlim() == (6, 8)
+    assert axes.get_xlim() == (7, 9)
 
 
 def test_a_history_of_a_simulation_is_drawn(tmp_path):
@@ -116,7 +114,7 @@ def test_a_history_of_a_simulation_is_drawn(tmp_path):
     sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
     history = sim.run(sim.init(), rounds=3)[1]
     ((x, y),) = lines(plots.curves(history).axes[0])
-    assert x == [0, 1, 2]
+    assert x == [1, 2, 3]
     assert y[0] == 3.5  # the mean of 0, 1, 4, 9
 
 
@@ -284,9 +282,9 @@ def test_traffic_is_what_was_sent_so_far_and_what_it_bought():
             f"{what} so far, MB",
             "test/accuracy",
         ]
-        assert [axes.get_xlabel() for axes in row] == ["round", "round", f"MB {what}"]
+        assert [axes.get_xlabel() for axes in row] == ["rounds completed", "rounds completed", f"MB {what}"]
         panels[what] = [lines(axes)[0] for axes in row]
-    rounds = [3, 4, 5]
+    rounds = [4, 5, 6]
     assert panels["sent"] == [(rounds, [1.0, 2.0, 0.0]), (rounds, [1.0, 3.0, 3.0]), ([3.0, 3.0], [0.5, 0.75])]
     assert panels["received"] == [(rounds, [0.5] * 3), (rounds, [0.5, 1.0, 1.5]), ([1.0, 1.5], [0.5, 0.75])]
     half = {**run, plots.UPLINK: [4e6, 8e6, 0.0], "test/accuracy": [NAN, 0.7, 0.9]}

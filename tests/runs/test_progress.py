@@ -20,10 +20,11 @@ import types
 from pathlib import Path
 
 import jax.numpy as jnp
+import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.runs import progress_displays
+from fedjax_sim.runs import progress, progress_displays
 from fedjax_sim.runs.progress import Progress
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +84,8 @@ def test_lines_say_what_is_going_on_and_the_last_round_always_has_one():
     lines = out.getvalue().splitlines()
     assert lines[:2] == ["digits: rounds 1 to 3", "[  0.0 s] compiling"]
     assert lines[-1] == (
-        "[  4.5 s] round 3/3: loss 0.412, accuracy 0.871, test/accuracy 0.500, 13.3 clients/s, 21.3k examples/s"
+        "[  4.5 s] round 3/3: loss 0.412, accuracy 0.871, test/accuracy 0.500 (round 2), 13.3 clients/s, "
+        "21.3k examples/s"
     )
     assert [line for line in lines if "round 3/3" in line] == lines[-1:]
 
@@ -342,8 +344,38 @@ def test_an_evaluated_value_is_told_from_the_clients_and_stays():
         second = Round({"client/loss": 0.5, "test/loss": 4.0})
         second.round = 1
         progress.round(second)
-    end = "round 2/2: loss 0.500, evaluated loss 2.000, test/loss 4.000"
-    assert out.getvalue().splitlines()[-1] == f"[  0.0 s] {end}"
+    assert out.getvalue().splitlines()[-1] == "[  0.0 s] round 2/2: loss 0.500, test/loss 4.000"
+
+
+def test_a_line_does_not_say_the_numbers_of_an_evaluation_again():
+    out, clock = io.StringIO(), Clock()
+    with Progress("", 0, 4, "lines", out, clock) as progress:
+        for i, test in enumerate(({"test": 0.5}, {}, {"test": 0.75}, {})):
+            clock.now += 1.0
+            progress.round(Metrics(i, loss=1.0, **test))
+            clock.now += 1.0
+            progress.say(f"message {i}")  # has a line printed, now that a second has passed
+    said = [re.findall(r"test/accuracy [\d.]+(?: \(round \d\))?", line) for line in out.getvalue().splitlines()]
+    assert [each for each in said if each] == [["test/accuracy 0.500"], ["test/accuracy 0.750"]]
+
+
+def test_a_short_run_without_a_folder_says_nothing_and_a_long_one_says_lines():
+    task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+    data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+    sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
+    said = {}
+    for name, wanted, begun in (("short", True, False), ("long", True, True), ("off", False, True)):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
+            if begun:  # the ten seconds are over at once
+                patch.setattr(progress.threading, "Timer", lambda seconds, begin: types.SimpleNamespace(
+                    start=begin, cancel=lambda: None, join=lambda: None))  # fmt: skip
+            sim.run(sim.init(), 3, progress=wanted)
+        said[name] = out.getvalue()
+    assert said["short"] == said["off"] == ""
+    assert said["long"].startswith("rounds 1 to 3\n")
+    assert "round 3/3: loss" in said["long"]
+    assert "progress" not in {thread.name for thread in threading.enumerate()}
 
 
 # The bar

@@ -151,10 +151,10 @@ def test_the_summary_holds_the_runs_values(one):
     assert rows["preset"] == ["default"]
     assert rows["started"] == ["2026-11-23 22:30"]
     assert rows["rounds"][0] == "4"
-    assert rows["client/loss"] == ["1round 3; best 1 in round 3"]
-    assert rows["test/loss"] == ["infround 3; best 1.25 in round 1"]
-    assert rows["test/accuracy"] == ["0.6875round 3; best 0.75 in round 1"]
-    assert rows["time"] == ["3.2 s"]  # 2.0 s before the run was resumed, 1.25 s after
+    assert rows["client/loss"] == ["1after round 4; best 1 after round 4"]
+    assert rows["test/loss"] == ["infafter round 4; best 1.25 after round 2"]
+    assert rows["test/accuracy"] == ["0.6875after round 4; best 0.75 after round 2"]
+    assert rows["training"] == ["3.2 s"]  # 2.0 s before the run was resumed, 1.25 s after
     assert rows["cohort"] == ["2"]
     assert rows["sampler"] == ["uniform(2)"]
     assert rows["devices"] == ["2 × cpu"]
@@ -210,7 +210,7 @@ def test_runs_are_compared(three):
     assert rows["experiment"] == ["quickstart", "quickstart", "from Python"]
     assert rows["rounds"][:3] == ["4", "2 of 4", "1 of 4"]
     assert rows["test/accuracy"] == [
-        "0.6875round 3; best 0.75 in round 1", "0.75round 1; best 0.75 in round 1", "–"
+        "0.6875after round 4; best 0.75 after round 2", "0.75after round 2; best 0.75 after round 2", "–"
     ]  # fmt: skip
     assert [text for _, _, text in three.all("strong")] == ["1", "0.875", "1.25", "0.75"]  # each row's best final value
     differing = re.findall(r'<tr class="differs"><th scope="row">([^<]*)', three.source)
@@ -265,7 +265,7 @@ def test_quantiles_share_a_panel_and_all_panels_span_the_same_rounds(tmp_path):
     assert len(corners) == 4
     starts = [float(re.match(r"M(\S+) ", e[1]["d"])[1]) for e in page.all("path")]
     assert starts[1] > starts[0] + 100  # round 2 of the quantiles is not where round 0 of the losses is
-    assert page.all("p", id="said")[0][2] == "clients/x, round 3: p10: 0.25; p50: 0.5; p90: 0.75"
+    assert page.all("p", id="said")[0][2] == "clients/x, round 4: p10: 0.25; p50: 0.5; p90: 0.75"
 
 
 def test_pointer_and_arrow_keys_read_values(three_path, tmp_path):
@@ -278,9 +278,9 @@ def test_pointer_and_arrow_keys_read_values(three_path, tmp_path):
       svg.dispatchEvent(new PointerEvent("pointermove", at));
     """
     page = driven(three_path, script, tmp_path)
-    assert page.all("p", id="said")[0][2] == f"client/loss, round 1: a: 1.5; b: 1.5; {EVIL}: 2.25 (round 0)"
+    assert page.all("p", id="said")[0][2] == f"client/loss, round 2: a: 1.5; b: 1.5; {EVIL}: 2.25 (round 1)"
     said = [text for _, attributes, text in page.all("div", class_="tip") if "hidden" not in attributes]
-    assert said == [f"round 3a: 0.875b: 0.5 (round 1){EVIL}: 0.125 (round 0)"]  # the panel under the pointer alone
+    assert said == [f"round 4a: 0.875b: 0.5 (round 2){EVIL}: 0.125 (round 1)"]  # the panel under the pointer alone
     assert len(page.all("line", class_="cursor")) == 4  # and the round in all, but for one that ends before it
 
 
@@ -314,9 +314,9 @@ def test_long_curves_are_thinned_and_keep_their_ends(tmp_path):
     assert found
     curves = json.loads(found[1])["runs"][0]["curves"]
     rounds, values = curves["client/loss"]
-    assert (len(rounds), rounds[0], rounds[-1]) == (2000, 0, 4999)
-    assert values == pytest.approx([each / 7 for each in rounds], rel=1e-5)
-    assert curves["client/one"] == [[17], [17.0]]
+    assert (len(rounds), rounds[0], rounds[-1]) == (2000, 1, 5000)
+    assert values == pytest.approx([(each - 1) / 7 for each in rounds], rel=1e-5)
+    assert curves["client/one"] == [[18], [17.0]]
     assert "thinned evenly" in text
 
 
@@ -343,7 +343,7 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
 def test_time_is_said_in_fit_units(seconds, said, tmp_path):
     run = fs.runs.read(samples.write(tmp_path / "run", [], seconds, None, None))
     rows = Page(report.page([run])).rows()
-    assert rows.get("time", ["–"]) == [said]
+    assert rows.get("training", ["–"]) == [said]
 
 
 def test_flags_spell_out_nested_fields_lists_and_switches(tmp_path):

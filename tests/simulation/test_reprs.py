@@ -125,13 +125,13 @@ def test_a_simulation_shows_what_of_its_batching_is_not_the_default(sim):
 
 def test_a_round_shows_its_main_numbers(history):
     # Losses of w = 1: 0 and 4, mean 2. The histogram is no number and is left out.
-    assert repr(history.rounds[1]) == "RoundMetrics(round 1, 2 clients, client/loss 2, client/seen 1, test/w 1.5)"
-    assert repr(history.rounds[0]) == "RoundMetrics(round 0, 2 clients, client/loss 5, client/seen 1)"
+    assert repr(history.rounds[1]) == "RoundMetrics(after round 2, 2 clients, client/loss 2, client/seen 1, test/w 1.5)"
+    assert repr(history.rounds[0]) == "RoundMetrics(after round 1, 2 clients, client/loss 5, client/seen 1)"
 
 
 def test_a_round_shows_all_it_has_as_a_table(history):
     table = Reader(history.rounds[1]._repr_html_())
-    assert table.caption == "Round 1"
+    assert table.caption == "After round 2"
     assert [name for name, _ in table.rows] == list(history.rounds[1])
     values = dict(table.rows)
     assert values["client/loss"] == "2"
@@ -142,7 +142,7 @@ def test_a_round_shows_all_it_has_as_a_table(history):
 def test_a_history_goes_from_its_first_values_to_its_last(history):
     # w = 0, 1, 1.5 before the rounds; losses (1 + 9) / 2, (0 + 4) / 2, (0.25 + 2.25) / 2; then w = 1.75
     assert repr(history) == (
-        "History(3 rounds (0 to 2); client/loss 5 -> 1.25; client/seen 1 -> 1; test/w 1.5 -> 1.75)"
+        "History(3 rounds (1 to 3); client/loss 5 -> 1.25; client/seen 1 -> 1; test/w 1.5 -> 1.75)"
     )
 
 
@@ -150,19 +150,19 @@ def test_short_histories(history):
     assert repr(fs.History()) == "History(no rounds)"
     assert Reader(fs.History()._repr_html_()).rows == [["rounds", "0"]]
     one = fs.History(history.rounds[2:])
-    assert repr(one) == "History(1 round (2); client/loss 1.25; client/seen 1; test/w 1.75)"
+    assert repr(one) == "History(1 round (3); client/loss 1.25; client/seen 1; test/w 1.75)"
     assert Reader(one._repr_html_()).curves == 0
 
 
 def test_a_history_shows_its_rounds_and_a_curve_of_each_column(history):
     table = Reader(history._repr_html_())
-    assert table.caption == "History, 3 rounds (0 to 2)"
+    assert table.caption == "History, 3 rounds (1 to 3)"
     assert table.rows == [
         ["round", "client/loss", "client/seen", "test/w"],
         ["all", "", "", ""],
-        ["0", "5", "1", ""],  # not evaluated
-        ["1", "2", "1", "1.5"],
-        ["2", "1.25", "1", "1.75"],
+        ["1", "5", "1", ""],  # not evaluated
+        ["2", "2", "1", "1.5"],
+        ["3", "1.25", "1", "1.75"],
     ]
     assert table.curves == 3
 
@@ -170,7 +170,7 @@ def test_a_history_shows_its_rounds_and_a_curve_of_each_column(history):
 def test_a_long_history_shows_its_last_ten_rounds(sim):
     history = sim.run(sim.init(), 13)[1]
     rows = Reader(history._repr_html_()).rows
-    assert [row[0] for row in rows] == ["round", "all", *map(str, range(3, 13))]
+    assert [row[0] for row in rows] == ["round", "all", *map(str, range(4, 14))]
 
 
 def test_names_of_evaluations_are_escaped(sim):

@@ -25,7 +25,8 @@ import fedjax_sim as fs
 from fedjax_sim.core import pytree
 
 TARGETS = {"fedprox": 1.1, "scaffold": 1.3, "feddyn": 1.3, "mimelite": 2.2, "mime": 3.2, "fedsam": 2.1, "moon": 3.1}
-TARGETS |= dict.fromkeys(("fednova", "fedexp", "fedacg"), 1.05)
+TARGETS |= dict.fromkeys(("fednova", "fedexp", "fedacg", "fedper"), 1.05)
+TARGETS |= dict.fromkeys(("ditto", "apfl", "perfedavg, first"), 2.2) | {"perfedavg": 4}
 FEW, MANY, ROUNDS = 4, 12, 1000
 
 
@@ -59,6 +60,12 @@ def algorithms(task: fs.Task, lr: float) -> dict[str, Callable[[], fs.Algorithm]
         "fedacg": lambda: fs.fedacg(task, sgd),
         "moon": lambda: fs.moon(task, sgd, features),
         "fedpa": lambda: fs.fedpa(task, sgd, samples=2, sample_steps=2),
+        "fedper": lambda: fs.fedavg(task, sgd, private="layers/2"),
+        "ditto": lambda: fs.ditto(task, sgd, lam=1.0),
+        "apfl": lambda: fs.apfl(task, lr),
+        "pfedme": lambda: fs.pfedme(task, 0.05, lr),
+        "perfedavg": lambda: fs.perfedavg(task, lr, lr),
+        "perfedavg, first": lambda: fs.perfedavg(task, lr, lr, order="first"),
         "diloco": lambda: fs.diloco(task, optax.adamw(1e-3)),
     }
 

@@ -14,9 +14,11 @@ from fedjax_sim import server as server
 from fedjax_sim.algorithms import Algorithm as Algorithm
 from fedjax_sim.algorithms import Phase as Phase
 from fedjax_sim.algorithms import afl as afl
+from fedjax_sim.algorithms import apfl as apfl
 from fedjax_sim.algorithms import by_round as by_round
 from fedjax_sim.algorithms import compress_downlink as compress_downlink
 from fedjax_sim.algorithms import diloco as diloco
+from fedjax_sim.algorithms import ditto as ditto
 from fedjax_sim.algorithms import fedacg as fedacg
 from fedjax_sim.algorithms import fedavg as fedavg
 from fedjax_sim.algorithms import feddyn as feddyn
@@ -29,7 +31,10 @@ from fedjax_sim.algorithms import fedsgd as fedsgd
 from fedjax_sim.algorithms import mime as mime
 from fedjax_sim.algorithms import mimelite as mimelite
 from fedjax_sim.algorithms import moon as moon
+from fedjax_sim.algorithms import perfedavg as perfedavg
+from fedjax_sim.algorithms import pfedme as pfedme
 from fedjax_sim.algorithms import qfedavg as qfedavg
+from fedjax_sim.algorithms import reptile as reptile
 from fedjax_sim.algorithms import scaffnew as scaffnew
 from fedjax_sim.algorithms import scaffold as scaffold
 from fedjax_sim.client import Loss as Loss

@@ -2,11 +2,14 @@
 
 from fedjax_sim.algorithms.afl import AFLState as AFLState
 from fedjax_sim.algorithms.afl import afl as afl
+from fedjax_sim.algorithms.apfl import MixedModel as MixedModel
+from fedjax_sim.algorithms.apfl import apfl as apfl
 from fedjax_sim.algorithms.base import Algorithm as Algorithm
 from fedjax_sim.algorithms.base import Phase as Phase
 from fedjax_sim.algorithms.base import ServerState as ServerState
 from fedjax_sim.algorithms.by_round import by_round as by_round
 from fedjax_sim.algorithms.diloco import diloco as diloco
+from fedjax_sim.algorithms.ditto import ditto as ditto
 from fedjax_sim.algorithms.downlink import Broadcast as Broadcast
 from fedjax_sim.algorithms.downlink import compress_downlink as compress_downlink
 from fedjax_sim.algorithms.fedacg import FedACGState as FedACGState
@@ -27,8 +30,11 @@ from fedjax_sim.algorithms.mime import MimeState as MimeState
 from fedjax_sim.algorithms.mime import mime as mime
 from fedjax_sim.algorithms.mime import mimelite as mimelite
 from fedjax_sim.algorithms.moon import moon as moon
+from fedjax_sim.algorithms.perfedavg import perfedavg as perfedavg
+from fedjax_sim.algorithms.pfedme import pfedme as pfedme
 from fedjax_sim.algorithms.private import PrivateState as PrivateState
 from fedjax_sim.algorithms.qfedavg import qfedavg as qfedavg
+from fedjax_sim.algorithms.reptile import reptile as reptile
 from fedjax_sim.algorithms.scaffnew import scaffnew as scaffnew
 from fedjax_sim.algorithms.scaffold import ScaffoldState as ScaffoldState
 from fedjax_sim.algorithms.scaffold import scaffold as scaffold

@@ -126,6 +126,9 @@ LIMITS = {
     "diloco with an outer step of 1": (fs.diloco(TASK, SGD, 1.0, 0.0), "fedavg, uniform", None),
     "kept states of SGD": (fs.fedavg(TASK, SGD, client_optimizer_state="keep"), "fedavg", None),
     "averaged states of SGD": (fs.fedavg(TASK, SGD, client_optimizer_state="average"), "fedavg", None),
+    "reptile": (fs.reptile(TASK, SGD), "fedavg, uniform", None),
+    "ditto's server": (fs.ditto(TASK, SGD, lam=3.0), "fedavg", None),
+    "apfl's server": (fs.apfl(TASK, LR), "fedavg", None),
     "fednova under a clip above every norm": (
         fs.fednova(TASK, LR, aggregator=fs.aggregate.chain(fs.aggregate.clip_by_l2(1e6))), "fedavg", EQUAL
     ),
@@ -265,6 +268,11 @@ TRACED = {
     "moon": lambda h: fs.moon(TASK, SGD, features, mu=h, tau=h),
     "fedpa rho": lambda h: fs.fedpa(TASK, SGD, 2, 1, rho=h),
     "diloco": lambda h: fs.diloco(TASK, SGD, outer_lr=h, outer_momentum=h),
+    "ditto": lambda h: fs.ditto(TASK, SGD, lam=h),
+    "apfl": lambda h: fs.apfl(TASK, h, alpha=h),
+    "pfedme": lambda h: fs.pfedme(TASK, h, h, lam=h, beta=h),
+    "perfedavg": lambda h: fs.perfedavg(TASK, h, h),
+    "reptile": lambda h: fs.reptile(TASK, SGD, server_lr=h),
     "fedavgm, ema": lambda h: fs.fedavg(TASK, SGD, fs.server.fedavgm(h, h, ema=True, debias=True)),
     "ema": lambda h: fs.fedavg(TASK, SGD, optax.chain(optax.sgd(h), fs.server.ema(h))),
     "clip_norm": lambda h: fs.fedavg(TASK, SGD, aggregator=fs.aggregate.chain(fs.aggregate.clip_by_l2(h))),
@@ -283,4 +291,4 @@ def test_hyperparameters_may_be_traced(name):
     apart = jax.tree.map(lambda *m: np.stack(m), *[one_round(build(float(h))) for h in values])
     assert_close(together, apart, 1e-5)
     # One client never lets FedExP extrapolate, and in its first round knows no other model for MOON to leave.
-    assert np.ptp(together["w"], axis=0).max() > 1e-4 or name in ("fedexp eps", "moon")
+    assert np.ptp(together["w"], axis=0).max() > 1e-4 or name in ("fedexp eps", "moon", "ditto")

@@ -1,5 +1,6 @@
 """Methods with models of clients' own against their NumPy twins, over ragged rounds; and the known mistakes."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import pytest
 
 import fedjax_sim as fs
 from tests.algorithms import personal_twins as twins
-from tests.algorithms.problems import BATCHING, COHORTS, SIZES, START, flat, least_squares, simulate
+from tests.algorithms.problems import BATCHING, COHORTS, SIZES, START, flat, least_squares, quadratics, simulate
 
 TASK, DATA, CLIENTS = least_squares()
 X0 = flat(START)
@@ -30,13 +31,36 @@ def private_case(ours, **options):
     return Case(ours, lambda mistake="": twins.private(*LOCAL, HEAD, **options, mistake=mistake))
 
 
+def of_local_sgd(ours, twin, **options):
+    """A method of local SGD, and its twin, of the same options."""
+    return Case(ours(**options), lambda mistake="": twin(*LOCAL, **options, mistake=mistake))
+
+
+PFEDME = dict(inner_lr=0.04, lam=6.0, inner_steps=3, beta=0.8)
 CASES = {
     "private": private_case(fs.fedavg(TASK, SGD, private="^b$")),
     "private, head first": private_case(fs.fedavg(TASK, SGD, private="b", head_steps=2), head_steps=2),
     "private, head as it is": private_case(fs.fedavg(TASK, SGD, private="b", head_steps=0), head_steps=0),
     "private, pull": private_case(fs.fedprox(TASK, SGD, mu=1.5, private="b"), mu=1.5),
 }
+CASES |= {
+    "ditto": of_local_sgd(lambda **o: fs.ditto(TASK, SGD, **o), twins.ditto, lam=2.0),
+    "apfl": of_local_sgd(lambda **o: fs.apfl(TASK, LR, **o), twins.apfl, alpha=0.4),
+    "apfl, fixed": of_local_sgd(lambda **o: fs.apfl(TASK, LR, **o), twins.apfl, alpha=0.4, adaptive=False),
+    "pfedme": of_local_sgd(lambda **o: fs.pfedme(TASK, LR, **o), twins.pfedme, **PFEDME),
+    **{
+        f"perfedavg, {order}": Case(
+            fs.perfedavg(TASK, 0.05, LR, order),
+            lambda mistake="", order=order: twins.perfedavg(*LOCAL[:3], 0.05, *LOCAL[4:], LR, order, mistake),
+        )
+        for order in ("exact", "first", "hf")
+    },
+}
 MISTAKES = [
+    *[("ditto", mistake) for mistake in ("begins anew", "pulled to y", "pulled to itself")],
+    *[("apfl", mistake) for mistake in ("the new w", "v alone", "no chain rule", "v becomes the mixture")],
+    *[("pfedme", mistake) for mistake in ("theta from w", "its own centre", "theta averaged", "by examples")],
+    *[("perfedavg, exact", mistake) for mistake in ("one batch", "first order", "Hessian of the first gradient")],
     *[(case, mistake) for case in ("private", "private, pull") for mistake in ("begins anew", "all averaged")],
     ("private, head first", "head last"),
     ("private, pull", "private ones pulled"),
@@ -50,9 +74,11 @@ def states(case):
 
 @functools.cache
 def models(case):
-    """The server's [R, d] and the clients' own [R, K, d], ours."""
+    """The server's [R, d], and the clients' own [R, K, d] if they have such, ours."""
     algorithm = CASES[case].ours
     server = np.array([flat(algorithm.params(state.server)) for state in states(case)])
+    if algorithm.personal is None:
+        return (server,)
     return server, np.array([own_models(algorithm, state) for state in states(case)])
 
 
@@ -120,5 +146,78 @@ def test_private_parameters_never_leave():
     ],
 )
 def test_what_cannot_be_private_is_refused(build, message):
+    with pytest.raises(fs.FedSimError, match=message):
+        build()
+
+
+# Two clients of one scalar, f_k(x) = a_k (x - b_k)^2 / 2, whose numbers are from another program
+
+QUADRATIC = quadratics(np.array([1.0, 10.0]), np.array([0.0, 1.0]))
+
+
+def quadratic_rounds(build, cohorts, steps=10, state=lambda state: state, start=3.0):
+    task, data = QUADRATIC
+    execution = fs.Execution(devices=jax.devices()[:1], lanes=2)
+    sim = fs.Simulation(build(task), data, fs.sampler.fixed(cohorts), fs.Batching(1, epochs=steps), execution=execution)
+    now, found = state(sim.init(np.float32(start))), []
+    for _ in cohorts:
+        now, _ = sim.step(now)
+        found.append(now)
+    return found
+
+
+def close(actual, expected, **tolerance):
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, **{"rtol": 2e-6, **tolerance})
+
+
+def test_dittos_models_after_ten_steps_from_zero():
+    def from_zero(state):
+        row = state.rows.client
+        row = row._replace(params=0 * row.params, rounds=row.rounds + 1)
+        return dataclasses.replace(state, rows=dataclasses.replace(state.rows, client=row))
+
+    build = lambda task: fs.ditto(task, optax.sgd(0.05), lam=1.0)
+    (state,) = quadratic_rounds(build, [[0, 1]], state=from_zero, start=0.7134422)
+    close(state.rows.client.params[:2], [0.2323401, 0.9736176])
+
+
+def test_apfls_steps_are_in_order():
+    states = quadratic_rounds(lambda task: fs.apfl(task, 0.02), [[1]] * 3, steps=1)
+    seen = [(state.server.params, state.rows.client.own.params[1], state.rows.client.alpha[1]) for state in states]
+    close(seen, [(2.6, 2.8, 0.5), (2.28, 2.63, 0.432), (2.024, 2.5063443, 0.3318160)])
+
+
+def test_pfedme_ends_where_its_envelopes_do():
+    states = quadratic_rounds(lambda task: fs.pfedme(task, 0.01, 0.02, 15.0, 5), [[0, 1]] * 3)
+    close([state.server.params for state in states], [2.4106956, 1.9822646, 1.6707905])
+    states = quadratic_rounds(lambda task: fs.pfedme(task, 0.05, 0.02, 15.0, 40), [[0, 1]] * 60, steps=1)
+    pull = np.array([1.0, 10.0]) * 15 / (np.array([1.0, 10.0]) + 15)  # of the envelope's gradient
+    exact = pull[1] / pull.sum()
+    assert exact == pytest.approx(0.8648649)
+    close(states[-1].server.params, exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "order, alpha, expected", [("exact", 0.05, 0.7347539), ("first", 0.05, 0.8403361), ("hf", 0.08, 0.3209243)]
+)
+def test_perfedavg_ends_where_one_step_from_it_is_best(order, alpha, expected):
+    states = quadratic_rounds(lambda task: fs.perfedavg(task, alpha, 0.3, order), [[0, 1]] * 80, steps=1)
+    close(states[-1].server.params, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: fs.ditto(TASK, SGD, lam=-1.0), "lam=-1.0: must be zero or more"),
+        (lambda: fs.ditto(TASK, SGD, personal_optimizer=0.1), "personal_optimizer=0.1: must be an optax"),
+        (lambda: fs.apfl(TASK, LR, alpha=1.5), "alpha=1.5: must lie in"),
+        (lambda: fs.pfedme(TASK, 0.1, 0.01), r"client_lr=0.1: client_lr \* lam must be below 1, and lam is 15.0"),
+        (lambda: fs.pfedme(TASK, 0.01, 0.1), r"inner_lr=0.1: inner_lr \* lam must be below 1, and lam is 15.0"),
+        (lambda: fs.pfedme(TASK, 0.01, 0.01, beta=1.5), r"beta=1.5: must lie in \(0, 1\]"),
+        (lambda: fs.perfedavg(TASK, 0.1, 0.1, "second"), "order='second': must be"),
+        (lambda: fs.reptile(TASK, SGD, 0.0), "server_lr=0.0: must be positive"),
+    ],
+)
+def test_what_the_maths_forbids_is_refused(build, message):
     with pytest.raises(fs.FedSimError, match=message):
         build()

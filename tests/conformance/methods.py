@@ -13,8 +13,10 @@ MOMENTUM = optax.sgd(LR, momentum=0.5)
 
 METHODS: dict[str, Callable[[fs.Task], fs.Algorithm]] = {
     "afl": lambda task: fs.afl(task, SGD, 3, gamma=0.3),
+    "apfl": lambda task: fs.apfl(task, LR, alpha=0.4),
     "by_round": lambda task: fs.by_round(lambda r: fs.fedprox(task, optax.sgd(LR * 0.9**r), mu=0.5)),
     "diloco": lambda task: fs.diloco(task, optax.adamw(LR)),
+    "ditto": lambda task: fs.ditto(task, MOMENTUM, lam=0.5),
     "fedacg": lambda task: fs.fedacg(task, SGD),
     "fedavg": lambda task: fs.fedavg(task, MOMENTUM, fs.server.fedadam(0.1)),
     "fedavg, averaged optimizers": lambda task: fs.fedavg(task, optax.adam(LR), client_optimizer_state="average"),
@@ -30,13 +32,16 @@ METHODS: dict[str, Callable[[fs.Task], fs.Algorithm]] = {
     "mime": lambda task: fs.mime(task, MOMENTUM),
     "mimelite": lambda task: fs.mimelite(task, MOMENTUM),
     "moon": lambda task: fs.moon(task, SGD, features),
+    "perfedavg": lambda task: fs.perfedavg(task, LR, LR),
+    "pfedme": lambda task: fs.pfedme(task, LR, LR, lam=5.0, inner_steps=1),
     "qfedavg": lambda task: fs.qfedavg(task, LR, q=1.0),
+    "reptile": lambda task: fs.reptile(task, SGD, 0.5),
     "scaffnew": lambda task: fs.scaffnew(task, 0.5, LR),
     "scaffold": lambda task: fs.scaffold(task, LR),
 }
 """A name up to its comma is the algorithm's."""
 
-EQUAL = {"diloco", "fedexp", "feddyn", "qfedavg", "scaffnew", "scaffold"}
+EQUAL = {"diloco", "fedexp", "feddyn", "perfedavg", "pfedme", "qfedavg", "reptile", "scaffnew", "scaffold"}
 """Those that count each client once."""
 
 NO_COLLECTIONS = {"fedsgd"}

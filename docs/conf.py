@@ -14,6 +14,7 @@ copyright = "The fedjax-sim developers"
 release = version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 extensions = [
+    "methods_table",
     "myst_parser",
     "public",
     "sphinx.ext.autodoc",

@@ -15,6 +15,7 @@ import pytest
 
 import fedjax_sim as fs
 from tests import programs
+from tests.conformance.methods import NO_METHODS
 from tests.test_public_api import public_names
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,27 @@ def test_docstrings_render_without_left_over_markup(site):
         text = re.sub(r"<[^>]*>", "", text)
         for markup in ("`", ".. math", ":math:", ":class:"):
             assert markup not in text, (page.name, text[max(text.find(markup) - 80, 0) :][:160])
+
+
+SENT = {  # server state, client state, down, up: models and numbers beside them, as the papers have them
+    "fedavg": ("1", "0", "1", "1"),
+    "feddyn": ("3", "1", "1", "1"),
+    "fednova": ("1", "0", "1", "1 + 1"),
+    "mimelite": ("2", "0", "2", "2"),
+    "scaffold": ("2", "1", "2", "2"),
+}
+
+
+def test_every_algorithm_is_in_the_table_of_methods(site):
+    page = (site / "howto" / "methods.html").read_text()
+    table = page.split("<table")[-1].split("</table>")[0]
+    lines = [re.findall(r"<td>(.*?)</td>", line, re.S) for line in table.split("<tr")[2:]]
+    lines = [[re.sub("<.*?>", "", cell).strip() for cell in line] for line in lines]
+    cells = {re.search(r"fs\.(\w+)", line[0])[1]: line[1:] for line in lines}
+    functions = {name for name, value in vars(fs.algorithms).items() if inspect.isfunction(value)}
+    assert set(cells) == functions - NO_METHODS - {"by_round"}
+    assert {name: tuple(cells[name][:4]) for name in SENT} == SENT
+    assert [cells[name][4:] for name in ("fedavg", "scaffold")] == [["yes"] * 3, ["DP-FTRL", "yes", "yes"]]
 
 
 @pytest.mark.parametrize("page", with_programs(), ids=name_of)

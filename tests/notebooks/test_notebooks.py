@@ -44,6 +44,7 @@ def test_there_are_notebooks():
         "02_server_optimizers",
         "03_partitions",
         "04_private_and_compressed",
+        "05_own_algorithm",
     ]
 
 

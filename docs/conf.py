@@ -17,6 +17,9 @@ extensions = [
     "methods_table",
     "myst_parser",
     "public",
+    "which",
+    "pictures",
+    "speeds",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
@@ -26,6 +29,8 @@ extensions = [
 ]
 exclude_patterns = ["_ext"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["front.css"]
 html_title = "fedjax-sim"
 html_theme_options = {"source_repository": "https://github.com/fedjax-sim/fedjax-sim/"}
 

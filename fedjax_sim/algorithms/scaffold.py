@@ -39,7 +39,7 @@ def scaffold(
     server_lr: Scalar = 1.0,
     aggregator: Aggregator | Reducer | None = None,
 ) -> Algorithm:
-    r"""SCAFFOLD.
+    r"""SCAFFOLD: local steps corrected by control variates, so that clients that differ do not drift apart.
 
     Each local step is :math:`y \leftarrow y - \eta (g_k(y) - c_k + c)`. After :math:`K_k` steps
 

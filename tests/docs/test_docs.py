@@ -139,6 +139,57 @@ def test_blocks_of_python_are_ours_or_theirs():
         assert fences == len(OURS.findall(text)) + len(THEIRS.findall(text)), page
 
 
+def test_the_front_page_has_its_lines_pictures_and_speeds(site):
+    """That its lines print what it says was compared by the build."""
+    code = OURS.findall((DOCS / "index.md").read_text())[0]
+    assert len([line for line in code.splitlines() if line]) == 10
+    page = (site / "index.html").read_text()
+    for name in ("curve", "partition"):
+        for mode in ("light", "dark"):
+            assert f"{name}-{mode}.svg" in page
+            assert "<svg" in (site / "_images" / f"{name}-{mode}.svg").read_text()[:2000]
+    assert (site / "_images" / "curve-light.svg").read_text() != (site / "_images" / "curve-dark.svg").read_text()
+    assert "124 ms (2.7 ×)" in page  # fedjax's faster configuration of W1 in docs/benchmarks.md: 0.1245 over 0.046
+    for door in ("first_run", "howto/data", "howto/algorithm", "howto/privacy"):
+        assert f'href="{door}.html"' in page.split('class="doors', 1)[1].split("How fast", 1)[0]
+
+
+def test_what_a_front_page_prints_is_compared(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    import pictures
+
+    assert not pictures.differs("{'accuracy': 0.93, 'loss': 0.21}", "{'accuracy': 0.9512, 'loss': 0.2499}")
+    assert pictures.differs("{'accuracy': 0.93}", "{'accuracy': 0.83}")
+    assert pictures.differs("{'accuracy': 0.93}", "{'error': 0.93}")
+    assert pictures.differs("0.93", "0.93 0.1")
+
+
+@pytest.mark.parametrize(
+    "module, kind, known",
+    [
+        (fs.algorithms, fs.Algorithm, {"scaffold": ["1 model", "1", "each alike", "no"]}),
+        (fs.sampler, fs.sampler.Sampler, {"poisson": ["poisson", "yes", "yes", "no"]}),
+        (fs.aggregate, fs.aggregate.Transform, {"drive": ["1 bit a number", "yes", "none", "no", "yes"]}),
+        (fs.aggregate, fs.aggregate.Reducer, {"median": ["a coordinate of all", "no", "no"]}),
+    ],
+    ids=["algorithms", "samplers", "transforms", "reducers"],
+)
+def test_each_public_one_is_on_the_page_of_choices(site, module, kind, known):
+    page = (site / "which.html").read_text().split("<article", 1)[1]
+    rows = {}
+    for row in re.findall(r"<tr.*?</tr>", page, re.S):
+        cells = [re.sub(r"<[^>]*>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", row, re.S)]
+        rows |= {cells[0]: cells[1:]} if cells else {}
+    public = [f for f in vars(module).values() if inspect.isfunction(f) and f.__annotations__.get("return") is kind]
+    if kind is fs.Algorithm:  # compress_downlink is given one
+        public = [f for f in public if next(iter(inspect.signature(f).parameters)) == "task"]
+    assert len(public) > 8
+    assert {f.__name__ for f in public} <= set(rows)
+    for name, cells in known.items():
+        assert rows[name][1:] == cells
+    assert all(rows[f.__name__][0] for f in public)
+
+
 def test_the_pages_name_things_that_exist():
     """Every `fs.name` in the prose and tables is there."""
     for page in PAGES:

@@ -20,6 +20,7 @@ from fedjax_sim.algorithms import compress_downlink as compress_downlink
 from fedjax_sim.algorithms import diloco as diloco
 from fedjax_sim.algorithms import ditto as ditto
 from fedjax_sim.algorithms import fedacg as fedacg
+from fedjax_sim.algorithms import fedasync as fedasync
 from fedjax_sim.algorithms import fedavg as fedavg
 from fedjax_sim.algorithms import feddyn as feddyn
 from fedjax_sim.algorithms import fedexp as fedexp

@@ -14,6 +14,7 @@ from fedjax_sim.algorithms.downlink import Broadcast as Broadcast
 from fedjax_sim.algorithms.downlink import compress_downlink as compress_downlink
 from fedjax_sim.algorithms.fedacg import FedACGState as FedACGState
 from fedjax_sim.algorithms.fedacg import fedacg as fedacg
+from fedjax_sim.algorithms.fedasync import fedasync as fedasync
 from fedjax_sim.algorithms.fedavg import AveragedState as AveragedState
 from fedjax_sim.algorithms.fedavg import fedavg as fedavg
 from fedjax_sim.algorithms.fedavg import fedprox as fedprox

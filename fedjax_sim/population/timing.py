@@ -27,6 +27,7 @@ class Work(NamedTuple):
         batch_size: examples of a step.
         flops: floating-point operations of a step, of all phases together; NaN where nobody needs them.
         bytes_down, bytes_up: of all phases together.
+        population: K.
     """
 
     steps: Callable[[np.ndarray], np.ndarray]
@@ -34,6 +35,7 @@ class Work(NamedTuple):
     flops: float = np.nan
     bytes_down: float = 0.0
     bytes_up: float = 0.0
+    population: int = 0
 
 
 class Devices(NamedTuple):
@@ -90,10 +92,12 @@ class Fleet(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """The work of a simulation, and the fleet that does it, if there is one."""
+    """The work of a simulation, the fleet that does it, if there is one, and the seed that its devices are drawn
+    from."""
 
     work: Work
     fleet: Fleet | None = None
+    seed: int = 0
 
     def seconds(self, ids: np.ndarray, steps: np.ndarray, round: int, seed: int) -> tuple[Seconds, Devices | None]:
         """What so many steps take those clients, and their devices."""

@@ -19,6 +19,8 @@ from fedjax_sim.runs.client_plots import clients as clients
 from fedjax_sim.runs.client_plots import label_counts as label_counts
 from fedjax_sim.runs.client_plots import partition as partition
 from fedjax_sim.runs.client_plots import sizes as sizes
+from fedjax_sim.runs.clock_plots import DOWN, TIME, UP
+from fedjax_sim.runs.clock_plots import timed as timed
 from fedjax_sim.runs.drawing import COLOURS, INK, dress, new_figure
 from fedjax_sim.runs.drawing import png as png
 from fedjax_sim.runs.spread import SAID, half_width
@@ -32,7 +34,14 @@ if TYPE_CHECKING:
     from fedjax_sim.runs.reading import Run
 
 DASHES: Final = ("-", "--", ":", "-.")
-TRAINING = ("client", "aggregate", "cohort", "plan")  # where a training round's own columns come from
+TRAINING = (
+    "client",
+    "aggregate",
+    "cohort",
+    "plan",
+    "population",
+    "clock",
+)  # where a training round's own columns come from
 
 Columns = Mapping[str, npt.ArrayLike]
 """Column name to [rounds] array, "round" among them: an `fs.History`, or the `metrics` of an `fs.runs.Run`."""
@@ -228,7 +237,7 @@ def is_scalar(column: npt.ArrayLike) -> bool:
 
 
 def pictures(run: "Run") -> dict[str, "Figure"]:
-    """The figures that a run has data for, by name: "curves", "traffic", "partition", "clients".
+    """The figures that a run has data for, by name: "curves", "traffic", "clock", "partition", "clients".
 
     The last shows each client's latest accuracy in training, or loss.
 
@@ -245,6 +254,8 @@ def pictures(run: "Run") -> dict[str, "Figure"]:
         found["curves"] = curves(run.metrics, drawable)
     if all(name in run.metrics and is_scalar(run.metrics[name]) for name in (UPLINK, DOWNLINK)):
         found["traffic"] = traffic(run.metrics)
+    if drawable and all(name in run.metrics for name in (TIME, UP, DOWN)):
+        found["clock"] = timed(run.metrics)
     if run.partition is not None:
         found["partition"] = partition(run.partition)
     table = run.clients()
@@ -289,7 +300,8 @@ def save_all(run: "Run") -> list[Path]:
     """Write the `pictures` of a run to the folder `plots/` in its own.
 
     Returns:
-        The files written: of curves.png, traffic.png, partition.png and clients.png those that the run has data for.
+        The files written: of curves.png, traffic.png, clock.png, partition.png and clients.png those that the run has
+            data for.
 
     Raises:
         RunFolderError: the folder cannot be written.

@@ -14,7 +14,14 @@ from fedjax_sim.runs.progress_displays import Bar, Display, Lines, Notebook, Str
 from fedjax_sim.runs.progress_status import Status, texts
 
 _READ_EVERY = 0.1  # seconds; reading a value may wait for a device
-_PER_ROUND = ("client/", "aggregate/", "cohort/", "plan/")  # any other name of a round was evaluated after it
+_PER_ROUND = (
+    "client/",
+    "aggregate/",
+    "cohort/",
+    "plan/",
+    "population/",
+    "clock/",
+)  # any other name of a round was evaluated after it
 
 
 class Round(Protocol):

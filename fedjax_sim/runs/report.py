@@ -22,7 +22,7 @@ from fedjax_sim.runs.writing import rewrite, writing
 
 if TYPE_CHECKING:
     from fedjax_sim.runs.reading import Run
-from fedjax_sim.runs.report_pictures import curve_names, curves_section, embedded, pictures_section
+from fedjax_sim.runs.report_pictures import clock_section, curve_names, curves_section, embedded, pictures_section
 from fedjax_sim.runs.report_words import (
     NONE,
     cohort,
@@ -111,6 +111,7 @@ def page(runs: Sequence["Run"]) -> str:
 {_summary_section(runs, names)}
 </section>
 {curves_section(runs, names) if metrics else ""}
+{clock_section(runs, names)}
 {pictures_section(runs, names)}
 {_profile_section(runs, names)}
 {_config_section(runs, names)}

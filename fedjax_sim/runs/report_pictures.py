@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.runs import plots
 
 if TYPE_CHECKING:
@@ -36,12 +37,29 @@ def curves_section(runs: Sequence["Run"], names: list[str]) -> str:
 </section>"""
 
 
+def clock_section(runs: Sequence["Run"], names: list[str]) -> str:
+    """Runs that have a clock, on one: a score over simulated hours and gigabytes."""
+    clocked = {
+        name.replace("$", r"\$"): run.metrics
+        for name, run in zip(names, runs, strict=True)
+        if plots.TIME in run.metrics and curve_names(run)
+    }
+    if not clocked:
+        return ""
+    try:
+        figure = plots.timed(clocked)
+    except ArgumentError:  # they were not evaluated alike
+        return ""
+    image = _image(plots.png(figure), "What runs reach, over simulated hours and gigabytes.")
+    return f'<section>\n<h2>Time and bytes</h2>\n<figure class="wide">{image}</figure>\n</section>'
+
+
 def pictures_section(runs: Sequence["Run"], names: list[str]) -> str:
     """Clients' histograms and partitions; runs that share a picture share it."""
     shared: dict[tuple[str, bytes], list[str]] = {}
     for run, name in zip(runs, names, strict=True):
         for kind, figure in plots.pictures(run).items():
-            if kind != "curves":
+            if kind not in ("curves", "clock"):
                 shared.setdefault((kind, plots.png(figure)), []).append(name)
     if not shared:
         return ""

@@ -18,7 +18,7 @@ def metrics_table(run: "Run") -> "Table":
 
     table = Table("", *(Column(each, justify="right") for each in ("last", "best", "after round")), box=None)
     for name, column in run.metrics.items():
-        if column.dtype == object or re.match("round$|plan/|cohort/", name):
+        if column.dtype == object or re.match("round$|plan/|cohort/|population/|clock/", name):
             continue
         values = column.astype(float)
         real = values == values

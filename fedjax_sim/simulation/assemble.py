@@ -90,7 +90,7 @@ def assemble(
     streamed = streams(execution.residency, data, mesh.local_devices[0])
     with explained(debug, data, batching):
         payloads = sent(phases, server, row, algorithm.task, data, batching, columns)
-    sampler = _timed(sampler, fleet, phases, payloads, server, row, algorithm.task, data, batching, columns)
+    sampler = _timed(sampler, fleet, int(seed), phases, payloads, server, row, algorithm.task, data, batching, columns)
     planned = host_stages.with_columns(sampler, phases, capacity)
     data_checks.check_all(algorithm.task, data, streamed)
     states, aggregator_rows = aggregators(phases, payloads)

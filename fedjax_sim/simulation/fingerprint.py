@@ -87,7 +87,7 @@ def fingerprint(parts: Parts) -> Fingerprint:
 def _of_sampler(sampler: Sampler) -> dict[str, str]:
     """A sampler's words; of a transformed one those of what it is made of, and of its fleet."""
     if sampler.made is None:
-        return canonical.constants(sampler._replace(pool=None), code=True)
+        return canonical.constants(sampler._replace(pool=None, timed=None), code=True)
     base, stages, timing = sampler.made
     words = canonical.constants(base._replace(pool=None, timed=None), code=True)
     for i, stage in enumerate(stages):

@@ -27,6 +27,7 @@ from fedjax_sim.population.timing import Fleet, Timing, Work
 
 def timing(
     fleet: Fleet | None,
+    seed: int,
     phases: tuple[Pass, ...],
     sent: tuple[Sent, ...],
     server: PyTree,
@@ -42,7 +43,7 @@ def timing(
         ArgumentError: a message whose length depends on what it says, and a fleet that was not told of it.
     """
     steps = lambda ids: batching.count_steps(data.sizes_of(ids))
-    work = Work(steps, batching.batch_size)
+    work = Work(steps, batching.batch_size, population=data.num_clients)
     if fleet is None:
         return Timing(work)
     flops = fleet.flops
@@ -52,7 +53,7 @@ def timing(
     if up is None:
         up = sum(_uplink(phase, of.payload) for phase, of in zip(phases, sent, strict=True)) / 8
     down = sum(_downlink(phase, of, server) for phase, of in zip(phases, sent, strict=True)) / 8
-    return Timing(work._replace(flops=np.nan if flops is None else flops, bytes_down=down, bytes_up=up), fleet)
+    return Timing(work._replace(flops=np.nan if flops is None else flops, bytes_down=down, bytes_up=up), fleet, seed)
 
 
 def _flops(

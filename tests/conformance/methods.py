@@ -18,6 +18,7 @@ METHODS: dict[str, Callable[[fs.Task], fs.Algorithm]] = {
     "diloco": lambda task: fs.diloco(task, optax.adamw(LR)),
     "ditto": lambda task: fs.ditto(task, MOMENTUM, lam=0.5),
     "fedacg": lambda task: fs.fedacg(task, SGD),
+    "fedasync": lambda task: fs.fedasync(task, SGD, mixing=1.0, rho=0.5),
     "fedavg": lambda task: fs.fedavg(task, MOMENTUM, fs.server.fedadam(0.1)),
     "fedavg, averaged optimizers": lambda task: fs.fedavg(task, optax.adam(LR), client_optimizer_state="average"),
     "fedavg, moving average": lambda task: fs.fedavg(task, SGD, optax.chain(optax.sgd(1.0), fs.server.ema(0.8))),
@@ -41,7 +42,7 @@ METHODS: dict[str, Callable[[fs.Task], fs.Algorithm]] = {
 }
 """A name up to its comma is the algorithm's."""
 
-EQUAL = {"diloco", "fedexp", "feddyn", "perfedavg", "pfedme", "qfedavg", "reptile", "scaffnew", "scaffold"}
+EQUAL = {"diloco", "fedasync", "fedexp", "feddyn", "perfedavg", "pfedme", "qfedavg", "reptile", "scaffnew", "scaffold"}
 """Those that count each client once."""
 
 NO_COLLECTIONS = {"fedsgd"}

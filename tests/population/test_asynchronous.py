@@ -12,6 +12,8 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.population.timing import Timing, Work
+from fedjax_sim.population.transformed import timed
 from tests.engine import toys
 
 K = 60
@@ -164,6 +166,58 @@ def test_fedbuff_equals_numpy():
     assert sim.compile_count() == 1
 
 
+def test_fedasync_equals_numpy_with_a_fleets_durations(tmp_path):
+    """Concurrency 5, one at a time: models of clients that a NumPy loop over events hands out and takes back."""
+    fleet = fs.fleet.measured(1.0 + np.arange(toys.NUM_CLIENTS) % 4)
+    sampler = fs.sampler.asynchronous(5, 1, staleness=fs.population.hinge(2.0, 2.0), max_staleness=7)
+    algorithm = fs.fedasync(toys.task(), optax.sgd(0.1), mixing=0.6)
+    batching = fs.Batching(max(toys.SIZES), shuffle=False)
+    sim = fs.Simulation(algorithm, toys.federation(), sampler, batching, seed=2, fleet=fleet)
+    state, history = sim.run(sim.init(), 10)
+    models = [jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(sim.params(sim.init())))]
+    stale = set()
+    for round, metrics in enumerate(history.rounds):
+        k, v = int(metrics.cohort.ids[0]), int(metrics.cohort.version[0])
+        stale.add(round - v)
+        x, new = models[-1], models[-1]
+        if toys.SIZES[k]:
+            alpha, moved = 0.6 / (2 * max(round - v - 2, 0) + 1), gradient(models[v], k)
+            new = {n: (1 - alpha) * x[n] + alpha * (models[v][n] - 0.1 * moved[n]) for n in x}
+        models.append(new)
+    assert max(stale) >= 4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.server.params, models[-1])
+    paused, _ = sim.run(sim.init(), 4)
+    sim.save(tmp_path, paused)
+    resumed, rest = sim.run(sim.restore(tmp_path), 6)
+    jax.tree.map(np.testing.assert_array_equal, (resumed.server, resumed.sampler), (state.server, state.sampler))
+    for name in ("clock/time", "clock/bytes_up", "clock/energy_j", "population/late"):
+        np.testing.assert_array_equal(rest[name], history[name][4:])
+
+
+def test_a_fleets_clock_is_that_of_the_events():
+    """Concurrency 3, K = 2, durations 2, 3, 5: times, bytes, energy, and the share of what was too stale."""
+    durations = np.array([2.0, 3.0, 5.0])[np.arange(K) % 3]
+    power = fs.fleet.Device(seconds_per_step=0.0, watts=2.0)
+    work = Work(lambda ids: np.ones(len(ids)), 1, bytes_down=3.0, bytes_up=7.0, population=K)
+    timing = Timing(work, fs.fleet.measured(durations, power))
+    clocked = timed(fs.sampler.asynchronous(3, 2, max_staleness=1), timing)
+    plain = fs.sampler.asynchronous(3, 2, max_staleness=1, durations=durations)
+    done, busy, wasted = 0, 0.0, 0.0
+    for (a, before), (b, _) in zip(cohorts(clocked, 30), cohorts(plain, 30), strict=True):
+        np.testing.assert_array_equal((a.ids, a.version), (b.ids, b.version))
+        report = a.told.report
+        done += report["population/trained"] + report["population/late"]
+        busy += durations[a.ids].sum()
+        late = report["clock/waste"] * durations[a.ids].sum() / (1 - report["clock/waste"])
+        assert (late > 0) == (report["population/late"] > 0)
+        wasted += late
+        assert report["clock/time"] == before["now"]
+        assert report["clock/bytes_up"] == 7 * done
+        assert report["clock/bytes_down"] == 3 * before["handed"]
+        assert report["clock/energy_j"] == pytest.approx(2 * (busy + wasted))
+    assert wasted > 0
+
+
 def test_equal_speeds_and_a_full_buffer_are_fedavg():
     sampler = fs.sampler.asynchronous(4, 4)
     ids = [cohort.ids for cohort, _ in cohorts(sampler, 6, seed=2, clients=toys.NUM_CLIENTS)]
@@ -242,6 +296,13 @@ def test_scaled_messages_of_integers_and_of_a_median():
 
 # Bad input
 
+SLOW = fs.fleet.Device(seconds_per_step=1.0)
+
+
+def of_fleet(fleet, **options):
+    work = Work(lambda ids: np.ones(len(ids)), 1, population=K)
+    return timed(fs.sampler.asynchronous(3, 1, max_staleness=9, **options), Timing(work, fleet))
+
 
 @pytest.mark.parametrize(
     "make, message",
@@ -254,6 +315,11 @@ def test_scaled_messages_of_integers_and_of_a_median():
         (lambda: fs.sampler.asynchronous(30, 1, durations=[1, 9]), "max_staleness=None: .* may be 261 updates old"),
         (lambda: fs.sampler.asynchronous(61, 1).init(K), "concurrency=61: the population has 60"),
         (lambda: fs.sampler.asynchronous(3, 1, durations=np.ones(59)).init(K), r"durations=\(59,\): the population"),
+        (lambda: of_fleet(fs.fleet.uniform(fs.fleet.Device(seconds_per_step=0.0))), "takes no time at all"),
+        (lambda: of_fleet(fs.fleet.lognormal(1.0, SLOW, by="round")), "anew in each round"),
+        (lambda: of_fleet(fs.fleet.uniform(SLOW), durations=1.0), "the fleet|a fleet, which says"),
+        (lambda: fs.population.bernoulli(0.5)(fs.sampler.asynchronous(3, 1)), "goes with samplers that draw each"),
+        (lambda: fs.fedasync(toys.task(), optax.sgd(0.1), mixing=1.5), "mixing=1.5"),
         (lambda: fs.population.polynomial(-1.0), "exponent=-1.0"),
         (lambda: fs.sampler.importance([0.5, 0.0], 2), "chances=.*positive"),
         (lambda: fs.sampler.importance([0.5, 0.5], 2, sizes=[1]), r"sizes=\(1,\)"),

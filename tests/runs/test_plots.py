@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import fedjax_sim as fs
-from fedjax_sim.runs import plots
+from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.runs import plots, report_pictures
 from tests.runs import samples
 
 NAN, INF = float("nan"), float("inf")
@@ -329,3 +331,23 @@ assert figure._repr_png_() == plots.png(figure) and figure._repr_png_()[:8] == b
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_scores_over_simulated_time_and_bytes():
+    clock = {
+        "clock/time": [3600.0, 7200.0, 9000.0],
+        "clock/bytes_up": [1e9, 2e9, 3e9],
+        "clock/bytes_down": [0.0, 0.0, 1e9],
+    }
+    run = {"round": [0, 1, 2], "client/loss": [3.0, 2.0, 1.0], "test/accuracy": [0.5, np.nan, 0.7], **clock}
+    left, right = plots.timed({"one": [run, run], "other": run}).axes
+    assert len(left.lines) == 3
+    np.testing.assert_allclose(left.lines[0].get_xydata(), [[1, 0.5], [2.5, 0.7]])
+    np.testing.assert_allclose(right.lines[0].get_xydata(), [[1, 0.5], [4, 0.7]])
+    with pytest.raises(ArgumentError, match="clock/time"):
+        plots.timed({"round": [0], "client/loss": [1.0]})
+    with pytest.raises(ArgumentError, match="test/f1"):
+        plots.timed(run, "test/f1")
+    metrics = {name: np.asarray(values) for name, values in run.items()}
+    assert "clock" in plots.pictures(fs.runs.Run(Path("run"), {}, metrics))
+    assert "Time and bytes" in report_pictures.clock_section([fs.runs.Run(Path("run"), {}, metrics)], ["run"])

@@ -8,23 +8,40 @@ import functools
 import heapq
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.core import rng
-from fedjax_sim.core.errors import check, check_count
+from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.rng import Purpose
-from fedjax_sim.core.types import Cohort
+from fedjax_sim.core.types import Cohort, Told
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.population.staleness import Staleness, polynomial
+from fedjax_sim.population.timing import Timing
+from fedjax_sim.population.transformed import Made
 
 MOST = 100
 """Old server states that are kept without being asked for."""
 
 State = dict[str, Any]
 """Places of clients at work, [M] each: `client`, `version`, `ticket` (in the order of handing out), `due`, infinite for
-a place that is free; the time `now`; `owed`, places that are free; `handed` out and `dropped` so far; `population`."""
+a place that is free; the time `now`; `owed`, places that are free; `handed` out and `dropped` so far; `population`;
+`energy` spent on what has arrived, and seconds `wasted` on what was too stale."""
+
+
+class Pace(NamedTuple):
+    """How long clients take, and what it costs them; one for all, or [K].
+
+    Attributes:
+        seconds: from the handing out to the arrival.
+        energy: joules.
+        timing: what a simulation says; None where durations were given.
+    """
+
+    seconds: np.ndarray
+    energy: np.ndarray
+    timing: Timing | None = None
 
 
 def asynchronous(
@@ -32,7 +49,7 @@ def asynchronous(
     buffer: int,
     staleness: Staleness | None = None,
     max_staleness: int | None = None,
-    durations: float | Sequence[float] | np.ndarray = 1.0,
+    durations: float | Sequence[float] | np.ndarray | None = None,
 ) -> Sampler:
     r"""Clients that work side by side, each from the newest model when it starts; the server waits for K updates.
 
@@ -44,6 +61,10 @@ def asynchronous(
     the updates that they complete, come before all departures; arrivals are in the order of handing out. A client is at
     work once at most, and may all the same arrive twice for one update. It is drawn at random among those not at work.
 
+    With `fs.Simulation(fleet=)` the fleet says how long each takes, and rounds have `clock/` columns: bytes are those
+    of all that were handed a model, and of all updates that arrived; `population/late` counts those that were too
+    stale.
+
     No accounting event: refused under noise for privacy.
 
     Args:
@@ -52,7 +73,8 @@ def asynchronous(
         staleness: s; None for `fs.population.polynomial(0.5)`.
         max_staleness: staler updates are dropped, and do not count as one of the K; None drops none. So many old server
             states are kept on the devices; under None as many as the durations can ask for, at most `MOST`.
-        durations: how long a client takes, a positive number or [K] of them, in any unit.
+        durations: how long a client takes, a positive number or [K] of them, in any unit; None for what the fleet says,
+            or without one for all alike.
 
     Example:
         >>> import fedjax_sim as fs
@@ -70,9 +92,56 @@ def asynchronous(
     if max_staleness is not None:
         check_count("max_staleness", max_staleness, minimum=0)
     weights = polynomial() if staleness is None else staleness
-    times = np.asarray(durations, np.float64)
+    times = np.asarray(1.0 if durations is None else durations, np.float64)
     good = times.ndim <= 1 and times.size > 0 and np.isfinite(times).all() and (times > 0).all()
     check(bool(good), "durations", durations, "must be a positive number, or [K] of them, one a client.")
+    most = _Terms(concurrency, buffer, weights, max_staleness)
+    sampler = _of_pace(most, Pace(times, np.zeros(())))
+
+    def timed(timing: Timing) -> Sampler:
+        if timing.fleet is None:
+            return sampler
+        if durations is not None:
+            raise ArgumentError(
+                "durations: the simulation has a fleet, which says how long clients take; leave out one."
+            )
+        return _of_pace(most, _pace(timing))._replace(made=Made(sampler._replace(timed=None), (), timing))
+
+    return sampler._replace(timed=timed)
+
+
+class _Terms(NamedTuple):
+    """The sampler's arguments; `weights` is the staleness function."""
+
+    concurrency: int
+    buffer: int
+    weights: Staleness
+    max_staleness: int | None
+
+
+def _pace(timing: Timing) -> Pace:
+    """Of a fleet, for all clients at once: O(K), once a run."""
+    fleet, ids = timing.fleet, np.arange(timing.work.population)
+    assert fleet is not None
+    if fleet.by_round:
+        raise ArgumentError(
+            f"{fleet.name} draws devices anew in each round, and there are none here: take by='client'."
+        )
+    fleet.check(len(ids))
+    took, devices = timing.seconds(ids, timing.work.steps(ids), 0, timing.seed)
+    assert devices is not None
+    seconds = took.down + took.compute + took.up
+    if not (np.isfinite(seconds).all() and (seconds > 0).all()):
+        raise ArgumentError(
+            f"{fleet.name}: client {int(np.argmin(seconds))} takes no time at all, so that it would arrive for ever at "
+            "the same moment: give devices a latency."
+        )
+    return Pace(seconds, devices.watts * took.compute + devices.radio_watts * (took.down + took.up), timing)
+
+
+def _of_pace(terms: _Terms, pace: Pace) -> Sampler:
+    concurrency, buffer, weights, max_staleness = terms
+    times = pace.seconds
 
     def init(num_clients: int) -> State:
         check(concurrency <= num_clients, "concurrency", concurrency, f"the population has {num_clients} clients.")
@@ -80,16 +149,17 @@ def asynchronous(
             times.shape in ((), (num_clients,)), "durations", times.shape, f"the population has {num_clients} clients."
         )
         places = {name: np.zeros(concurrency, np.int64) for name in ("client", "version", "ticket")}
-        counts = {name: np.int64(0) for name in ("handed", "dropped")}
+        counts = {"handed": np.int64(0), "dropped": np.int64(0), **dict.fromkeys(("energy", "wasted"), np.float64(0))}
         free = {"due": np.full(concurrency, np.inf), "now": np.float64(0), "owed": np.int64(concurrency)}
         return {**places, **free, **counts, "population": np.int64(num_clients)}
 
     def sample(state: State, round: int, seed: int):
-        arrived, after = _until_full(state, round, seed, buffer, max_staleness, times)
+        arrived, after = _until_full(state, round, seed, buffer, max_staleness, pace)
         ids, version = (np.array(column, np.int32) for column in zip(*arrived, strict=True))
         scale = np.asarray(weights(round - version), np.float32)
         ones = np.ones(buffer, np.float32)
-        return Cohort(ids, ones > 0, ones, version=version, columns={"scale": scale}), after
+        told = _told(state, after, ids, pace)
+        return Cohort(ids, ones > 0, ones, version=version, columns={"scale": scale}, told=told), after
 
     versions = _stalest(concurrency, buffer, times) if max_staleness is None else max_staleness
     check(
@@ -110,6 +180,30 @@ def asynchronous(
     )
 
 
+def _told(before: State, after: State, ids: np.ndarray, pace: Pace) -> Told:
+    """What happened since the update before."""
+    change = lambda name: float(after[name] - before[name])
+    report = {
+        "population/selected": change("handed"),
+        "population/trained": float(len(ids)),
+        "population/late": change("dropped"),
+    }
+    if pace.timing is None:
+        return Told(report, {})
+    work, useful = pace.timing.work, pace.seconds[ids].sum()
+    arrived = after["handed"] + after["owed"] - len(after["due"])
+    wasted = float(after["wasted"] - before["wasted"])
+    report |= {
+        "clock/time": float(after["now"]),
+        "clock/round_time": change("now"),
+        "clock/bytes_up": float(work.bytes_up * arrived),
+        "clock/bytes_down": float(work.bytes_down * after["handed"]),
+        "clock/energy_j": float(after["energy"]),
+        "clock/waste": float(wasted / (wasted + useful)),
+    }
+    return Told(report, {"clock/seconds": pace.seconds[ids]})
+
+
 def _stalest(concurrency: int, buffer: int, times: np.ndarray) -> int:
     """Updates that can pass while a client is at work: of each other place as many arrivals as fit beside it."""
     each = math.ceil(times.max() / times.min() - 1e-9)
@@ -117,7 +211,7 @@ def _stalest(concurrency: int, buffer: int, times: np.ndarray) -> int:
 
 
 def _until_full(
-    state: State, version: int, seed: int, buffer: int, max_staleness: int | None, times: np.ndarray
+    state: State, version: int, seed: int, buffer: int, max_staleness: int | None, pace: Pace
 ) -> tuple[list[tuple[int, int]], State]:
     """The arrivals, (client, version) each, that the server's next update waits for; the state just after them."""
     columns = (state[name].tolist() for name in ("due", "ticket", "client", "version"))
@@ -125,6 +219,7 @@ def _until_full(
     heapq.heapify(heap)
     now, owed, handed, dropped = (state[name].item() for name in ("now", "owed", "handed", "dropped"))
     working, population, arrived = {place[2] for place in heap}, int(state["population"]), []
+    times, stale = pace.seconds, []
     while len(arrived) < buffer:
         if owed and (not heap or heap[0][0] > now):  # all of this instant have arrived
             for ticket in range(handed, handed + owed):
@@ -138,6 +233,7 @@ def _until_full(
         owed += 1
         if max_staleness is not None and version - its > max_staleness:
             dropped += 1
+            stale.append(client)
         else:
             arrived.append((client, its))
     heap += [(math.inf, 0, 0, 0)] * owed
@@ -146,6 +242,9 @@ def _until_full(
     after = {name: np.array(values, np.int64) for name, values in places.items()}
     counts = {"owed": owed, "handed": handed, "dropped": dropped, "population": population}
     after |= {name: np.int64(value) for name, value in counts.items()}
+    spent = pace.energy[[client for client, _ in arrived] + stale].sum() if pace.energy.ndim else 0.0
+    wasted = times[stale].sum() if times.ndim else len(stale) * times
+    after |= {"energy": np.float64(state["energy"] + spent), "wasted": np.float64(state["wasted"] + wasted)}
     return arrived, {**after, "due": np.array(due), "now": np.float64(now)}
 
 

@@ -1,7 +1,10 @@
 """What clients of several methods do alike: train from a received model, and sum a gradient over all batches."""
 
+import contextlib
+import warnings
+import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,10 @@ GradientFunction = Callable[[Params, Batch, Key], Gradient]
 
 Pull = Callable[[Params], Params]
 """`(trained params) ->` an addition to each gradient."""
+
+
+_told: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Updates of optimizers of which it was said that their schedule restarts."""
 
 
 class Trained(NamedTuple):
@@ -61,6 +68,7 @@ def train(
 
     if state is None:
         state = optimizer.init(split_params(task, received)[0])
+        _warn_of_schedule(optimizer, state)
     (params, end), metrics = local_steps(step, (received, state), batches, key)
     return Trained(params, end, metrics)
 
@@ -96,6 +104,24 @@ def difference(after: PyTree, before: PyTree) -> PyTree:
 def sgd(learning_rate: Scalar) -> optax.GradientTransformation:
     """Plain SGD at a rate that may be traced."""
     return optax.sgd(learning_rate)  # type: ignore[arg-type]
+
+
+def _warn_of_schedule(optimizer: optax.GradientTransformation, state: optax.OptState) -> None:
+    """Say once that a schedule in a client's optimizer begins anew in each round, by the state that it counts in."""
+    of_inject = lambda node: bool(getattr(node, "hyperparams_states", None))  # empty where plain numbers are injected
+    counts = lambda node: isinstance(node, optax.ScaleByScheduleState) or of_inject(node)
+    if not any(map(counts, jax.tree.leaves(state, is_leaf=counts))):
+        return
+    with contextlib.suppress(TypeError):  # of what has no weak references nothing is remembered
+        if optimizer.update in _told:
+            return
+        _told.add(optimizer.update)
+    warnings.warn(
+        "the client optimizer has a schedule, which counts a client's steps of one round and begins anew in the next: "
+        "for one over rounds give fs.by_round(lambda round: optax.sgd(schedule(round))). If it is meant to be one over "
+        "local steps, silence this warning.",
+        stacklevel=2,
+    )
 
 
 def check_optimizer(name: str, optimizer: object) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 from fedjax_sim.core import rng
 from fedjax_sim.core.arrays import Array, Scalar
 from fedjax_sim.core.errors import ArgumentError, check, check_count
-from fedjax_sim.core.metrics import Metric
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Cohort, SamplerState
 from fedjax_sim.population.permutation import permuted
@@ -77,8 +76,8 @@ class Sample(Protocol):
 Choose = Callable[[SamplerState, Cohort, np.ndarray], tuple[Cohort, SamplerState]]
 """`(state, candidates, losses [C]) -> (cohort, state)`."""
 
-Observe = Callable[[SamplerState, Cohort, dict[str, Metric]], SamplerState]
-"""`(state, cohort, per-client metrics [C, ...]) -> state`."""
+Observe = Callable[[SamplerState, Cohort, dict[str, np.ndarray]], SamplerState]
+"""`(state, cohort, per-client values [C, ...]) -> state`."""
 
 
 Pool = Callable[[SamplerState, int, int, int, int], np.ndarray]
@@ -95,8 +94,9 @@ class Sampler(NamedTuple):
             program is then compiled again for the larger cohort, which is never cut.
         expected: `(num_clients) -> float`, the expected number of clients.
         event: `(num_clients) -> SamplingEvent` or `SeparationEvent`, or None: nothing can be accounted.
-        observe: `(state, cohort, per-client metrics) -> state`, or None for a sampler that needs no feedback:
-            its rounds may be planned ahead.
+        observe: `(state, cohort, values) -> state`, or None for a sampler that needs no feedback: its rounds may be
+            planned ahead. `values` maps a metric's name, `client/loss`, to a NumPy array [C, ...] in the order of the
+            cohort's places: NaN (a sum: 0) where a client did not train, or the place is empty.
         choose: `(state, candidates, losses) -> (cohort, state)`, or None. `sample` then draws candidates, on whose
             examples the round's own model is measured first: losses [C] float64, NaN for a client without examples. Its
             rounds are not planned ahead.

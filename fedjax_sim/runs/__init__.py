@@ -11,6 +11,7 @@ from fedjax_sim.runs.folder import read as read
 from fedjax_sim.runs.loggers import ClientTable as ClientTable
 from fedjax_sim.runs.loggers import JsonLines as JsonLines
 from fedjax_sim.runs.loggers import Logger as Logger
+from fedjax_sim.runs.loggers import MLflow as MLflow
 from fedjax_sim.runs.loggers import TensorBoard as TensorBoard
 from fedjax_sim.runs.loggers import WandB as WandB
 from fedjax_sim.runs.stopping import Stop as Stop

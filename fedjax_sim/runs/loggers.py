@@ -266,6 +266,93 @@ class WandB:
         self._run.finish()
 
 
+class MLflow:
+    """MLflow; offline, in the folder `mlruns` of the run's, unless a tracking server or another place is named.
+
+    `mlflow ui --backend-store-uri RUN/mlruns` shows it. Parameters are what config.json says of configuration and
+    simulation. A run that goes on continues the same MLflow run, whose id is kept in the folder's mlflow.json; rounds
+    that are run again stand there twice, with equal numbers.
+
+    Args:
+        experiment: the MLflow experiment, made if need be.
+        run_name: None for the folder's name.
+        tracking_uri: None for MLFLOW_TRACKING_URI, or else files. For files MLflow wants MLFLOW_ALLOW_FILE_STORE=true
+            in the environment, which is set where nothing is.
+        tags: of the run.
+
+    Raises:
+        ArgumentError: MLflow is not installed.
+
+    Example:
+        >>> import fedjax_sim as fs
+        >>> def train(sim, folder):
+        ...     return sim.run(sim.init(), rounds=100, run_dir=folder, callbacks=[fs.runs.MLflow("digits")])
+    """
+
+    def __init__(
+        self,
+        experiment: str = "fedjax-sim",
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ):
+        try:
+            import mlflow
+        except ImportError as error:
+            raise ArgumentError('fs.runs.MLflow needs mlflow-skinny: pip install "fedjax-sim[mlflow]".') from error
+        self._mlflow, self._experiment, self._name = mlflow, experiment, run_name
+        self._uri, self._tags = tracking_uri, dict(tags or {})
+
+    def __repr__(self) -> str:
+        return call("MLflow", {"experiment": self._experiment, "run_name": self._name, "tracking_uri": self._uri})
+
+    def open(self, folder: Path | None, config: Mapping[str, Json], round: int) -> None:
+        uri = self._uri or os.environ.get("MLFLOW_TRACKING_URI") or ((folder or Path()) / "mlruns").absolute().as_uri()
+        if uri.startswith("file:"):
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        self._client = self._mlflow.MlflowClient(tracking_uri=uri)
+        kept = None if folder is None else folder / "mlflow.json"
+        if kept is not None and kept.exists():
+            self._id = json.loads(kept.read_text())["id"]
+            self._client.set_terminated(self._id, status="RUNNING")
+            return
+        found = self._client.get_experiment_by_name(self._experiment)
+        experiment = found.experiment_id if found else self._client.create_experiment(self._experiment)
+        name = self._name or (folder.name if folder else None)
+        self._id = self._client.create_run(experiment, run_name=name, tags=self._tags).info.run_id
+        told = {**_flat("config", config.get("config") or {}), **_flat("simulation", config.get("simulation") or {})}
+        params = [self._mlflow.entities.Param(_allowed(name), str(value)[:500]) for name, value in told.items()]
+        for first in range(0, len(params), 100):  # as many as it takes at once
+            self._client.log_batch(self._id, params=params[first : first + 100])
+        if kept is not None:
+            with writing(kept):
+                kept.write_text(json.dumps({"id": self._id}) + "\n")
+
+    def __call__(self, metrics: Round) -> None:
+        now, make = int(1000 * time.time()), self._mlflow.entities.Metric
+        numbers = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
+        logged = [make(_allowed(name), value, now, metrics.round) for name, value in numbers.items()]
+        self._client.log_batch(self._id, metrics=logged)
+
+    def flush(self) -> None:
+        """Each round is written when it is logged."""
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+def _allowed(name: str) -> str:
+    """A name with the characters that MLflow takes."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _flat(name: str, value: Json) -> dict[str, Json]:
+    """The values of dicts in dicts, by their path."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {path: each for key, inner in value.items() for path, each in _flat(f"{name}.{key}", inner).items()}
+
+
 def plain(value: Any) -> Json:
     """A metric for JSON: numbers, lists; None for NaN."""
     if hasattr(value, "tolist"):  # of NumPy or JAX

@@ -200,7 +200,7 @@ class Executor:
         sampler = self.parts.sampler
         if sampler.observe is None:
             return state
-        seen = sampler.observe(state.sampler, rounds[-1].cohort, rounds[-1].per_client())
+        seen = sampler.observe(state.sampler, rounds[-1].cohort, rounds[-1].observed())
         return dataclasses.replace(state, sampler=seen)
 
     def replay(self, good: RoundState, failed: int) -> tuple[RoundState, list[RoundMetrics]]:

@@ -24,8 +24,8 @@ SHOWN = 10  # rounds of a history in a notebook
 class RoundMetrics(Mapping[str, Any]):
     """One round's metrics by flat name: `client/loss`, `aggregate/clip_fraction`, `plan/efficiency` ...
 
-    Reading the first of them waits for the device; the values are then on the host. `clients(name)` gives a metric of
-    each client in the cohort.
+    Reading the first of them waits for the device; the values are then on the host, numbers of Python and arrays of
+    NumPy, for callbacks as for whoever reads a history. `clients(name)` gives a metric of each client in the cohort.
 
     Attributes:
         round: the round's number, from 0 on; what is printed counts the rounds that are completed, from 1 on.
@@ -107,8 +107,12 @@ class RoundMetrics(Mapping[str, Any]):
         return found[name].compute()[np.asarray(self.cohort.valid)]
 
     def per_client(self) -> dict[str, Metric]:
-        """The metrics of the cohort's places, [C] each, as monoids: what samplers observe."""
+        """The metrics of the cohort's places, [C] each, as monoids."""
         return {**self._fetched().per_client, **{name: self._placed(each) for name, each in self._told.clients.items()}}
+
+    def observed(self) -> dict[str, np.ndarray]:
+        """[C, ...] the values of the cohort's places, as NumPy arrays: what samplers observe."""
+        return {name: np.asarray(metric.compute()) for name, metric in self.per_client().items()}
 
     def _placed(self, values: np.ndarray) -> Metric:
         """[C] numbers of the host, in as many places as the cohort has by now."""

@@ -1,5 +1,7 @@
 """Numbers that are functions of the round: against loops by hand, without another program, exact where runs go on."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +130,29 @@ def test_numbers_that_a_state_would_keep_are_refused(side):
     optimizers = {"client": (fs.by_round(injected),), "server": (optax.sgd(0.1), fs.by_round(injected))}
     with pytest.raises(ArgumentError, match="would stay those of round 0"):
         simulation(fs.fedavg(quadratic(), *optimizers[side]))
+
+
+# Schedules that restart
+
+
+@pytest.mark.parametrize("rate", [optax.linear_schedule(0.1, 0.0, 10), 0.1])
+def test_a_client_s_schedule_is_told_once_and_nothing_else_is(rate):
+    """adam counts steps and inject_hyperparams keeps numbers: neither is a schedule."""
+    makers = (optax.sgd, optax.adam, optax.inject_hyperparams(optax.sgd))
+    for optimizer in (make(rate) for make in makers):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                simulation(fs.fedavg(quadratic(), optimizer))
+        said = [str(each.message) for each in told if "begins anew" in str(each.message)]
+        assert len(said) == (0 if rate == 0.1 else 1)
+        assert all("fs.by_round(" in each for each in said)
+
+
+def test_a_schedule_that_clients_keep_or_a_server_has_is_right():
+    rate = optax.linear_schedule(0.1, 0.0, 10)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*begins anew")
+        simulation(fs.fedavg(quadratic(), optax.sgd(rate), client_optimizer_state="keep"))
+        simulation(fs.fedavg(quadratic(), optax.sgd(0.1), optax.sgd(rate)))
+        simulation(fs.fedavg(quadratic(), fs.by_round(lambda round: optax.sgd(rate(round)))))

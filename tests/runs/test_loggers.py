@@ -254,6 +254,30 @@ def test_without_wandb_the_error_names_the_extra(monkeypatch):
         fs.runs.WandB()
 
 
+# MLflow
+
+
+def test_mlflow_keeps_files_and_a_run_that_goes_on_is_the_same_run(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    sim, folder = simulation(), tmp_path / "run"
+    state, first = sim.run(sim.init(), 2, run_dir=folder, callbacks=[fs.runs.MLflow("toys", tags={"of": "tests"})])
+    _, then = sim.run(state, 1, run_dir=folder, callbacks=[fs.runs.MLflow("toys")])
+    client = mlflow.MlflowClient(tracking_uri=(folder / "mlruns").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("toys").experiment_id])
+    assert (run.info.run_id, run.info.status) == (json.loads((folder / "mlflow.json").read_text())["id"], "FINISHED")
+    assert (run.info.run_name, run.data.tags["of"], run.data.params["simulation.seed"]) == ("run", "tests", "0")
+    losses = sorted((each.step, each.value) for each in client.get_metric_history(run.info.run_id, "client/loss"))
+    assert losses == list(enumerate([*first["client/loss"], *then["client/loss"]]))
+
+
+def test_without_mlflow_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(fs.FedSimError, match=r'MLflow needs mlflow-skinny: pip install "fedjax-sim\[mlflow\]"'):
+        fs.runs.MLflow()
+
+
 # A user's own
 
 

@@ -83,7 +83,7 @@ MUTATIONS = {
         "engine/plan/planner.py",
         "draw = rng.hash32(seed, Purpose.SHUFFLE, round, ids[client], within)",
         "draw = rng.hash32(seed, Purpose.SHUFFLE, round, ids[client], rank)",
-        "tests/data/test_plan.py::test_shuffles_differ",
+        "tests/engine/plan/test_plan.py::test_shuffles_differ",
     ),
     "rows of an abandoned round": Mutation(
         "engine/round/abandoned.py",

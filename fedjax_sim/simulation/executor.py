@@ -71,6 +71,11 @@ class Executor:
         return resident(self.parts.mesh, self.parts.algorithm.task.frozen)
 
     @functools.cached_property
+    def first(self) -> Callable[[Any], Any]:
+        """The program of the first state, `(params) -> state`."""
+        return first_state.program(self.parts)
+
+    @functools.cached_property
     def fingerprint(self) -> Fingerprint:
         """What the simulation is, for checkpoints."""
         return fingerprint(self.parts)
@@ -191,7 +196,13 @@ class Executor:
 
     def copy_if_donated(self, tree: PyTree) -> Any:
         """What the next dispatch may not take."""
-        return _copy(tree) if self.parts.donates else tree
+        if not self.parts.donates:
+            return tree
+        copy = _copy(tree)
+        if len(self.parts.devices) > 1:
+            return copy
+        # There dealt rows count as whole once they are copied, and the next round's program would be another.
+        return jax.device_put(copy, jax.tree.map(lambda leaf: leaf.sharding, tree))
 
     def observed(self, state: RoundState, rounds: list[RoundMetrics]) -> RoundState:
         """The state with what the sampler takes from rounds that are done, its rows safe."""

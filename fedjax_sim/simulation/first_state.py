@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,13 +23,17 @@ from fedjax_sim.engine.store import row_table
 from fedjax_sim.engine.store.row_file import HostRows
 
 
-def begin(parts: Parts, params: Params | None) -> RoundState:
+def program(parts: Parts) -> Callable[[Params], DeviceState]:
+    """`make`, to be compiled: a simulation keeps it, as it may begin often."""
+    return jax.jit(functools.partial(make, parts), out_shardings=shardings(parts))
+
+
+def begin(parts: Parts, program: Callable[[Params], DeviceState], params: Params | None) -> RoundState:
     """`sim.init`."""
     if params is None:
         params = jax.jit(parts.algorithm.task.init)(rng.key(parts.seed, Purpose.INIT))
     check_params(parts.model, params)
-    first = functools.partial(make, parts)
-    made = jax.jit(first, out_shardings=shardings(parts))(placement.replicate(parts.mesh, params))
+    made = program(placement.replicate(parts.mesh, params))
     rows = HostRows(jax.device_get(made.rows), parts.data.num_clients) if parts.rows == "host" else made.rows
     own = dict(noise_seed=parts.noise_seed, versions=made.versions)
     return RoundState(0, parts.seed, made.server, made.aggregator, parts.sampler_state, rows, **own)

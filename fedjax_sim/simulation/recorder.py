@@ -351,7 +351,7 @@ def restore(
     with contextlib.closing(checkpoints):
         rounds = checkpoints.rounds()
         if not rounds and or_init and round is None:
-            return first_state.begin(executor.parts, None)
+            return first_state.begin(executor.parts, executor.first, None)
         if not rounds:
             raise RunFolderError(f"{folder} holds no checkpoint.")
         if round is not None:

@@ -185,7 +185,7 @@ class Simulation:
             >>> sim.init().round
             0
         """
-        return first_state.begin(self.parts, params)
+        return first_state.begin(self.parts, self.executor.first, params)
 
     def save(self, folder: str | os.PathLike[str], state: RoundState) -> None:
         """Write a checkpoint of a state; it is on the disk when this returns.

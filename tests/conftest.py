@@ -1,5 +1,6 @@
 """Shared settings: eight CPU devices, no silent rank promotion, programs that compile fast and are kept, no plots."""
 
+import collections
 import gc
 import os
 import tempfile
@@ -39,7 +40,7 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A program's operations name the line that made them, not all of its callers: lowering is a quarter shorter.
+# A program's operations name the line that made them, not all of its callers: a tenth of the time.
 jax.config.update("jax_include_full_tracebacks_in_locations", False)
 
 
@@ -50,12 +51,34 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 10)
 
 
+LONG = (
+    "runs/test_resume.py",
+    "engine/device/test_processes.py",
+    "engine/device/test_programs.py",
+    "engine/round/test_codegen.py",
+    "engine/store/test_host_rows.py",
+    "notebooks/test_notebooks.py",
+    "docs/test_docs.py",
+    "sweeps/test_sweep.py",
+)
+"""Files of few but long tests: one that begins last is what all wait for."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """A file's tests go to one process, which makes the file's fixtures and programs once."""
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False  # it counts a file's tests; ours are in order
     return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Where several processes share the files: long ones first, then those of many tests."""
+    if worker:
+        tests = collections.Counter(item.path for item in items)
+        long = lambda path: path.as_posix().endswith(LONG)
+        items.sort(key=lambda item: (not long(item.path), -tests[item.path], str(item.path)))
 
 
 @pytest.fixture(autouse=True, scope="session")

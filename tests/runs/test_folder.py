@@ -19,6 +19,7 @@ import pytest
 from pyarrow import parquet
 
 import fedjax_sim as fs
+from tests import programs
 from tests.engine import toys
 from tests.engine.store.test_checkpoint import check_equal
 
@@ -236,25 +237,18 @@ def test_a_full_disk_is_a_clear_error_and_the_run_goes_on_later(unlimited, tmp_p
     # A file may be as large: less than a checkpoint's; or than six rounds' lines, but more than config.json.
     lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
     limit = 100_000 if what == "checkpoints" else len("".join(lines[:6])) - 20
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path), str(limit)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    ended = re.search(r"^ended (\d+) True (.*)", done.stdout, re.MULTILINE)
-    assert ended, done.stdout + done.stderr
+    done = programs.python(FULL, str(tmp_path), str(limit))
+    assert done.status == 0, done.err
+    ended = re.search(r"^ended (\d+) True (.*)", done.out, re.MULTILINE)
+    assert ended, done.out + done.err
     assert 4 <= int(ended[1]) < 10
     assert "could not be written" in ended[2] or "cannot be written" in ended[2]
     assert str(tmp_path) in ended[2]
-    saved = re.search(r"^saved .*exception's .state. (\d+) rounds are saved", done.stdout, re.MULTILINE | re.DOTALL)
+    saved = re.search(r"^saved .*exception's .state. (\d+) rounds are saved", done.out, re.MULTILINE | re.DOTALL)
     assert saved is None or int(saved[1]) == sim.restore(tmp_path).round
     assert saved or what == "metrics"
-    assert "orbax" not in done.stderr  # nothing of its threads
-    assert "Traceback" not in done.stderr
+    assert "orbax" not in done.err  # nothing of its threads
+    assert "Traceback" not in done.err
     state = sim.restore(tmp_path)
     assert state.round >= 4
     state, _ = sim.run(state, 10 - state.round, run_dir=tmp_path, checkpoint_every=2)

@@ -9,8 +9,11 @@ import jax
 import pytest
 
 import fedjax_sim as fs
+from tests import programs
 from tests.runs import killed, kills
 from tests.runs.kills import ROUNDS, Process, check_same
+
+MAIN = "import sys; from fedjax_sim.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +77,15 @@ def test_an_interrupted_run_says_where_it_is(tmp_path):
 
 def test_the_command_line_is_interrupted_and_resumes(cache, tmp_path):
     folder, straight = tmp_path / "run", tmp_path / "straight"
-    command = ("fedjax_sim.cli", "run", "quickstart", "--preset", "smoke", "--rounds", "40", "--run-dir")
-    process = Process(*command, folder, cache=cache)
+    command = ("run", "quickstart", "--preset", "smoke", "--rounds", "40", "--run-dir")
+    process = Process("fedjax_sim.cli", *command, folder, cache=cache)
     assert process.until(r".*round [1-9]\d*/40")
     process.send(signal.SIGINT)
     status, errors = process.end()
     assert status == 130, errors
     assert f"fedjax-sim resume {folder}" in errors
     assert "Traceback" not in errors
-    status, errors = Process("fedjax_sim.cli", "resume", folder, cache=cache).end()
-    assert status == 0, errors
-    status, errors = Process(*command, straight, cache=cache).end()
-    assert status == 0, errors
+    for words in (("resume", folder), (*command, straight)):
+        done = programs.python(MAIN, *map(str, words))
+        assert done.status == 0, done.err
     assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()

@@ -96,11 +96,11 @@ def worker(name: str, rounds: int, cores: list[int], port: int, num_processes: i
         fs.sampler.uniform(work.cohorts.shape[1]),
         fs.Batching(work.batch_size),
     )
-    state, history = sim.run(sim.init({"layers": work.params}), rounds)
+    state, history = sim.run(sim.init({"layers": work.params}), rounds, progress=False)
     print("says", history["client/loss"][-1], flush=True)
     for _ in sys.stdin:
         begin = time.perf_counter()
-        after, _ = sim.run(state, rounds)
+        after, _ = sim.run(state, rounds, progress=False)
         jax.block_until_ready(after.server)
         print("says", time.perf_counter() - begin, flush=True)
 

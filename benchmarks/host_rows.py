@@ -51,12 +51,12 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     # With "drop" the devices' table is changed in place; else it is copied each round, for the state before a failure.
     in_place = simulation("device", on_nonfinite="drop")
     sims = {"host": simulation("host"), "device": simulation("device"), "device in place": in_place}
-    states = {rows: sim.run(sim.init({"layers": work.params}), 20)[0] for rows, sim in sims.items()}
+    states = {rows: sim.run(sim.init({"layers": work.params}), 20, progress=False)[0] for rows, sim in sims.items()}
     times: dict[str, list[float]] = {rows: [] for rows in sims}
     for _ in range(args.pairs + 1):
         for rows, sim in sims.items():
             begin = time.perf_counter()
-            states[rows], _ = sim.run(states[rows], rounds)
+            states[rows], _ = sim.run(states[rows], rounds, progress=False)
             jax.block_until_ready(states[rows].server)
             times[rows].append((time.perf_counter() - begin) / rounds)
     ratios = {
@@ -92,7 +92,7 @@ def large(rounds: int, cohort: int) -> dict[str, Any]:
         fs.Batching(work.batch_size),
     )
     begin = time.perf_counter()
-    state, history = sim.run(sim.init({"layers": work.params}), rounds)
+    state, history = sim.run(sim.init({"layers": work.params}), rounds, progress=False)
     state.rows.settle()
     return {
         "rows": sim.rows,

@@ -45,7 +45,7 @@ def measure(cohort: int, rounds: int) -> None:
         fs.sampler.uniform(cohort),
         fs.Batching(work.batch_size),
     )
-    _, history = sim.run(sim.init(), rounds)
+    _, history = sim.run(sim.init(), rounds, progress=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     loss = float(history["client/loss"][-1])
     print(json.dumps({"peak_mb": peak, "peak_mb_before_training": loaded, "loss": loss}))

@@ -57,7 +57,7 @@ def main() -> None:
         rounds = args.rounds if pair else 5
         for name in ("bare", "recorded") if pair % 2 else ("recorded", "bare"):
             if name == "bare":
-                timed(name, rounds)
+                timed(name, rounds, progress=False)
                 continue
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
                 timed(name, rounds, run_dir=f"{folder}/run", checkpoint_every=args.checkpoint_every)

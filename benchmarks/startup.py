@@ -19,7 +19,7 @@ digits = fs.data.load("digits")
 clients = fs.data.federate(digits.train, fs.partition.dirichlet(0.3, 100))
 task = fs.classification(fs.models.CNN(num_classes=10), digits.train)
 sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.05)), clients, fs.sampler.uniform(20), fs.Batching(20, epochs=5))
-sim.run(sim.init(), 1)
+sim.run(sim.init(), 1, progress=False)
 """
 
 

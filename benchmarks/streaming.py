@@ -33,7 +33,7 @@ def main() -> None:
     fs.use_cpu_cores()
     if args.one is not None:
         sim = procedural(args.one)
-        sim.run(sim.init(), 5)
+        sim.run(sim.init(), 5, progress=False)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(json.dumps(peak))
     elif args.work == "population":
@@ -92,12 +92,12 @@ def compare(first: Any, second: Any, args: argparse.Namespace) -> dict[str, Any]
     """Times of a round of each, and their ratio, over alternating pairs after a warm-up of each."""
     import jax
 
-    states = [sim.run(sim.init(), args.rounds)[0] for sim in (first, second)]
+    states = [sim.run(sim.init(), args.rounds, progress=False)[0] for sim in (first, second)]
     times: list[list[float]] = [[], []]
     for pair in range(args.pairs):
         for i in (0, 1) if pair % 2 == 0 else (1, 0):
             begin = time.perf_counter()
-            states[i], _ = (first, second)[i].run(states[i], args.rounds)
+            states[i], _ = (first, second)[i].run(states[i], args.rounds, progress=False)
             jax.block_until_ready(states[i].server)
             times[i].append((time.perf_counter() - begin) / args.rounds)
     ratios = sorted(a / b for a, b in zip(*times, strict=True))

@@ -61,11 +61,12 @@ def main() -> None:
     rounds = ROUNDS * (args.pairs + 4)
     build = make_build(rounds)
     one = build()
-    state, _ = one.run(one.init(), 3)
+    state, _ = one.run(one.init(), 3, progress=False)
     grid, seeds = GRIDS[args.members]
     settings = settings_of(grid)
     base = build(**settings[0])
-    members = Members(build, base, settings[0], groups_of(settings)[0], list(range(seeds)), False, None, None)
+    everyone = list(range(seeds))
+    members = Members(build, base, settings[0], groups_of(settings)[0], everyone, everyone, None, None)
     samplers = [base.parts.sampler_state] * (1 if members.same_cohorts else seeds)
     swept, now = None, 0
     times: dict[str, list[float]] = {"sweep": [], "sixteen": []}
@@ -82,7 +83,7 @@ def main() -> None:
         times["sweep"].append(time.perf_counter() - begin)
         begin = time.perf_counter()
         for _ in range(16):
-            after, _ = one.run(state, ROUNDS)
+            after, _ = one.run(state, ROUNDS, progress=False)
             jax.block_until_ready(after.server)
         times["sixteen"].append(time.perf_counter() - begin)
     times = {name: values[2:] for name, values in times.items()}
@@ -126,7 +127,7 @@ def alone(kind: str, members: str) -> None:
         fs.sweep(build, grid, ROUNDS, seeds)
     else:
         sim = build()
-        sim.run(sim.init(), ROUNDS)
+        sim.run(sim.init(), ROUNDS, progress=False)
 
 
 if __name__ == "__main__":

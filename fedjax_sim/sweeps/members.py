@@ -65,8 +65,8 @@ class Members:
         base: `build` of the group's first setting.
         first: that setting.
         group: the settings.
-        seeds: [Z].
-        same_cohorts: all members have the cohorts and plans of the first seed.
+        seeds: [Z] of first models, and of what clients draw.
+        planned: [Z] of cohorts and the order of examples; the same for all is one plan for all.
         params: the first model, or None for each seed's own.
         evaluate: what to evaluate instead of the simulation's own, or None.
     """
@@ -78,7 +78,7 @@ class Members:
         first: Setting,
         group: Group,
         seeds: Sequence[int],
-        same_cohorts: bool,
+        planned: Sequence[int],
         params: Params | None,
         evaluate: Evaluate | None,
     ):
@@ -105,7 +105,8 @@ class Members:
                 'give it residency="device" where they fit, or run these simulations one by one.'
             )
         self.build, self.base, self.first, self.group = build, base, first, group
-        self.seeds, self.same_cohorts, self.evaluate = seeds, same_cohorts or len(seeds) == 1, evaluate
+        self.seeds, self.planned, self.evaluate = seeds, planned, evaluate
+        self.same_cohorts = len(set(planned)) == 1
         self.given = params
         self.shape = (len(seeds), len(group.places))
         executor = base.executor
@@ -126,7 +127,7 @@ class Members:
 
     def plan(self, samplers: list[Any], first: int, count: int) -> tuple[Any, list[Any]]:
         """The next rounds' plans, placed, and the samplers' states: one of each, or one a seed."""
-        seeds = self.seeds[:1] if self.same_cohorts else self.seeds
+        seeds = self.planned[:1] if self.same_cohorts else self.planned
         states = [
             RoundState(first, seed, None, self._aggregator, sampler, ClientRows())
             for seed, sampler in zip(seeds, samplers, strict=True)
@@ -330,14 +331,15 @@ def _check_same(base: Simulation, sim: Any) -> None:
             "build gave a task with other frozen constants than before: all members read the same. Make them outside "
             "build."
         )
-    if not _same_data(base.data, sim.data):
+    if not same_data(base.data, sim.data):
         raise ArgumentError(
             f"build gave {base.data!r}, and then other data, {sim.data!r}: all members train on the same. Draw them "
             "with a fixed seed, or make them outside build."
         )
 
 
-def _same_data(a: FederatedData, b: FederatedData) -> bool:
+def same_data(a: FederatedData, b: FederatedData) -> bool:
+    """The same examples, held by the same clients."""
     if a is b:
         return True
     return _same_leaves((a.arrays, a.offsets, a.index), (b.arrays, b.offsets, b.index))

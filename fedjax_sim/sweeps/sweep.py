@@ -1,5 +1,7 @@
 """Sweeps: all settings of a grid, and all seeds, trained by one compiled program."""
 
+import functools
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,13 +10,14 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import rng
-from fedjax_sim.core.errors import check, check_count
+from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.types import Params
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.engine.round.returned import check_params
 from fedjax_sim.simulation.loop import Evaluate, evaluated
 from fedjax_sim.simulation.simulation import Simulation
 from fedjax_sim.sweeps.grid import Setting, check_accepts, groups_of, settings_of
-from fedjax_sim.sweeps.members import Members
+from fedjax_sim.sweeps.members import Members, same_data
 from fedjax_sim.sweeps.result import Member, SweepResult
 
 AHEAD = 2  # dispatches that may wait for the devices
@@ -28,6 +31,7 @@ def sweep(
     *,
     static: Sequence[str] = (),
     share_cohorts: bool = False,
+    reseed: Sequence[str] = ("model", "cohorts"),
     params: Params | None = None,
     evaluate: Evaluate | None = None,
     eval_every: int | None = None,
@@ -45,12 +49,13 @@ def sweep(
             simulation's `debug` is ignored, and `lanes="auto"` counts all members' models.
         grid: dict of name to values, for all combinations; or a list of settings, dicts of the same names.
         rounds: rounds of each member.
-        seeds: a count, from the simulation's own seed on; or the seeds. They replace the simulation's seed; what
-            `build` draws itself, such as a partition, does not change with them.
+        seeds: a count, from the simulation's own seed on; or the seeds. What they redraw, `reseed` says.
         static: names whose values `build` needs as such: what gives a shape or a count (a width, epochs, lanes) or
             what data are made from. Each combination is a program of its own, as are values that are not numbers.
-        share_cohorts: every seed has the cohorts and batches of the first; only first models and the clients' own
-            draws differ between seeds. Faster, and a paired comparison.
+        share_cohorts: `reseed=("model",)`, or what it is without "cohorts". Faster, and a paired comparison.
+        reseed: what each seed redraws; all else is of the first seed. "model": the first model and what clients draw
+            in their steps. "cohorts": who takes part, and the order of examples. "data": whatever `build` draws with
+            the argument `seed`, which it then takes, its partition say; each seed is then a program of its own.
         params: the first model of all members; None for each seed's own.
         evaluate: `params -> dict of numbers`; None for the simulation's own. All members are evaluated in one program
             where it can be traced, as `fs.evaluate` and `fs.evaluate_clients` can, otherwise one by one.
@@ -81,28 +86,63 @@ def sweep(
     if eval_every is not None:
         check_count("eval_every", eval_every)
     settings = settings_of(grid)
-    check_accepts(build, settings[0])
+    drawn = _drawn(reseed, share_cohorts)
+    check_accepts(build, {**settings[0], "seed": 0} if "data" in drawn else settings[0])
+    check(
+        "data" not in drawn or "seed" not in settings[0], "grid", "seed", 'is what reseed=("data", ...) gives to build.'
+    )
     groups = groups_of(settings, [static] if isinstance(static, str) else static)
     rows: list[list[Member]] = [[] for _ in settings]
     compilations, done = 0, 0
-    chosen: list[int] = []
+    chosen = _seeds(seeds, _own_seed(build)) if "data" in drawn else []
     for group in groups:
-        first = settings[group.places[0]]
-        base = build(**first)
-        check(isinstance(base, Simulation), "build's value", base, "must be a fs.Simulation.")
-        chosen = chosen or _seeds(seeds, base.seed)
-        if params is not None:
-            check_params(base.parts.model, params)
-        members = Members(build, base, first, group, chosen, share_cohorts, params, evaluate)
-        tell = lambda r, done=done: progress and progress(done + r, rounds * len(groups))
-        trained = _train(members, rounds, eval_every, tell)
-        one_by_one = (evaluate or base.evaluate) is not None and not members.evaluates
-        for s, place in enumerate(group.places):
-            by_hand = _evaluator(build, base, settings[place], s, evaluate) if one_by_one else None
-            rows[place] = [_member(trained, z, s, members, by_hand) for z in range(len(chosen))]
-        compilations += members.compile_count()
-        done += rounds
+        first, datas = settings[group.places[0]], []
+        for part in [[seed] for seed in chosen] if "data" in drawn else [[]]:
+            make = functools.partial(build, seed=part[0]) if part else build
+            base = make(**first)
+            check(isinstance(base, Simulation), "build's value", base, "must be a fs.Simulation.")
+            chosen = chosen or _seeds(seeds, base.seed)
+            _check_other(datas, base, part)
+            if params is not None:
+                check_params(base.parts.model, params)
+            of = lambda name, part=part: part or chosen if name in drawn else chosen[:1] * len(part or chosen)
+            members = Members(make, base, first, group, of("model"), of("cohorts"), params, evaluate)
+            total = rounds * len(groups) * (len(chosen) if part else 1)
+            tell = lambda r, done=done, total=total: progress and progress(done + r, total)
+            trained = _train(members, rounds, eval_every, tell)
+            one_by_one = (evaluate or base.evaluate) is not None and not members.evaluates
+            for s, place in enumerate(group.places):
+                by_hand = _evaluator(make, base, settings[place], s, evaluate) if one_by_one else None
+                rows[place] += [_member(trained, z, s, members, by_hand) for z in range(len(members.seeds))]
+            compilations += members.compile_count()
+            done += rounds
     return SweepResult(settings, chosen, rows, compilations, len(groups), time.perf_counter() - begin)
+
+
+def _drawn(reseed: Sequence[str], share_cohorts: bool) -> set[str]:
+    """What each seed redraws."""
+    names = {reseed} if isinstance(reseed, str) else set(reseed)
+    known = {"data", "model", "cohorts"}
+    check(bool(names) and names <= known, "reseed", reseed, f"must hold some of {sorted(known)}.")
+    names -= {"cohorts"} if share_cohorts else set()
+    check(bool(names), "reseed", reseed, "nothing is left for seeds to redraw, as share_cohorts says.")
+    return names
+
+
+def _own_seed(build: Callable[..., Simulation]) -> int:
+    """The default of `build`'s seed, or 0."""
+    given = inspect.signature(build).parameters.get("seed")
+    return given.default if given is not None and isinstance(given.default, int) else 0
+
+
+def _check_other(datas: list[FederatedData], base: Simulation, part: Sequence[int]) -> None:
+    """Of a seed that is to redraw the data: they are other data than those of the seed before."""
+    if part and datas and same_data(datas[-1], base.data):
+        raise ArgumentError(
+            f'reseed names "data", and build(seed={part[0]}) gives the data of the seed before: draw the partition '
+            "with that seed, or leave it out."
+        )
+    datas.append(base.data)
 
 
 def _seeds(seeds: int | Sequence[int], own: int) -> list[int]:

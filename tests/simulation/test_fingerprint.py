@@ -88,6 +88,8 @@ def build(algorithm=None, data=None, sampler=None, batching=None, **kwargs) -> f
     return fs.Simulation(*parts, batching or fs.Batching(3), **toys.executed(**kwargs))
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:the client optimizer has a schedule")
+
 SIMULATIONS = {
     "fedavg": build,
     "client's rate": lambda: build(fedavg(0.5)),

@@ -331,3 +331,51 @@ def test_noise_multipliers_are_swept():
     result = fs.sweep(build, {"multiplier": [0.5, 2.0]}, 2)
     assert result.compilations == 1
     assert_own_runs(result, build, rounds=2)
+
+
+# What seeds redraw
+
+
+def guessing(lr, seed=7, sampler=None):
+    """Clients whose numbers are drawn with the seed, and a model that begins anywhere."""
+    values = np.random.default_rng(seed).normal(size=8).astype(np.float32)
+    data = fs.data.FederatedData({"x": values}, offsets=[0, 2, 4, 6, 8])
+    task = fs.Task(lambda key: jax.random.normal(key), lambda w, batch, key: (w - batch["x"]) ** 2)
+    return fs.Simulation(
+        fs.fedavg(task, optax.sgd(lr)), data, sampler or fs.sampler.uniform(2), fs.Batching(2, shuffle=False),
+        **toys.executed(lanes=2, devices=jax.devices()[:1]),
+    )  # fmt: skip
+
+
+def test_seeds_may_redraw_the_data_the_model_and_the_cohorts():
+    everybody = fs.sampler.uniform(4)  # cohorts that leave nothing to draw
+    losses = lambda reseed, **kwargs: fs.sweep(
+        lambda lr, seed=7: guessing(lr, seed, **kwargs), {"lr": [0.1]}, 2, [3, 4], reseed=reseed
+    )["client/loss"][0]
+    one, other = losses("cohorts", sampler=everybody)
+    np.testing.assert_allclose(one, other, **TOLERANCE)  # the model of the first seed, and its data
+    one, other = losses("cohorts")
+    assert one[0] != other[0]
+    one, other = losses("model", sampler=everybody)
+    assert one[0] != other[0]
+    whole = losses(("data", "model", "cohorts"))
+    data = losses("data")
+    for i, seed in enumerate((3, 4)):
+        for found, of in ((whole, seed), (data, 3)):
+            np.testing.assert_allclose(found[i], own_run(guessing(0.1, seed), of, 2)[0]["client/loss"], **TOLERANCE)
+    result = fs.sweep(guessing, {"lr": [0.1, 0.2]}, 1, 2, reseed=("data", "model", "cohorts"))
+    assert (result.seeds, result.compilations, result["client/loss"].shape) == ([7, 8], 2, (2, 2, 1))
+
+
+def test_what_seeds_cannot_redraw_is_refused():
+    refused = lambda message: pytest.raises(fs.FedSimError, match=message)
+    with refused(r"reseed='partition': must hold some of"):
+        fs.sweep(guessing, {"lr": [0.1]}, 1, 2, reseed="partition")
+    with refused("nothing is left for seeds to redraw"):
+        fs.sweep(guessing, {"lr": [0.1]}, 1, 2, reseed=["cohorts"], share_cohorts=True)
+    with refused(r"grid='seed': is what reseed"):
+        fs.sweep(guessing, {"lr": [0.1], "seed": [1]}, 1, 2, reseed=["data"])
+    with refused(r"build\(seed=8\) gives the data of the seed before"):
+        fs.sweep(lambda lr, seed=7: guessing(lr), {"lr": [0.1]}, 1, 2, reseed=["data"])
+    with refused("names .'seed'., which build does not take"):
+        fs.sweep(lambda lr: guessing(lr), {"lr": [0.1]}, 1, 2, reseed=["data"])

@@ -26,7 +26,7 @@ from fedjax_sim.core import pytree
 
 TARGETS = {"fedprox": 1.1, "scaffold": 1.3, "feddyn": 1.3, "mimelite": 2.2, "mime": 3.2, "fedsam": 2.1, "moon": 3.1}
 TARGETS |= dict.fromkeys(("fednova", "fedexp", "fedacg", "fedper"), 1.05)
-TARGETS |= dict.fromkeys(("ditto", "apfl", "perfedavg, first"), 2.2) | {"perfedavg": 4}
+TARGETS |= dict.fromkeys(("ditto", "apfl", "perfedavg first"), 2.2) | {"perfedavg": 4, "ifca": 2}
 FEW, MANY, ROUNDS = 4, 12, 1000
 
 
@@ -65,7 +65,8 @@ def algorithms(task: fs.Task, lr: float) -> dict[str, Callable[[], fs.Algorithm]
         "apfl": lambda: fs.apfl(task, lr),
         "pfedme": lambda: fs.pfedme(task, 0.05, lr),
         "perfedavg": lambda: fs.perfedavg(task, lr, lr),
-        "perfedavg, first": lambda: fs.perfedavg(task, lr, lr, order="first"),
+        "perfedavg first": lambda: fs.perfedavg(task, lr, lr, order="first"),
+        "ifca": lambda: fs.ifca(task, sgd, 3),
         "diloco": lambda: fs.diloco(task, optax.adamw(1e-3)),
     }
 

@@ -138,3 +138,29 @@ def perfedavg(clients, x, cohorts, alpha, size, epochs, beta, order, mistake="")
         x = np.mean(ends, axis=0)
         out.append(x)
     return (np.array(out),)
+
+
+def ifca(clients, x, cohorts, lr, size, epochs, first, mistake=""):
+    """IFCA (Ghosh et al. 2020), Algorithm 1, with models x_j from `first` on: each client trains the one of least loss.
+
+    Returns the model most of the last round's examples chose, the clients' own, and all models [R, k, d].
+    """
+    models, own, out = np.array(first), [None] * len(clients), []
+    for cohort in cohorts:
+        totals, counts = np.zeros_like(models), np.zeros(len(models))
+        for k in members_of(cohort, clients):
+            A, t = clients[k]
+            losses = [np.mean((A @ m - t) ** 2) for m in models]
+            j = np.argmax(losses) if mistake == "the worst" else np.argmin(losses)
+            if mistake == "chosen once" and own[k] is not None:
+                j = own[k]
+            y = models[j]
+            for batch in batches(clients[k], size, epochs):
+                y = y - lr * gradient(y, *batch)
+            n = 1 if mistake == "equal weights" else len(t)
+            own[k], totals[j], counts[j] = j, totals[j] + n * (y - models[j]), counts[j] + n
+        divisor = np.full(len(models), counts.sum()) if mistake == "divided by the cohort" else np.maximum(counts, 1)
+        models = models + totals / divisor[:, None]
+        x = models[np.argmax(counts)]
+        out.append((x, personal([None if j is None else models[j] for j in own], x), models))
+    return tuple(np.array(column) for column in zip(*out, strict=True))

@@ -128,6 +128,7 @@ LIMITS = {
     "averaged states of SGD": (fs.fedavg(TASK, SGD, client_optimizer_state="average"), "fedavg", None),
     "reptile": (fs.reptile(TASK, SGD), "fedavg, uniform", None),
     "ditto's server": (fs.ditto(TASK, SGD, lam=3.0), "fedavg", None),
+    "ifca of one cluster": (fs.ifca(TASK, SGD, 1), "fedavg", None),
     "apfl's server": (fs.apfl(TASK, LR), "fedavg", None),
     "fednova under a clip above every norm": (
         fs.fednova(TASK, LR, aggregator=fs.aggregate.chain(fs.aggregate.clip_by_l2(1e6))), "fedavg", EQUAL

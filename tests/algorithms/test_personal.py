@@ -36,6 +36,8 @@ def of_local_sgd(ours, twin, **options):
     return Case(ours(**options), lambda mistake="": twin(*LOCAL, **options, mistake=mistake))
 
 
+IFCA = fs.ifca(TASK, SGD, 3, jitter=1.0)
+FIRST = flat(IFCA.init(START)[0].params)
 PFEDME = dict(inner_lr=0.04, lam=6.0, inner_steps=3, beta=0.8)
 CASES = {
     "private": private_case(fs.fedavg(TASK, SGD, private="^b$")),
@@ -48,6 +50,7 @@ CASES |= {
     "apfl": of_local_sgd(lambda **o: fs.apfl(TASK, LR, **o), twins.apfl, alpha=0.4),
     "apfl, fixed": of_local_sgd(lambda **o: fs.apfl(TASK, LR, **o), twins.apfl, alpha=0.4, adaptive=False),
     "pfedme": of_local_sgd(lambda **o: fs.pfedme(TASK, LR, **o), twins.pfedme, **PFEDME),
+    "ifca": Case(IFCA, lambda mistake="": twins.ifca(*LOCAL, FIRST, mistake=mistake)[:2]),
     **{
         f"perfedavg, {order}": Case(
             fs.perfedavg(TASK, 0.05, LR, order),
@@ -60,6 +63,7 @@ MISTAKES = [
     *[("ditto", mistake) for mistake in ("begins anew", "pulled to y", "pulled to itself")],
     *[("apfl", mistake) for mistake in ("the new w", "v alone", "no chain rule", "v becomes the mixture")],
     *[("pfedme", mistake) for mistake in ("theta from w", "its own centre", "theta averaged", "by examples")],
+    *[("ifca", mistake) for mistake in ("the worst", "chosen once", "equal weights", "divided by the cohort")],
     *[("perfedavg, exact", mistake) for mistake in ("one batch", "first order", "Hessian of the first gradient")],
     *[(case, mistake) for case in ("private", "private, pull") for mistake in ("begins anew", "all averaged")],
     ("private, head first", "head last"),
@@ -215,9 +219,24 @@ def test_perfedavg_ends_where_one_step_from_it_is_best(order, alpha, expected):
         (lambda: fs.pfedme(TASK, 0.01, 0.1), r"inner_lr=0.1: inner_lr \* lam must be below 1, and lam is 15.0"),
         (lambda: fs.pfedme(TASK, 0.01, 0.01, beta=1.5), r"beta=1.5: must lie in \(0, 1\]"),
         (lambda: fs.perfedavg(TASK, 0.1, 0.1, "second"), "order='second': must be"),
+        (lambda: fs.ifca(TASK, SGD, 2, aggregator=fs.aggregate.median()), "clients send zeros for other clusters"),
+        (lambda: fs.ifca(TASK, SGD, 0), "k=0: must be a whole number"),
         (lambda: fs.reptile(TASK, SGD, 0.0), "server_lr=0.0: must be positive"),
     ],
 )
 def test_what_the_maths_forbids_is_refused(build, message):
     with pytest.raises(fs.FedSimError, match=message):
         build()
+
+
+def test_ifca_parts_four_clients_and_leaves_an_empty_cluster():
+    task, data = quadratics(np.ones(4), np.array([0, 0.1, 1, 0.9]))
+    algorithm = fs.ifca(task, optax.sgd(1.0), 3)
+    execution = fs.Execution(devices=jax.devices()[:1], lanes=2)
+    sim = fs.Simulation(algorithm, data, fs.sampler.fixed([[0, 1, 2, 3]]), fs.Batching(1), execution=execution)
+    state = sim.init(np.float32(0.2))
+    server = state.server._replace(params=np.array([0.2, 0.8, 9.0], np.float32))
+    after, _ = sim.step(dataclasses.replace(state, server=jax.device_put(server, state.server.share.sharding)))
+    np.testing.assert_array_equal(after.rows.client[:4], [0, 0, 1, 1])
+    close(after.server.params, [0.05, 0.95, 9.0])
+    close(after.server.share, [0.5, 0.5, 0])

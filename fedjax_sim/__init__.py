@@ -29,9 +29,11 @@ from fedjax_sim.algorithms import fedpa as fedpa
 from fedjax_sim.algorithms import fedprox as fedprox
 from fedjax_sim.algorithms import fedsam as fedsam
 from fedjax_sim.algorithms import fedsgd as fedsgd
+from fedjax_sim.algorithms import gossip as gossip
 from fedjax_sim.algorithms import ifca as ifca
 from fedjax_sim.algorithms import mime as mime
 from fedjax_sim.algorithms import mimelite as mimelite
+from fedjax_sim.algorithms import mixing as mixing
 from fedjax_sim.algorithms import moon as moon
 from fedjax_sim.algorithms import perfedavg as perfedavg
 from fedjax_sim.algorithms import pfedme as pfedme

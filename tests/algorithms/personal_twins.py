@@ -164,3 +164,25 @@ def ifca(clients, x, cohorts, lr, size, epochs, first, mistake=""):
         x = models[np.argmax(counts)]
         out.append((x, personal([None if j is None else models[j] for j in own], x), models))
     return tuple(np.array(column) for column in zip(*out, strict=True))
+
+
+def gossip(clients, x, cohorts, lr, size, epochs, mixing, mistake=""):
+    """D-PSGD (Lian et al. 2017) with local steps: x_i = sum_j W_ij y_j, W of the round; who is not drawn has y = x.
+
+    The own model of one that never trained is the mean.
+    """
+    nodes, trained, out = np.tile(x, (len(clients), 1)), np.zeros(len(clients), bool), []
+    for r, cohort in enumerate(cohorts):
+        W = mixing[0 if mistake == "one graph for all" else r % len(mixing)]
+        W = W.T if mistake == "the other way" else W
+        after = nodes.copy()
+        for k in members_of(cohort, clients):
+            for batch in batches(clients[k], size, epochs):
+                after[k] = after[k] - lr * gradient(after[k], *batch)
+        mixed = W @ nodes + after - nodes if mistake == "mixed before training" else W @ after
+        asleep = [k for k in range(len(clients)) if k not in cohort] if mistake == "only the cohort mixes" else []
+        mixed[asleep] = nodes[asleep]
+        nodes = mixed
+        trained[members_of(cohort, clients)] = True
+        out.append((nodes.mean(axis=0), np.where(trained[:, None], nodes, nodes.mean(axis=0))))
+    return tuple(np.array(column) for column in zip(*out, strict=True))

@@ -161,6 +161,15 @@ def test_feddyns_first_round_is_fedprox():
     assert_close([ours[0].server.params], expected)
 
 
+def test_gossip_of_everybody_with_everybody_is_fedavg():
+    clients = fs.data.FederatedData(DATA.arrays, np.delete(DATA.offsets, SIZES.index(0)), DATA.index)
+    algorithms = fs.gossip(TASK, SGD, fs.mixing.complete(5)), REFERENCES["fedavg, uniform"]
+    ours, expected = (
+        [a.params(s.server) for s in simulate(a, clients, [range(5)] * 2, TWICE, START)] for a in algorithms
+    )
+    assert_close(ours, expected, 2e-6)
+
+
 def test_fedexp_of_one_client_is_gradient_descent_and_its_mean():
     states = simulate(fs.fedexp(TASK, SGD), DATA, [[2]] * 3, FULL, START, devices=1)
     expected = descend(SGD, [examples([2])] * 3)

@@ -38,6 +38,7 @@ def of_local_sgd(ours, twin, **options):
 
 IFCA = fs.ifca(TASK, SGD, 3, jitter=1.0)
 FIRST = flat(IFCA.init(START)[0].params)
+MIXING = [fs.mixing.ring(6), fs.mixing.exponential(6)]
 PFEDME = dict(inner_lr=0.04, lam=6.0, inner_steps=3, beta=0.8)
 CASES = {
     "private": private_case(fs.fedavg(TASK, SGD, private="^b$")),
@@ -50,6 +51,7 @@ CASES |= {
     "apfl": of_local_sgd(lambda **o: fs.apfl(TASK, LR, **o), twins.apfl, alpha=0.4),
     "apfl, fixed": of_local_sgd(lambda **o: fs.apfl(TASK, LR, **o), twins.apfl, alpha=0.4, adaptive=False),
     "pfedme": of_local_sgd(lambda **o: fs.pfedme(TASK, LR, **o), twins.pfedme, **PFEDME),
+    "gossip": Case(fs.gossip(TASK, SGD, MIXING), lambda mistake="": twins.gossip(*LOCAL, MIXING, mistake=mistake)),
     "ifca": Case(IFCA, lambda mistake="": twins.ifca(*LOCAL, FIRST, mistake=mistake)[:2]),
     **{
         f"perfedavg, {order}": Case(
@@ -63,6 +65,8 @@ MISTAKES = [
     *[("ditto", mistake) for mistake in ("begins anew", "pulled to y", "pulled to itself")],
     *[("apfl", mistake) for mistake in ("the new w", "v alone", "no chain rule", "v becomes the mixture")],
     *[("pfedme", mistake) for mistake in ("theta from w", "its own centre", "theta averaged", "by examples")],
+    ("gossip", "one graph for all"),
+    *[("gossip", mistake) for mistake in ("the other way", "mixed before training", "only the cohort mixes")],
     *[("ifca", mistake) for mistake in ("the worst", "chosen once", "equal weights", "divided by the cohort")],
     *[("perfedavg, exact", mistake) for mistake in ("one batch", "first order", "Hessian of the first gradient")],
     *[(case, mistake) for case in ("private", "private, pull") for mistake in ("begins anew", "all averaged")],
@@ -221,6 +225,13 @@ def test_perfedavg_ends_where_one_step_from_it_is_best(order, alpha, expected):
         (lambda: fs.perfedavg(TASK, 0.1, 0.1, "second"), "order='second': must be"),
         (lambda: fs.ifca(TASK, SGD, 2, aggregator=fs.aggregate.median()), "clients send zeros for other clusters"),
         (lambda: fs.ifca(TASK, SGD, 0), "k=0: must be a whole number"),
+        (lambda: fs.gossip(TASK, SGD, np.eye(4)), "its graph must be connected"),
+        (lambda: fs.gossip(TASK, SGD, np.ones((2, 2))), "mixing=2.0: its rows must each sum to 1"),
+        (lambda: fs.gossip(TASK, SGD, [[0.5, 0.5], [1, 0]]), "mixing=1.5: its columns must each sum to 1"),
+        (lambda: fs.gossip(TASK, SGD, [[2.0, -1.0], [-1.0, 2.0]]), "mixing=-1.0: weights must not be negative"),
+        (lambda: fs.gossip(TASK, SGD, np.ones(3)), r"mixing.shape=\(3,\): must be"),
+        (lambda: simulate(fs.gossip(TASK, SGD, fs.mixing.ring(4)), DATA, [[0]]), "num_clients=4: the data have 6"),
+        (lambda: fs.mixing.erdos_renyi(20, 0.01), "probability=0.01: the graph of seed=0 is not connected"),
         (lambda: fs.reptile(TASK, SGD, 0.0), "server_lr=0.0: must be positive"),
     ],
 )
@@ -240,3 +251,12 @@ def test_ifca_parts_four_clients_and_leaves_an_empty_cluster():
     np.testing.assert_array_equal(after.rows.client[:4], [0, 0, 1, 1])
     close(after.server.params, [0.05, 0.95, 9.0])
     close(after.server.share, [0.5, 0.5, 0])
+
+
+def test_graphs_are_doubly_stochastic_and_mix_at_their_rates():
+    graphs = [fs.mixing.ring(8), fs.mixing.torus(3, 4), fs.mixing.exponential(8), fs.mixing.erdos_renyi(9, 0.4)]
+    for W in (*graphs, fs.mixing.complete(5)):
+        assert (W >= 0).all()
+        np.testing.assert_allclose([W.sum(0), W.sum(1)], 1, rtol=1e-12)
+    assert np.sort(np.linalg.eigvalsh(graphs[0]))[-2] == pytest.approx(0.8047379)
+    close(graphs[0] @ np.arange(8), [8 / 3, 1, 2, 3, 4, 5, 6, 13 / 3])

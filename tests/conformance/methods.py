@@ -30,6 +30,7 @@ METHODS: dict[str, Callable[[fs.Task], fs.Algorithm]] = {
     "fedprox": lambda task: fs.fedprox(task, SGD, client_optimizer_state="keep", mu=1.0),
     "fedsam": lambda task: fs.fedsam(task, LR, rho=0.1, adaptive=True),
     "fedsgd": lambda task: fs.fedsgd(task, MOMENTUM),
+    "gossip": lambda task: fs.gossip(task, MOMENTUM, [fs.mixing.ring(6), fs.mixing.exponential(6)]),
     "ifca": lambda task: fs.ifca(task, MOMENTUM, 2, jitter=1.0),
     "mime": lambda task: fs.mime(task, MOMENTUM),
     "mimelite": lambda task: fs.mimelite(task, MOMENTUM),
@@ -49,7 +50,7 @@ EQUAL = {"diloco", "fedasync", "fedexp", "feddyn", "perfedavg", "pfedme", "qfeda
 NO_COLLECTIONS = {"fedsgd"}
 """Those that refuse a task with collections, such as batch statistics."""
 
-OTHER_MEANS = {"afl", "ifca"}
+OTHER_MEANS = {"afl", "gossip", "ifca"}
 """Those of whose collections the mean is of other clients than the cohort's."""
 
 NO_METHODS = {"compress_downlink"}

@@ -38,6 +38,7 @@ PLAIN = {
     "fedprox": "fs.fedprox(task, sgd, mu=0.1)",
     "fedsam": "fs.fedsam(task, lr)",
     "fedsgd": "fs.fedsgd(task, sgd)",
+    "gossip": "fs.gossip(task, sgd, fs.mixing.ring(8))",
     "mime": "fs.mime(task, momentum)",
     "mimelite": "fs.mimelite(task, momentum)",
     "moon": "fs.moon(task, sgd, features)",
@@ -124,6 +125,11 @@ def told(name: str, code: str) -> Row:
     masked = lambda: A.chain(clip, A.quantize(8), A.secure_sum(), reduce=mean)
     parts = simulation(made(code, task)).parts
     server, row = jax.eval_shape(parts.algorithm.init, parts.model)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), server)
+    received = [
+        sent.downlink if phase.downlink is None else float(phase.downlink(zeros))
+        for sent, phase in zip(parts.sent, parts.phases, strict=True)
+    ]
     apart = fs.sampler.min_separation(2, separation=3)
     private = "yes"
     if refused(lambda: simulation(made(code, task, noisy()), fs.sampler.poisson(0.3))):
@@ -137,7 +143,7 @@ def told(name: str, code: str) -> Row:
         code,
         server=pytree.size(server),
         row=pytree.size(row),
-        down=sum(sent.downlink for sent in parts.sent) / 32,
+        down=sum(received) / 32,
         up=sum(pytree.bits(sent.payload) for sent in parts.sent) / 32,
         private=private,
         secure=yes(lambda: simulation(made(code, task, masked()))),

@@ -45,6 +45,9 @@ ARGUMENTS: dict[str, Any] = {
     "cohort_size": 2,
     "candidates": 3,
     "domains": 2,
+    "mixing": fs.mixing.ring(4),
+    "client_lr": 0.05,  # times lam is below 1
+    "inner_lr": 0.05,
     "sample_steps": 1,
     "samples": 2,
     "rounds": 4,
@@ -117,7 +120,8 @@ def algorithms() -> Iterator[Row]:
                 made(make, aggregator=private), DATA, fs.sampler.poisson(0.5), fs.Batching(1)
             )
         )
-        keeps = f"{round(kept)} model{'s' if kept > 1 else ''}" if kept else "nothing"  # a step's number is no model
+        whole = round(kept)  # a step's number is no model
+        keeps = f"{whole} model{'s' if whole > 1 else ''}" if whole else "a number" if kept else "nothing"
         weight = "each alike" if passes[-1].aggregator.reducer.weight == "uniform" else "by examples"
         yield Row(function, (keeps, str(len(passes)), weight, _word(noisy)))
 

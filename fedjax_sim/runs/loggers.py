@@ -156,8 +156,10 @@ class ClientTable:
             "client": client,
             "name": [_text(k if self._names is None else self._names[k]) for k in client.tolist()],
         }
-        for name in self._rounds[0].per_client():
-            values = np.concatenate([metrics.clients(name) for metrics in self._rounds])
+        held = [set(metrics.per_client()) for metrics in self._rounds]
+        for name in dict.fromkeys(name for metrics in self._rounds for name in metrics.per_client()):
+            parts = zip(self._rounds, held, ids, strict=True)
+            values = np.concatenate([m.clients(name) if name in of else np.full(len(k), np.nan) for m, of, k in parts])
             if values.ndim == 1:
                 columns[name] = values
         write_table(self._path / f"{self._rounds[0].round:08d}.parquet", pyarrow.table(columns))

@@ -108,7 +108,8 @@ class RoundMetrics(Mapping[str, Any]):
 
     def per_client(self) -> dict[str, Metric]:
         """The metrics of the cohort's places, [C] each, as monoids."""
-        return {**self._fetched().per_client, **{name: self._placed(each) for name, each in self._told.clients.items()}}
+        host = {**self._told.clients, **_of_cohort(self.cohort)}
+        return {**self._fetched().per_client, **{name: self._placed(each) for name, each in host.items()}}
 
     def observed(self) -> dict[str, np.ndarray]:
         """[C, ...] the values of the cohort's places, as NumPy arrays: what samplers observe."""
@@ -143,6 +144,20 @@ class RoundMetrics(Mapping[str, Any]):
 
     def _repr_html_(self) -> str:
         return html.facts(f"After round {self.round + 1}", {name: _short(self[name]) for name in self})
+
+
+def _of_cohort(cohort: Cohort) -> dict[str, np.ndarray]:
+    """[C] what a sampler said of its clients, where it is not what goes without saying: what `replay` reads."""
+    said: dict[str, Any] = {
+        "population/arrived": cohort.arrives,
+        "population/steps": cohort.max_steps,
+        "population/version": cohort.version,
+        "population/scale": cohort.columns.get("scale"),
+        "population/weight": cohort.weight
+        if np.any(np.asarray(cohort.weight)[np.asarray(cohort.valid)] != 1)
+        else None,
+    }
+    return {name: np.asarray(values, np.float64) for name, values in said.items() if values is not None}
 
 
 _EPSILON = "privacy/epsilon"  # of all rounds up to this one

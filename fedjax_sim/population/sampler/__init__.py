@@ -5,6 +5,8 @@ from fedjax_sim.population.sampler.choice import power_of_choice as power_of_cho
 from fedjax_sim.population.sampler.in_turn import cross_silo as cross_silo
 from fedjax_sim.population.sampler.in_turn import cyclic as cyclic
 from fedjax_sim.population.sampler.in_turn import shuffled_epochs as shuffled_epochs
+from fedjax_sim.population.sampler.oort import oort as oort
+from fedjax_sim.population.sampler.replay import replay as replay
 from fedjax_sim.population.sampler.weighted import importance as importance
 from fedjax_sim.population.sampling import Choose as Choose
 from fedjax_sim.population.sampling import Observe as Observe

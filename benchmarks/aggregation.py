@@ -1,6 +1,7 @@
-"""What a chain of transforms costs: a round with it over a round without any, on the same cohorts.
+"""What a chain, a robust rule or an attack costs: a round with it over a round with a mean, on the same cohorts.
 
-    python benchmarks/aggregation.py [--work W1] [--pairs 30] [--chains clip_noise,secure_sum]
+    python benchmarks/aggregation.py [--work W1] [--pairs 30] [--of clip_noise,secure_sum]
+    python benchmarks/aggregation.py --of rules      # or chains, or attacks: all of them
 
 Rounds with and without alternate in one process, after two warm-up pairs. JSON to the standard output.
 """
@@ -52,11 +53,47 @@ def chains() -> dict[str, Any]:
     }
 
 
+def rules() -> dict[str, fs.aggregate.Reducer]:
+    """Name to reducer, of a fifth of 50 clients that are bad."""
+    a, f = fs.aggregate, 10
+    return {
+        "median": a.median(),
+        "trimmed_mean": a.trimmed_mean(f),
+        "krum": a.krum(f),
+        "multi_krum": a.multi_krum(f),
+        "bulyan": a.bulyan(f),
+        "geometric_median": a.geometric_median(),
+        "centered_clipping": a.centered_clipping(1.0),
+        "norm_bound": a.norm_bound("median"),
+        "dnc": a.dnc(f),
+        "nnm": a.nnm(f, a.trimmed_mean(f)),
+        "bucketing": a.bucketing(2, a.trimmed_mean(5)),
+    }
+
+
+def attacks() -> dict[str, fs.attacks.Attack]:
+    """Name to attack, by a fifth of the clients on a mean."""
+    return {
+        "label_flip": fs.attacks.label_flip("reverse", classes=62),
+        "sign_flip": fs.attacks.sign_flip(3.0),
+        "gaussian": fs.attacks.gaussian(1.0),
+        "alie": fs.attacks.alie(),
+        "ipm": fs.attacks.ipm(0.5),
+        "min_max": fs.attacks.min_max(),
+        "min_sum": fs.attacks.min_sum(),
+        "mimic": fs.attacks.mimic(0),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", choices=["W1", "W3"], default="W1")
     parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--chains", default="clip,clip_noise,secure_sum", help=f"of {', '.join(chains())}")
+    every = {"chains": chains(), "rules": rules(), "attacks": attacks()}
+    names = [name for group in every.values() for name in group]
+    parser.add_argument(
+        "--of", default="clip,clip_noise,secure_sum", help=f"{', '.join(every)}, or of {', '.join(names)}"
+    )
     parser.add_argument("--devices", type=int, default=None)
     args = parser.parse_args()
     fs.use_cpu_cores(args.devices)
@@ -65,9 +102,11 @@ def main() -> None:
     data = fs.FederatedData({"x": work.x, "y": work.y}, work.offsets)
     cohort, population = len(work.cohorts[0]), len(work.offsets) - 1
 
-    def start(transforms: tuple[fs.aggregate.Transform, ...]) -> tuple[fs.Simulation, fs.RoundState]:
-        chain = fs.aggregate.chain(*transforms, reduce=UNIFORM)
+    def start(name: str | None) -> tuple[fs.Simulation, fs.RoundState]:
+        chain = fs.aggregate.chain(*every["chains"].get(name, ()), reduce=every["rules"].get(name, UNIFORM))
         algorithm = fs.fedavg(task, optax.sgd(0.1 * work.learning_rate), aggregator=chain)
+        if name in every["attacks"]:
+            algorithm = fs.attacks.infect(algorithm, every["attacks"][name], 0.2, num_clients=population)
         sampler = fs.sampler.uniform(cohort)
         sim = fs.Simulation(algorithm, data, sampler, fs.Batching(work.batch_size, shuffle=False))
         return sim, sim.init({"layers": work.params})
@@ -78,10 +117,10 @@ def main() -> None:
         jax.block_until_ready(after.server)
         return time.perf_counter() - begin, after
 
-    plain, plain_state = start(())
+    plain, plain_state = start(None)
     results = {}
-    for name in args.chains.split(","):
-        sim, state = start(chains()[name])
+    for name in [each for word in args.of.split(",") for each in every.get(word, [word])]:
+        sim, state = start(name)
         bare: list[float] = []
         with_chain: list[float] = []
         for _ in range(args.pairs + 2):
@@ -93,7 +132,7 @@ def main() -> None:
         results[name] = {"ratio": spread(ratios), "round_ms": spread([1e3 * t for t in with_chain[2:]])}
     devices = f"{len(plain.devices)} {plain.devices[0].device_kind}"
     about = {"work": args.work, "clients": f"{cohort} of {population}", "devices": devices, "jax": jax.__version__}
-    print(json.dumps({**about, "pairs": args.pairs, "chains": results}))
+    print(json.dumps({**about, "pairs": args.pairs, "of": results}))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,8 @@ def backdoor_test(
     if not others.any():
         raise ArgumentError(f"target={target}: all test examples are of that class; there is nothing to measure.")
     kept = {name: np.asarray(column)[others] for name, column in examples.items()}
-    x = np.asarray(trigger(jnp.asarray(kept[inputs]))).astype(kept[inputs].dtype)
+    with jax.ensure_compile_time_eval():  # a sweep builds its simulations while it traces
+        x = np.asarray(trigger(jnp.asarray(kept[inputs]))).astype(kept[inputs].dtype)
     return {**kept, inputs: x, labels: np.full_like(kept[labels], target)}
 
 

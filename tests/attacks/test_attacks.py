@@ -264,3 +264,15 @@ def test_what_is_wrong_is_said():
     ):
         with pytest.raises(fs.FedSimError, match=words):
             make()
+
+
+def test_a_triggered_test_set_is_made_while_a_sweep_traces():
+    test = {"x": np.zeros((3, 4, 4), np.uint8), "y": np.arange(3)}
+
+    def build(scale):
+        triggered = fs.attacks.backdoor_test(test, fs.attacks.patch(2, 255), target=0)
+        assert triggered["x"].dtype == np.uint8
+        assert triggered["x"][:, 0, 0].tolist() == [255, 255]
+        return scale
+
+    jax.eval_shape(build, 1.0)

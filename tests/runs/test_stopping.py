@@ -132,6 +132,6 @@ def test_a_table_for_a_paper(sim):
 def test_a_table_of_what_is_no_number():
     """A histogram is told by its shape, as elsewhere."""
     output = type("Output", (), {"merged": {}})()
-    metrics = RoundMetrics(0, None, None, output, None)
+    metrics = RoundMetrics(0, fs.sampler.cohort(np.arange(1), 1), None, output, None)
     metrics.evaluation = {"lengths": np.arange(3.0), "loss": np.float32("nan")}
     assert History([metrics]).to_latex(["lengths", "loss"]).splitlines()[4] == r"1 & float64[3] & -- \\"

@@ -7,6 +7,7 @@ are those of tests/conformance/methods.py, where every new one has a line.
 
 import ast
 import inspect
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -72,7 +73,8 @@ def built() -> dict[str, str]:
     listed = next(n.value for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "METHODS")
     calls: dict[str, str] = {}
     for key, value in zip(listed.keys, listed.values, strict=True):  # type: ignore[union-attr]
-        calls.setdefault(ast.literal_eval(key).split(",")[0], ast.unparse(value.body))  # type: ignore[arg-type,union-attr]
+        code = re.sub(r"\b(LR|SGD|MOMENTUM)\b", lambda name: name[0].lower(), ast.unparse(value.body))  # type: ignore[union-attr]
+        calls.setdefault(ast.literal_eval(key).split(",")[0], code)  # type: ignore[arg-type]
     return {name: PLAIN.get(name, code) for name, code in calls.items() if name not in NO_ROWS}
 
 

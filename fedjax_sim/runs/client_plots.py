@@ -99,7 +99,7 @@ def partition(data: FederatedData | Mapping[str, np.ndarray], labels: str = "y",
 
     colours = LinearSegmentedColormap.from_list("counts", BLUES)
     some = np.ma.masked_equal(counts.T, 0)  # none is white
-    image = map_.imshow(some, aspect="auto", interpolation="nearest", cmap=colours, vmin=0, origin="lower")
+    image = map_.imshow(some, aspect="auto", interpolation="none", cmap=colours, vmin=0, origin="lower")
     dress(map_, "")
     map_.grid(False)
     map_.set_xlabel("client", color=INK)

@@ -1,6 +1,5 @@
 """What all figures share: the figure itself, its colours, its dress."""
 
-import functools
 import io
 from typing import TYPE_CHECKING
 
@@ -37,13 +36,45 @@ def png(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
+def alternative(figure: "Figure") -> str:
+    """A figure in words, for those who do not see it: its titles, what is drawn, and over what.
+
+    Example:
+        >>> from fedjax_sim.runs import drawing, plots
+        >>> drawing.alternative(plots.curves({"round": [0, 1], "client/loss": [2.0, 1.0]}))
+        'Figure of client/loss, over rounds completed'
+    """
+    every = figure.axes
+    titles = [title for axes in every if (title := axes.get_title(loc="left"))]
+    drawn = [label for axes in every if (label := axes.get_ylabel())]
+    over = list(dict.fromkeys(label for axes in every if (label := axes.get_xlabel())))
+    words = "; ".join([", ".join(part) for part in (titles, drawn) if part])
+    return f"Figure of {words}" + (f", over {' and '.join(over)}" if over else "")
+
+
+def svg(figure: "Figure") -> bytes:
+    """A figure as an SVG file's bytes, the same for the same figure.
+
+    Example:
+        >>> from fedjax_sim.runs import drawing, plots
+        >>> b"<svg" in drawing.svg(plots.clients([1.0, 2.0], "loss"))
+        True
+    """
+    import matplotlib
+
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "fedjax_sim"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
 def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr]
     # IPython shows bare Figures only once pyplot has told it how; this tells it of this one.
-    figure._repr_png_ = functools.partial(png, figure)  # type: ignore[attr-defined]
+    figure._repr_png_ = lambda: (png(figure), {"alt": alternative(figure)})  # type: ignore[attr-defined]
     return figure
 
 

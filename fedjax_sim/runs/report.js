@@ -62,6 +62,19 @@
     return [0.1, 0.5, 0.9].map((share) => Number((10 ** (low + share * (high - low))).toPrecision(3)));
   }
 
+  // What a panel shows, as a file: a row a run and round, a column a metric.
+  function csvLink(metric, members, parent) {
+    const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
+    const rows = [["run", "rounds completed", ...members].map(quoted)];
+    data.runs.forEach(({ name }, run) => {
+      const columns = members.map((member) => new Map(points(run, member)));
+      const rounds = [...new Set(columns.flatMap((column) => [...column.keys()]))].sort((a, b) => a - b);
+      for (const round of rounds) rows.push([quoted(name), round, ...columns.map((column) => column.get(round) ?? "")]);
+    });
+    const href = `data:text/csv;charset=utf-8,${encodeURIComponent(rows.map((row) => row.join(",")).join("\n"))}`;
+    make("a", { class: "data", download: `${metric.replaceAll("/", "-")}.csv`, href }, parent, "CSV");
+  }
+
   // A panel: [title, metrics]; several metrics are quantiles of one thing, from low to high. `span`: rounds shown.
   function drawPanel([metric, members], span, parent) {
     const log = byId("log").checked;
@@ -69,6 +82,7 @@
     const short = (member) => (members.length > 1 ? member.slice(member.lastIndexOf("_p") + 1) : "");
     const figure = make("figure", { class: "panel", "data-metric": metric }, parent);
     const caption = make("figcaption", {}, figure, [metric, members.map(short).join(" ")].filter(Boolean).join(", "));
+    if (data.words[metric]) caption.title = data.words[metric];
     const width = Math.max(260, figure.clientWidth);
     const height = Math.round(Math.min(380, Math.max(210, width * 0.5)));
     const left = 52, right = width - 10, top = 10, bottom = height - 34;
@@ -87,6 +101,7 @@
     const drawn = lines.flatMap((line) => line.drawn);
     const off = `${lost} ${lost === 1 ? "point" : "points"} off the scale`;
     if (lost) make("span", { class: "note" }, caption, ` (${off})`);
+    csvLink(metric, members, figure);
     const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0 }, figure);
     svg.setAttribute("aria-label", `${metric} over rounds. Arrow keys read values.`);
     if (!drawn.length) {

@@ -6,7 +6,7 @@ Whatever comes out of a run's folder is escaped, and the page's security policy 
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from fedjax_sim.core.errors import RunFolderError, check
 from fedjax_sim.runs import plots
+from fedjax_sim.runs.metric_words import meaning
 from fedjax_sim.runs.modes import lower_is_better
 from fedjax_sim.runs.profile import PARTS, split
 from fedjax_sim.runs.writing import rewrite, writing
@@ -110,6 +111,7 @@ def page(runs: Sequence["Run"]) -> str:
 <h2>Summary</h2>
 {_summary_section(runs, names)}
 </section>
+{_differences_section(runs, names)}
 {curves_section(runs, names) if metrics else ""}
 {clock_section(runs, names)}
 {pictures_section(runs, names)}
@@ -124,7 +126,7 @@ def page(runs: Sequence["Run"]) -> str:
 {"".join(commands(run, name, len(runs) > 1) for run, name in zip(runs, names, strict=True))}
 </section>
 </main>
-<footer>Written by fedjax-sim. Rounds count from 0.</footer>
+<footer>Written by fedjax-sim. Rounds: how many are completed. Point at a name to see what it means.</footer>
 <script type="application/json" id="data">{embedded(runs, names, metrics)}</script>
 <script>{script}</script>
 </body>
@@ -160,7 +162,7 @@ Cell = str | tuple[str, str, bool]
 Row = tuple[str, list[Cell]]
 
 
-def _table(names: list[str], rows: list[Row], compare: bool, attributes: str = "") -> str:
+def _table(names: list[str], rows: list[Row], compare: bool, attributes: str = "", explain: bool = False) -> str:
     def cell(content: Cell) -> str:
         text, note, best = content if isinstance(content, tuple) else (content, "", False)
         shown = f"<strong>{escape(text)}</strong>" if best else escape(text)
@@ -172,19 +174,28 @@ def _table(names: list[str], rows: list[Row], compare: bool, attributes: str = "
     )
     head = f'<thead><tr><th><span class="unseen">what</span></th>{head}</tr></thead>' if len(names) > 1 else ""
     body = "".join(
-        f'<tr{" class=differs" if compare and len(set(cells)) > 1 else ""}><th scope="row">{escape(what)}</th>'
+        f"<tr{' class=differs' if compare and len(set(cells)) > 1 else ''}>"
+        f'<th scope="row"{_title_of(what) if explain else ""}>{escape(what)}</th>'
         f"{''.join(map(cell, cells))}</tr>\n"
         for what, cells in rows
     )
     return f'<div class="scroll" tabindex="0"><table{attributes}>{head}<tbody>\n{body}</tbody></table></div>'
 
 
+def _title_of(what: str) -> str:
+    """What a name means, where the pointer is on it."""
+    return f' title="{escape(meaning(what))}"' if meaning(what) else ""
+
+
 def _summary_section(runs: Sequence["Run"], names: list[str]) -> str:
     """The scores and the facts; of one run beside each other, of several one table."""
     facts, scores = _facts(runs), _score_rows(runs)
     if len(runs) > 1 or not scores:
-        return _table(names, facts[:4] + scores + facts[4:], compare=False)
-    tables = [_table(names, scores, compare=False, attributes=' class="scores"'), _table(names, facts, compare=False)]
+        return _table(names, facts[:4] + scores + facts[4:], compare=False, explain=True)
+    tables = [
+        _table(names, scores, compare=False, attributes=' class="scores"', explain=True),
+        _table(names, facts, compare=False, explain=True),
+    ]
     return f'<div class="summary">\n{"".join(tables)}</div>'
 
 
@@ -250,13 +261,38 @@ def _profile_section(runs: Sequence["Run"], names: list[str]) -> str:
     return f"<section>\n<h2>Time of a round</h2>\n{_table(names, rows, compare=False)}\n</section>"
 
 
-def _config_section(runs: Sequence["Run"], names: list[str]) -> str:
+def _config_rows(runs: Sequence["Run"]) -> list[Row]:
+    """Every field of config.json, but for what has a section of its own."""
     rows: list[Row] = []
-    for part in ("config", "simulation"):
-        fields = list(dict.fromkeys(field for run in runs for field in get(run, part) or {}))
-        for field in fields:
-            what = field if part == "config" else f"simulation: {field}"
+    others = dict.fromkeys(key for run in runs for key in run.config if key not in ("config", "versions", "git"))
+    for part in ("config", *others):
+        found = [get(run, part) for run in runs]
+        if not any(isinstance(each, Mapping) for each in found):
+            if part in others and any(each is not None for each in found):
+                rows.append((f"run: {part}", [plain(each) for each in found]))
+            continue
+        for field in dict.fromkeys(field for each in found if isinstance(each, Mapping) for field in each):
+            what = field if part == "config" else f"{part}: {field}"
             rows.append((what, [plain(get(run, part, field)) for run in runs]))
+    return rows
+
+
+def _differences_section(runs: Sequence["Run"], names: list[str]) -> str:
+    """What the runs were told that differs, and with what software; of several runs."""
+    apart = ("run: created", "experiment: sha256")  # differ always, or say nothing
+    rows = [row for row in _config_rows(runs) + _software(runs) if len(set(row[1])) > 1 and row[0] not in apart]
+    if len(runs) == 1:
+        return ""
+    said = (
+        _table(names, rows, compare=False, attributes=' id="differences"')
+        if rows
+        else "<p>Nothing that was configured.</p>"
+    )
+    return f"<section>\n<h2>What differs</h2>\n{said}\n</section>"
+
+
+def _config_section(runs: Sequence["Run"], names: list[str]) -> str:
+    rows = _config_rows(runs)
     if not rows:
         return ""
     choice = ""
@@ -273,9 +309,3 @@ def _software(runs: Sequence["Run"]) -> list[Row]:
     packages = list(dict.fromkeys(name for run in runs for name in get(run, "versions") or {}))
     rows: list[Row] = [(name, [plain(get(run, "versions", name)) for run in runs]) for name in packages]
     return [("commit", [commit(run) or NONE for run in runs]), *rows]
-
-
-# The pictures and the curves.
-
-
-# The facts of a run, in words.

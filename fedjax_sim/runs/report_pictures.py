@@ -10,6 +10,9 @@ import numpy as np
 
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.runs import plots
+from fedjax_sim.runs.drawing import svg
+from fedjax_sim.runs.metric_words import meaning
+from fedjax_sim.runs.picture_data import columns_of, csv_link, joined
 
 if TYPE_CHECKING:
     from fedjax_sim.runs.reading import Run
@@ -23,7 +26,7 @@ def curves_section(runs: Sequence["Run"], names: list[str]) -> str:
         name.replace("$", r"\$"): run.metrics for name, run in zip(names, runs, strict=True) if curve_names(run)
     }
     main = [name for name in plots.main_names(drawable.values()) if any(_finite(run, name) for run in runs)]
-    still = _image(plots.png(plots.curves(drawable, main)), "Curves of the main metrics over rounds.") if main else ""
+    still = _image(svg(plots.curves(drawable, main)), "Curves of the main metrics over rounds.") if main else ""
     long = any(len(values) > POINTS for run in runs for _, values in _columns(run).values())
     note = f'<p class="note">Curves of more than {POINTS} points are thinned evenly.</p>' if long else ""
     return f"""<section>
@@ -50,17 +53,23 @@ def clock_section(runs: Sequence["Run"], names: list[str]) -> str:
         figure = plots.timed(clocked)
     except ArgumentError:  # they were not evaluated alike
         return ""
-    image = _image(plots.png(figure), "What runs reach, over simulated hours and gigabytes.")
-    return f'<section>\n<h2>Time and bytes</h2>\n<figure class="wide">{image}</figure>\n</section>'
+    image = _image(svg(figure), "What runs reach, over simulated hours and gigabytes.")
+    link = csv_link(
+        "clock", joined({name: run for name, run in zip(names, runs, strict=True) if plots.TIME in run.metrics})
+    )
+    caption = f"<figcaption>What runs reach, over simulated hours and gigabytes{link}</figcaption>"
+    return f'<section>\n<h2>Time and bytes</h2>\n<figure class="wide">{caption}{image}</figure>\n</section>'
 
 
 def pictures_section(runs: Sequence["Run"], names: list[str]) -> str:
     """Clients' histograms and partitions; runs that share a picture share it."""
     shared: dict[tuple[str, bytes], list[str]] = {}
+    owner: dict[tuple[str, bytes], Run] = {}
     for run, name in zip(runs, names, strict=True):
         for kind, figure in plots.pictures(run).items():
             if kind not in ("curves", "clock"):
-                shared.setdefault((kind, plots.png(figure)), []).append(name)
+                shared.setdefault((kind, drawn := svg(figure)), []).append(name)
+                owner.setdefault((kind, drawn), run)
     if not shared:
         return ""
     said = {
@@ -74,12 +83,15 @@ def pictures_section(runs: Sequence["Run"], names: list[str]) -> str:
         caption = said[kind] + (f": {whose}" if whose else "")
         alone = sum(each == kind for each, _ in shared) == 1
         wide = ' class="wide"' if kind == "traffic" or (kind == "partition" and alone) else ""
-        figures.append(f"<figure{wide}><figcaption>{escape(caption)}</figcaption>{_image(data, caption)}</figure>\n")
+        link = csv_link(kind, columns_of(owner[kind, data], kind))
+        figures.append(
+            f"<figure{wide}><figcaption>{escape(caption)}{link}</figcaption>{_image(data, caption)}</figure>\n"
+        )
     return f'<section>\n<h2>Clients</h2>\n<div class="pictures">\n{"".join(figures)}</div>\n</section>'
 
 
 def _image(data: bytes, alt: str) -> str:
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+    return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{base64.b64encode(data).decode()}">'
 
 
 def _columns(run: "Run") -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -120,6 +132,7 @@ def embedded(runs: Sequence["Run"], names: list[str], metrics: list[str]) -> str
         )
     main = [name for name in plots.main_names([run.metrics for run in runs]) if any(_finite(run, name) for run in runs)]
     panels = plots.families(main or metrics[:1])
-    data = {"runs": made, "metrics": metrics, "main": list(panels.items())}
+    words = {name: said for name in (*metrics, *panels) if (said := meaning(name))}
+    data = {"runs": made, "metrics": metrics, "main": list(panels.items()), "words": words}
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -25,6 +25,11 @@ def problems(text):
         found.append("a warning")
     if not any("image/png" in output.get("data", {}) for output in outputs):
         found.append("no picture")
+    if not cells or 'find_spec("fedjax_sim") is None' not in "".join(cells[0]["source"]):
+        found.append("no first cell that installs the package where it is missing")
+    for output in outputs:
+        if "image/png" in output.get("data", {}) and not output.get("metadata", {}).get("image/png", {}).get("alt"):
+            found.append("a picture without alternative text")
     pictureless = [{**o, "data": {k: v for k, v in o.get("data", {}).items() if k != "image/png"}} for o in outputs]
     sources = [cell["source"] for cell in notebook["cells"]]
     if match := MACHINE.search(json.dumps([pictureless, sources])):
@@ -53,15 +58,19 @@ def test_notebooks_are_kept_as_they_ran(path):
     assert problems(path.read_text()) == []
 
 
+ALT = {"image/png": {"alt": "a picture"}}
+INSTALL = 'if importlib.util.find_spec("fedjax_sim") is None:\n    %pip install -q fedjax-sim'
+
+
 def made(**changes):
-    output = {"output_type": "display_data", "data": {"image/png": "abc", "text/plain": "<Figure>"}}
-    cell = {"cell_type": "code", "source": "1", "execution_count": 1, "metadata": {}, "outputs": [output]}
+    output = {"output_type": "display_data", "data": {"image/png": "abc", "text/plain": "<Figure>"}, "metadata": ALT}
+    cell = {"cell_type": "code", "source": INSTALL, "execution_count": 1, "metadata": {}, "outputs": [output]}
     notebook = {"cells": [{**cell, **changes}], "metadata": {"kernelspec": {"name": "python3"}}}
     return json.dumps(notebook)
 
 
 def output(kind, **content):
-    picture = {"output_type": "display_data", "data": {"image/png": "abc"}}
+    picture = {"output_type": "display_data", "data": {"image/png": "abc"}, "metadata": ALT}
     return [picture, {"output_type": kind, **content}]
 
 
@@ -74,8 +83,10 @@ def output(kind, **content):
         ({"outputs": output("stream", name="stderr", text="careful")}, "a warning"),
         ({"outputs": []}, "no picture"),
         ({"outputs": output("stream", name="stdout", text="in /tmp/abc")}, "a path of a machine: /tmp/"),
-        ({"source": "open('/home/me/x')"}, "a path of a machine: /home/"),
-        ({"source": "1" * 1_000_000}, "over a million"),
+        ({"source": f"{INSTALL}\nopen('/home/me/x')"}, "a path of a machine: /home/"),
+        ({"source": INSTALL + "1" * 1_000_000}, "over a million"),
+        ({"source": "import fedjax_sim"}, "no first cell that installs"),
+        ({"outputs": output("display_data", data={"image/png": "abc"})}, "without alternative text"),
         ({"metadata": {"execution": {}}}, "metadata"),
     ],
 )

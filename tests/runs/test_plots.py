@@ -327,7 +327,8 @@ def test_figures_show_in_a_notebook_and_pyplot_stays_out_of_it():
 import sys
 from fedjax_sim.runs import plots
 figure = plots.curves({"round": [0, 1], "client/loss": [2.0, 1.0]})
-assert figure._repr_png_() == plots.png(figure) and figure._repr_png_()[:8] == bytes([137]) + b"PNG\\r\\n\\x1a\\n"
+assert figure._repr_png_()[0] == plots.png(figure) and figure._repr_png_()[0][:8] == bytes([137]) + b"PNG\\r\\n\\x1a\\n"
+assert figure._repr_png_()[1] == {"alt": "Figure of client/loss, over rounds completed"}
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,7 @@
 """The report, opened in a headless Chromium: what its page holds after the script has run."""
 
+import base64
+import csv
 import html
 import itertools
 import json
@@ -7,26 +9,29 @@ import os
 import re
 import shutil
 import subprocess
+import urllib.parse
 from html.parser import HTMLParser
 
+import jax.numpy as jnp
+import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.runs import report
+from fedjax_sim.runs import metric_words, report
 from tests.runs import samples
 
 BAD_METRIC = "</script x><script>document.title = 1"
 EVIL = "<script>document.title='taken'<!--&\"'"
 
 
-def chromium(page, folder):
+def chromium(page, folder, width=1280):
     """The DOM of a page once its scripts have run, as HTML."""
     program = shutil.which("chromium")
     if program is None:
         said = "chromium is missing: run tests/install-debian-packages"
         pytest.fail(said) if os.environ.get("CI") else pytest.skip(said)
     options = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking dump-dom"
-    options += " disable-component-update disable-sync virtual-time-budget=3000 window-size=1280,900"
+    options += f" disable-component-update disable-sync virtual-time-budget=3000 window-size={width},900"
     profile = folder / "profile"
     command = [program, *(f"--{option}" for option in options.split()), f"--user-data-dir={profile}", page.as_uri()]
     out = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
@@ -121,12 +126,12 @@ def plain_run(folder, lines=samples.ROUNDS, **config):
     return fs.runs.read(samples.write(folder, lines, None, None, None, **config))
 
 
-def driven(path, script, folder):
+def driven(path, script, folder, width=1280):
     """A copy of the page with a script of ours at its end, which the policy of the page itself would forbid."""
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text())
     copy = folder / "driven.html"
     copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
-    return Page(chromium(copy, folder))
+    return Page(chromium(copy, folder, width))
 
 
 def test_the_page_draws_every_point_of_the_main_metrics(one):
@@ -180,7 +185,10 @@ def test_the_pictures_are_embedded_and_those_that_runs_share_stand_once(one, thr
     assert [image["alt"] for image in shown] == [
         still, "Each client's latest training metric", "Who holds which examples"
     ]  # fmt: skip
-    assert all(image["src"].startswith("data:image/png;base64,iVBORw0KGgo") for image in shown)
+    for image in shown:  # vectors
+        kind, data = image["src"].split(",", 1)
+        assert kind == "data:image/svg+xml;base64"
+        assert "</svg>" in base64.b64decode(data).decode()
     alts = [attributes["alt"] for _, attributes, _ in three.all("img")]
     assert alts == [still, "Each client's latest training metric: a, b", f"Who holds which examples: a, {EVIL}"]
 
@@ -199,7 +207,7 @@ def test_names_from_a_run_do_not_run(three):
     assert [text for _, _, text in three.all("title")] == ["3 runs"]
     assert len(three.all("script")) == 2
     assert [text for _, _, text in three.all("button")] == ["a", "b", EVIL]
-    assert three.rows()["model"] == ["cnn", EVIL, "–"]
+    assert three.rows()["model"] == ["cnn", EVIL, "–"] * 2  # among what differs, and in the configuration
     data = json.loads(three.all("script", type="application/json")[0][2])
     assert data["runs"][2]["name"] == EVIL
     assert BAD_METRIC in data["runs"][2]["curves"]
@@ -214,7 +222,10 @@ def test_runs_are_compared(three):
     ]  # fmt: skip
     assert [text for _, _, text in three.all("strong")] == ["1", "0.875", "1.25", "0.75"]  # each row's best final value
     differing = re.findall(r'<tr class="differs"><th scope="row">([^<]*)', three.source)
-    assert differing == ["rounds", "alpha", "model", "nesterov", "seed", "commit"]
+    config = ["rounds", "alpha", "model", "nesterov", "seed", "experiment: name", "experiment: preset"]
+    assert differing == [*config, "commit"]
+    apart = three.source.split('id="differences"', 1)[1].split("</table>", 1)[0]
+    assert re.findall(r'<th scope="row">([^<]*)', apart) == [*config, "commit"]
     assert three.curves()["client/accuracy"] == [(0, 4), (1, 2), (2, 1)]
     assert three.curves()["test/accuracy"] == [(0, 2), (1, 1)]
 
@@ -290,7 +301,73 @@ def test_only_what_differs_can_be_shown(three_path, tmp_path):
       const shown = [...document.querySelectorAll("#config tbody tr")].filter((row) => row.offsetHeight > 0);
       document.documentElement.dataset.shown = shown.map((row) => row.firstChild.textContent).join(" ");
     """
-    assert driven(three_path, script, tmp_path).root["data-shown"] == "rounds alpha model nesterov seed"
+    assert driven(three_path, script, tmp_path).root["data-shown"] == (
+        "rounds alpha model nesterov seed experiment: name experiment: preset"
+    )
+
+
+def test_every_field_of_the_configuration_is_shown(one):
+    """A line for each but the versions and the commit, which stand under Software; nested ones are spelt out."""
+    rows = one.rows()
+    for part, value in samples.CONFIG.items():
+        for field, each in value.items() if isinstance(value, dict) else [("", value)]:
+            if part in ("versions", "git"):
+                continue
+            what = field if part == "config" else f"{part}: {field}" if field else f"run: {part}"
+            said = "batch_size 20, epochs 5" if isinstance(each, dict) else each if isinstance(each, str) else None
+            assert rows[what][-1] == (json.dumps(each) if said is None else said)
+    assert rows["python"] == ["3.11.9"]
+
+
+def test_what_a_name_means_is_said_where_the_pointer_is(one):
+    titles = {text: attributes["title"] for _, attributes, text in one.all("th") if "title" in attributes}
+    assert titles["test/accuracy"] == "Share of examples classified rightly, on held-out data."
+    assert titles["client/loss"].startswith("Loss in training")
+    assert {"rounds", "sampler", "parameters"} <= set(titles)
+    captions = {text: attributes.get("title") for _, attributes, text in one.all("figcaption")}
+    assert captions["client/accuracy"] == metric_words.MEANINGS["client/accuracy"]
+
+
+def test_what_rounds_report_is_in_the_table_of_words():
+    task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+    data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
+    sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
+    _, metrics = sim.step(sim.init())
+    assert [name for name in metrics if not metric_words.meaning(name)] == []
+
+
+def test_the_numbers_of_pictures_are_links(one, three):
+    """As CSV, which the standard library reads."""
+
+    def rows_of(page, name):
+        link = next(attributes["href"] for _, attributes, _ in page.all("a") if attributes["download"] == name)
+        kind, text = link.split(",", 1)
+        text = base64.b64decode(text).decode() if kind.endswith("base64") else urllib.parse.unquote(text)
+        return list(csv.reader(text.splitlines()))
+
+    assert rows_of(one, "client-loss.csv") == [
+        ["run", "rounds completed", "client/loss"], ["run-1", "1", "2.25"], ["run-1", "2", "1.5"], ["run-1", "4", "1"]
+    ]  # fmt: skip
+    assert rows_of(one, "clients.csv")[:3] == [["client", "client/accuracy"], ["0", "0.875"], ["1", "0.5"]]
+    held = rows_of(one, "partition.csv")
+    assert held[0] == ["client", "examples", "class 3", "class 5", "class 8"]
+    assert held[2] == ["1", "200", "100", "100", "0"]
+    assert {row[0] for row in rows_of(three, "client-accuracy.csv")[1:]} == {"a", "b", EVIL}
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_the_page_fits_its_width(three_path, tmp_path, width):
+    """Nothing sticks out: what is wide scrolls within itself."""
+    script = """
+      document.documentElement.dataset.wide = document.documentElement.scrollWidth;
+      document.documentElement.dataset.inner = innerWidth;
+      document.documentElement.dataset.columns = getComputedStyle(document.getElementById("panels"))
+        .gridTemplateColumns.split(" ").length;
+    """
+    root = driven(three_path, script, tmp_path, width).root
+    assert "data-error" not in root
+    assert int(root["data-wide"]) <= int(root["data-inner"])
+    assert int(root["data-columns"]) == (2 if width > 720 else 1)
 
 
 def test_the_test_would_see_an_error_on_the_page(three_path, tmp_path):

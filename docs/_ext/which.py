@@ -16,6 +16,7 @@ import optax
 import sphinx.application
 from docutils import nodes
 from public import Public, plurals, public_names
+from sphinx.util import logging
 
 import fedjax_sim as fs
 
@@ -27,6 +28,9 @@ DATA = fs.data.FederatedData(
 TASK = fs.classification(fs.models.LogisticRegression(2), DATA.client(0))
 SGD = optax.sgd(0.1)
 
+SHAPES = {"delta": jax.ShapeDtypeStruct((4, 4), np.float32)}
+logger = logging.getLogger(__name__)
+
 ARGUMENTS: dict[str, Any] = {
     "task": TASK,
     "client_optimizer": SGD,
@@ -34,6 +38,8 @@ ARGUMENTS: dict[str, Any] = {
     "optimizer": SGD,
     "inner": optax.adamw(0.1),
     "features": lambda params, batch, key: batch["x"],
+    **dict.fromkeys(("client_lr", "inner_lr", "gamma", "alpha", "beta"), 0.01),
+    "mixing": fs.mixing.ring(4),
     "blocks": 2,
     "chances": np.ones(4),
     "transform": A.sign(),
@@ -45,9 +51,6 @@ ARGUMENTS: dict[str, Any] = {
     "cohort_size": 2,
     "candidates": 3,
     "domains": 2,
-    "mixing": fs.mixing.ring(4),
-    "client_lr": 0.05,  # times lam is below 1
-    "inner_lr": 0.05,
     "sample_steps": 1,
     "samples": 2,
     "rounds": 4,
@@ -105,79 +108,87 @@ def _numbers(shapes: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
-def algorithms() -> Iterator[Row]:
-    """Every algorithm."""
+def algorithm(function: Callable[..., Any]) -> tuple[str, ...]:
+    """What an algorithm says of itself."""
     params = jax.eval_shape(TASK.init, jax.random.key(0))
     private = A.chain(A.clip_by_l2(1.0), A.gaussian_noise(1.0), reduce=A.mean("uniform"))
-    for function in makers(fs.algorithms, fs.Algorithm):
-        algorithm = made(function)
-        _, row = jax.eval_shape(algorithm.init, params)
-        kept = _numbers(row) / _numbers(params)
-        passes = algorithm.passes()
-        takes = "aggregator" in inspect.signature(function).parameters
-        noisy = takes and _allowed(
-            lambda make=function: fs.Simulation(
-                made(make, aggregator=private), DATA, fs.sampler.poisson(0.5), fs.Batching(1)
-            )
-        )
-        whole = round(kept)  # a step's number is no model
-        keeps = f"{whole} model{'s' if whole > 1 else ''}" if whole else "a number" if kept else "nothing"
-        weight = "each alike" if passes[-1].aggregator.reducer.weight == "uniform" else "by examples"
-        yield Row(function, (keeps, str(len(passes)), weight, _word(noisy)))
+    made_so = made(function)
+    _, row = jax.eval_shape(made_so.init, params)
+    kept = _numbers(row) / _numbers(params)
+    passes = made_so.passes()
+    noisy = "aggregator" in inspect.signature(function).parameters and _allowed(
+        lambda: fs.Simulation(made(function, aggregator=private), DATA, fs.sampler.poisson(0.5), fs.Batching(1))
+    )
+    whole = round(kept)  # a step's number is no model
+    keeps = f"{whole} model{'s' if whole > 1 else ''}" if whole else "a number" if kept else "nothing"
+    weight = "each alike" if passes[-1].aggregator.reducer.weight == "uniform" else "by examples"
+    return keeps, str(len(passes)), weight, _word(noisy)
 
 
-def samplers() -> Iterator[Row]:
-    """Every sampler."""
-    for function in makers(fs.sampler, fs.sampler.Sampler):
-        sampler = made(function)
-        event = "none" if sampler.event is None else sampler.event(4).kind.replace("_", " ")
-        ahead = "no, it looks at losses" if sampler.choose else "no, it looks at metrics" if sampler.observe else "yes"
-        yield Row(function, (event, _word(sampler.event is not None), ahead, _word(sampler.repeats)))
+def sampler(function: Callable[..., Any]) -> tuple[str, ...]:
+    """What a sampler says of itself."""
+    made_so = made(function)
+    event = "none" if made_so.event is None else made_so.event(4).kind.replace("_", " ")
+    ahead = "no, it looks at losses" if made_so.choose else "no, it looks at metrics" if made_so.observe else "yes"
+    return event, _word(made_so.event is not None), ahead, _word(made_so.repeats)
 
 
-def transforms() -> Iterator[Row]:
-    """Every transform."""
-    shapes = {"delta": jax.ShapeDtypeStruct((4, 4), np.float32)}
-    start = A.Facts(clipped=True, bound="1")
-    for function in makers(A, A.Transform):
-        transform = made(function)
-        before = next(
-            facts
-            for facts in (start, start._replace(integers=True, largest=8.0, bits=8.0), A.Facts())
-            if _allowed(lambda facts=facts, rule=transform.facts: rule(facts))
-        )
-        facts = transform.facts(before)
-        noise = ", ".join(dict.fromkeys(f"{each.where} {each.kind.replace('_', ' ')}" for each in facts.noise))
-        keeps = _numbers(transform.init(shapes)[1]) > 0
-        sends = f"{facts.bits:.3g} bit{'s' if facts.bits > 1 else ''} a number{', whole' if facts.integers else ''}"
-        yield Row(function, (sends, _word(facts.clipped), noise or "none", _word(keeps), _word(not facts.linear)))
+def transform(function: Callable[..., Any]) -> tuple[str, ...]:
+    """What a transform says of itself, behind a clip."""
+    made_so, start = made(function), A.Facts(clipped=True, bound="1")
+    whole = start._replace(integers=True, largest=8.0, bits=8.0)
+    before = next(each for each in (start, whole, A.Facts()) if _allowed(lambda each=each: made_so.facts(each)))
+    facts = made_so.facts(before)
+    noise = ", ".join(dict.fromkeys(f"{each.where} {each.kind.replace('_', ' ')}" for each in facts.noise))
+    sends = f"{facts.bits:.3g} bit{'s' if facts.bits > 1 else ''} a number{', whole' if facts.integers else ''}"
+    keeps = _numbers(made_so.init(SHAPES)[1]) > 0
+    return sends, _word(facts.clipped), noise or "none", _word(keeps), _word(not facts.linear)
 
 
-def reducers() -> Iterator[Row]:
-    """Every reducer."""
-    shapes = {"delta": jax.ShapeDtypeStruct((4, 4), np.float32)}
-    for function in makers(A, A.Reducer):
-        reducer = made(function)
-        noisy = _allowed(
-            lambda each=reducer: A.chain(
-                A.clip_by_l2(1.0), A.gaussian_noise(1.0), reduce=each._replace(weight="uniform")
-            )
-        )
-        needs = "the sum" if reducer.linear else "a coordinate of all" if reducer.by_coordinate else "all messages"
-        yield Row(function, (needs, _word(_numbers(reducer.init(shapes)) > 0), _word(noisy)))
+def reducer(function: Callable[..., Any]) -> tuple[str, ...]:
+    """What a reducer says of itself."""
+    made_so = made(function)
+    noisy = _allowed(
+        lambda: A.chain(A.clip_by_l2(1.0), A.gaussian_noise(1.0), reduce=made_so._replace(weight="uniform"))
+    )
+    needs = "the sum" if made_so.linear else "a coordinate of all" if made_so.by_coordinate else "all messages"
+    return needs, _word(_numbers(made_so.init(SHAPES)) > 0), _word(noisy)
 
 
 def _word(value: bool) -> str:
     return "yes" if value else "no"
 
 
-TABLES: dict[str, tuple[Callable[[], Iterator[Row]], tuple[str, ...]]] = {
-    "algorithms": (algorithms, ("a client keeps", "passes", "clients count", "under central noise")),
-    "samplers": (samplers, ("accounting event", "under central noise", "planned ahead", "a client twice")),
-    "transforms": (transforms, ("sends", "bounded", "noise", "clients remember", "decoded one by one")),
-    "reducers": (reducers, ("needs", "remembers", "under central noise")),
+class Table(typing.NamedTuple):
+    """The functions of a module that make such an object, what each says, and the headings of that."""
+
+    module: types.ModuleType
+    kind: type
+    tell: Callable[[Callable[..., Any]], tuple[str, ...]]
+    headings: tuple[str, ...]
+
+    def rows(self) -> Iterator[Row]:
+        """A row for each; dashes for one that plain arguments do not make."""
+        for function in makers(self.module, self.kind):
+            try:
+                cells = self.tell(function)
+            except (fs.FedSimError, TypeError, ValueError) as error:
+                logger.info("%s is not made by plain arguments: %s", function.__name__, error)
+                cells = ("–",) * len(self.headings)
+            yield Row(function, cells)
+
+
+NOISE = "under central noise"
+TABLES = {
+    "algorithms": Table(fs.algorithms, fs.Algorithm, algorithm, ("a client keeps", "passes", "clients count", NOISE)),
+    "samplers": Table(
+        fs.sampler, fs.sampler.Sampler, sampler, ("accounting event", NOISE, "planned ahead", "a client twice")
+    ),
+    "transforms": Table(
+        A, A.Transform, transform, ("sends", "bounded", "noise", "clients remember", "decoded one by one")
+    ),
+    "reducers": Table(A, A.Reducer, reducer, ("needs", "remembers", NOISE)),
 }
-"""Name to the rows and the headings of the last columns."""
 
 
 def about(function: Callable[..., Any]) -> str:
@@ -191,10 +202,10 @@ class Which(Public):
     """`.. which:: algorithms`: the table of that name."""
 
     def run(self) -> list[nodes.Node]:
-        rows, headings = TABLES[self.arguments[0]]
+        table = TABLES[self.arguments[0]]
         spelling = {id(value): name for name, value in public_names().items()}
         lines = [".. list-table::", "   :header-rows: 1", "   :class: which", ""]
-        for cells in [("name", "what it is", *headings), *map(self.cells(spelling), rows())]:
+        for cells in [("name", "what it is", *table.headings), *map(self.cells(spelling), table.rows())]:
             lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(cells)]
         return self.parse(lines)
 

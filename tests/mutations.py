@@ -81,7 +81,7 @@ MUTATIONS = {
     ),
     "shuffled order across epochs": Mutation(
         "engine/plan/planner.py",
-        "draw = rng.hash32(seed, Purpose.SHUFFLE, round, ids[client], within)",
+        "draw = rng.hash32(seed, Purpose.SHUFFLE, round, ids[client], counter)",
         "draw = rng.hash32(seed, Purpose.SHUFFLE, round, ids[client], rank)",
         "tests/engine/plan/test_plan.py::test_shuffles_differ",
     ),

@@ -15,6 +15,16 @@ from tests.engine import toys
 pytestmark = pytest.mark.usefixtures("drawn")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def collected():
+    """Garbage is collected as in users' processes, not as seldom as in tests."""
+    before = gc.get_threshold()
+    gc.unfreeze()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*before)
+
+
 def simulation(**kwargs):
     given = {"devices": jax.devices()[:1], "lanes": 2, **kwargs}
     return fs.Simulation(

@@ -361,7 +361,7 @@ def test_show_has_the_last_and_the_best_of_each_metric(resumed, place):
     assert re.findall(r"\d+\.\d+|\d+", row) == [
         f"{losses[-1]:.4f}",
         f"{min(losses):.4f}",
-        str(losses.index(min(losses))),
+        str(losses.index(min(losses)) + 1),  # rounds completed
     ]
     assert "longer/plots/curves.png" in done.out
 
@@ -464,7 +464,8 @@ HELP = {
 }
 TOLD = {
     "walk": "'walk' is no command usage: fedjax-sim COMMAND run [EXPERIMENT]",
-    "run nope": "there are fashion_mnist, hospitals, line, private_compressed, quickstart, shakespeare, torn; or give",
+    "run nope": "there are adaptive_federated_optimization, byzantine, fashion_mnist, hospitals, line, "
+    "private_compressed, quickstart, shakespeare, torn; or give",
     "run nope.py": "experiment='nope.py': unknown",
     "run line --preset nope": "preset='nope': line has default, steep.",
     "run line --nope 3": "--nope 3: line has --rounds, --seed, --cohort-size, --law.slope, --law.noise, --sizes, ",

@@ -129,7 +129,7 @@ def uniforms(seed: int, purpose: Purpose, round: int, client_id: np.ndarray, cou
     return (hash32(seed, purpose, round, client_id, counter).astype(np.float64) + 0.5) * 2.0**-32
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=16)
 def _base(seed: int, purpose: Purpose, round: int) -> np.uint64:
     return np.uint64(np.random.SeedSequence((seed, purpose, round)).generate_state(1, np.uint64)[0])
 

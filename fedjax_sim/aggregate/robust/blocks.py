@@ -34,32 +34,57 @@ def fold(add: Callable[..., PyTree], total: PyTree, *trees: PyTree) -> PyTree:
 
 
 def each(rule: Callable[..., jax.Array], *trees: PyTree) -> PyTree:
-    """A tree of the rule's values, `rule(*blocks) -> [b]` of blocks [n, b]; float32 at least."""
-    made = []
-    for leaves, shape in zip(_leaves(trees), _shapes(trees[0]), strict=True):
-        parts, width, full = _cut(leaves)
-        count, size = parts[0].shape[1:]
+    """A tree of the rule's values, `rule(*blocks) -> [b]` of blocks [n, b]; float32 at least.
 
-        def put(values: jax.Array, at: Any, width: int, parts: list[jax.Array] = parts) -> jax.Array:
-            value = rule(*(_block(part, at, width) for part in parts)).astype(values.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(values, value.reshape(values.shape[0], width), at, axis=1)
+    Leaves of less than a block share one, so that a program holds the rule once for them, which may be long.
+    """
+    together, alone = [], {}
+    room = BLOCK // max(leaf.shape[0] for tree in trees for leaf in jax.tree.leaves(tree))
+    for i, leaves in enumerate(_leaves(trees)):
+        size = math.prod(leaves[0].shape[1:])
+        if size > room or jnp.result_type(jnp.float32, *leaves) != jnp.float32:
+            alone[i] = _each_block(rule, leaves)
+            continue
+        if not together or together[-1][0] < size:
+            together.append([room, []])
+        together[-1][0] -= size
+        together[-1][1].append((i, leaves))
+    for _, group in together:
+        flat = [
+            jnp.concatenate([_flat(leaf) for leaf in column], axis=1)
+            for column in zip(*(leaves for _, leaves in group), strict=True)
+        ]
+        values, at = rule(*flat).astype(jnp.float32), 0
+        for i, leaves in group:
+            size = math.prod(leaves[0].shape[1:])
+            alone[i], at = values[at : at + size].reshape(leaves[0].shape[1:]), at + size
+    return jax.tree.unflatten(jax.tree.structure(trees[0]), [alone[i] for i in range(len(alone))])
 
-        step = lambda i, values, put=put, width=width: put(values, i * width, width)
-        values = jnp.zeros((count, size), jnp.result_type(jnp.float32, *leaves))
-        values = jax.lax.fori_loop(0, full, step, values) if full > 1 else step(0, values)
-        if size > full * width:
-            values = put(values, full * width, size - full * width)
-        made.append(values.reshape(shape))
-    return jax.tree.unflatten(jax.tree.structure(trees[0]), made)
+
+def _each_block(rule: Callable[..., jax.Array], leaves: tuple[jax.Array, ...]) -> jax.Array:
+    """One leaf's values; blocks of one width, of which the last begins earlier and makes some values again."""
+    parts, width, _ = _cut(leaves)
+    pieces, size = parts[0].shape[1:]
+    full = -(-size // width)
+    width = -(-size // full)
+
+    def put(i: Any, values: jax.Array) -> jax.Array:
+        at = jnp.minimum(i * width, size - width)
+        value = rule(*(_block(part, at, width) for part in parts)).astype(values.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(values, value.reshape(pieces, width), at, axis=1)
+
+    values = jnp.zeros((pieces, size), jnp.result_type(jnp.float32, *leaves))
+    values = jax.lax.fori_loop(0, full, put, values) if full > 1 else put(0, values)
+    return values.reshape(leaves[0].shape[1:])
+
+
+def _flat(leaf: jax.Array) -> jax.Array:
+    return leaf.reshape(leaf.shape[0], -1).astype(jnp.float32)
 
 
 def _leaves(trees: tuple[PyTree, ...]) -> Iterator[tuple[jax.Array, ...]]:
     """The trees' leaves beside each other."""
     return zip(*(jax.tree.leaves(tree) for tree in trees), strict=True)
-
-
-def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
-    return [leaf.shape[1:] for leaf in jax.tree.leaves(tree)]
 
 
 def _cut(leaves: tuple[jax.Array, ...]) -> tuple[list[jax.Array], int, int]:

@@ -111,6 +111,7 @@ class Facts(NamedTuple):
         bound: the L2 bound, in words.
         masked: clients have masks that others count on, so that all that are drawn and arrive must send.
         leaks: what a transform learns from the clients and releases without noise, in words, or None.
+        loses: by chances that no plan knows, fewer send than were drawn and arrive.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -137,6 +138,7 @@ class Facts(NamedTuple):
     bound: str = "none"
     leaks: str | None = None
     masked: bool = False
+    loses: bool = False
 
     @property
     def noisy(self) -> bool:

@@ -91,6 +91,7 @@ def bernoulli(chance: Numbers) -> Transform:
             event=event,
             expected=lambda clients: clients * float(q.mean()),
             check=lambda num_clients, size, invited: check_length("chance", q, num_clients),
+            loses=bool(q.ndim),
         )
     )
 
@@ -238,6 +239,7 @@ def _by_round(name: str, rounds: Any, there: Callable[[int, np.ndarray], np.ndar
             on=lambda ids, moment: there(moment.round, of[ids]),
             event=separation_alone,
             check=lambda num_clients, size, invited: check_length("rounds", of, num_clients),
+            loses=True,
         )
     )
 

@@ -128,6 +128,7 @@ def dropout(chance: Numbers, when: Literal["before", "after", "uniform"] = "afte
             course=course,
             event=separation_alone if p.ndim else _unchanged,
             check=lambda num_clients, size, invited: check_length("chance", p, num_clients),
+            loses=bool((p > 0).any()),
         )
     )
 

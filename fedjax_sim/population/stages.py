@@ -103,6 +103,7 @@ class Stage(NamedTuple):
         expected: `(clients) -> clients`, that a sampler without a fixed number expects.
         check: `(K, m, invited)`, raises for a population that it does not fit, or for so many clients.
         needs: "", "work": what it reads a simulation knows; or "clock": it needs a fleet.
+        loses: by chances that no plan knows, fewer may arrive than were drawn, or be drawn than the sampler would.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Stage(NamedTuple):
     expected: Callable[[float], float] = lambda clients: clients
     check: Callable[[int, int, int], None] = lambda num_clients, size, invited: None
     needs: str = ""
+    loses: bool = False
 
 
 class Settled(NamedTuple):

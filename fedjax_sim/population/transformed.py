@@ -71,6 +71,27 @@ def transformed(made: Made) -> Sampler:
     )
 
 
+def short(sampler: Sampler, num_clients: int) -> str:
+    """The transform by which fewer clients may send than the accounting event speaks of; or "".
+
+    Where others are drawn for those that are not there, the chance that these are too few is exp(-50) by Hoeffding's
+    inequality, or that is such a transform too.
+    """
+    made = sampler.made
+    law = None if sampler.event is None else sampler.event(num_clients)
+    if made is None or law is None:
+        return ""
+    there = asked = num_clients // getattr(law, "separation", 1)
+    for stage in made.stages:
+        if stage.loses:
+            return stage.name
+        if stage.on is not None and made.base.pool is not None:
+            there = stage.expected(there)
+            if there - 5 * asked**0.5 < made.base.capacity(num_clients):
+                return stage.name
+    return ""
+
+
 class _Rounds:
     """The functions of a transformed sampler."""
 

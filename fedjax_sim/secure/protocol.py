@@ -32,6 +32,11 @@ class Dropouts(NamedTuple):
     consistency: Loss = 0.0
     unmask: Loss = 0.0
 
+    @property
+    def before_upload(self) -> bool:
+        """Whether some of those that are drawn may send no words."""
+        return any(callable(loss) or loss > 0 for loss in (self.advertise, self.share, self.upload))
+
     def lost(self, step: str, seed: int, round: int, ids: np.ndarray) -> np.ndarray:
         """[n] bool, those of the clients whose message of that step does not come."""
         loss = getattr(self, step)

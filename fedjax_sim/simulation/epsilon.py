@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fedjax_sim.core.errors import ArgumentError, check_count
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.engine.parts import Parts
+from fedjax_sim.population.transformed import short
 from fedjax_sim.privacy.accounting import Epsilon, Meter, compose
 from fedjax_sim.privacy.rounds import common_neighbours
 from fedjax_sim.simulation import ledger as ledger_lib
@@ -33,9 +34,26 @@ def epsilon(
     ledger = [] if state is None else ledger_lib.checked(state.ledger, state.round)
     if rounds is not None or not ledger:
         ledger_lib.noise(parts)  # says what is wrong with this simulation's own chain
+        if rounds:
+            _check_shares(parts)
         ledger = ledger_lib.planned(ledger, released(), rounds or 0)
     of = parts.delta if delta is None else delta
     return compose(ledger_lib.rounds(ledger), of, accountant=accountant, adjacency=adjacency)
+
+
+def _check_shares(parts: Parts) -> None:
+    """Raise where a plan would count on shares of noise that may not come."""
+    chains = [phase.aggregator for phase in parts.phases]
+    if not any(m.where == "distributed" for chain in chains for m in chain.facts.noise):
+        return
+    lossy = [chain.name for chain in chains if chain.facts.loses]
+    name = lossy[0] if lossy else short(parts.sampler, parts.data.num_clients)
+    if name:
+        raise ArgumentError(
+            f"rounds: by {name} fewer clients may send their share of noise than are drawn, so that a plan in which "
+            "all do is no bound: ask for rounds that were run, by state=, which knows who sent; or plan without "
+            "losses, with the noise that is left of the fewest who are to send."
+        )
 
 
 def meter(parts: Parts) -> Meter | None:

@@ -358,7 +358,7 @@ class Simulation:
 
         Args:
             rounds: how many are planned, after the state's if there is one. With shares of distributed noise, all who
-                are drawn are taken to send theirs.
+                are drawn are taken to send theirs; refused where a transform or a protocol loses some by chance.
             delta: of the guarantee; None for the simulation's.
             state: whose rounds were run, with the shares of noise that clients really sent.
             accountant: "pld", "rdp", or None for PLD wherever there is one.

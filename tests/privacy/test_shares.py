@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.engine.round.block import pack
 from tests.engine import toys
 from tests.privacy.rounding import rounded
@@ -139,3 +140,31 @@ def test_a_client_without_examples_is_drawn_all_the_same():
     plans = pack(sim.parts, sim.init(), 5, slots=5, lanes=1)
     assert [(stats.drawn, stats.sent) for stats in plans.stats] == [(100, 100)] * 5
     assert max(stats.clients for stats in plans.stats) < 30
+
+
+def test_a_plan_does_not_count_on_shares_that_may_not_come():
+    """By 40 % dropouts the state's own count is above what a plan of full cohorts would claim: plans are refused."""
+    p, uniform = fs.population, fs.sampler.uniform(6)
+    chain = lambda sums: fs.aggregate.chain(CLIP, *NOISE["skellam"][:2], sums, reduce=fs.aggregate.mean("uniform"))
+
+    def planned(sampler, sums=NOISE["skellam"][2]):
+        algorithm = fs.fedavg(
+            fs.Task(lambda key: jnp.zeros(2), lambda w, batch, key: jnp.sum(w) * batch["x"]),
+            optax.sgd(0.1),
+            aggregator=chain(sums),
+        )
+        data = fs.FederatedData({"x": np.zeros(40, np.float32)}, np.arange(41))
+        sim = fs.Simulation(algorithm, data, sampler, fs.Batching(1), **toys.executed())
+        return sim.epsilon(rounds=3, delta=1e-3).epsilon
+
+    assert planned(uniform) > 0
+    assert planned(p.bernoulli(0.9)(fs.sampler.uniform(4))) > 0  # enough others are always there
+    short = [p.dropout(0.4)(uniform), p.bernoulli(0.1)(uniform), p.join([0] * 40)(fs.sampler.min_separation(6, 2))]
+    for sampler in short:
+        with pytest.raises(ArgumentError, match="fewer clients may send their share of noise"):
+            planned(sampler)
+    lossy = lambda **lost: fs.aggregate.secure_sum(protocol=fs.secure.bonawitz(dropouts=fs.secure.dropouts(**lost)))
+    pytest.importorskip("cryptography")
+    assert planned(uniform, lossy(unmask=0.1)) == planned(uniform)
+    with pytest.raises(ArgumentError, match=r"secure_sum\(bonawitz"):
+        planned(uniform, lossy(upload=0.1))

@@ -96,6 +96,7 @@ def secure_sum(
             max_weight=float(max_weight),
             bits=float(modulus_bits),
             masked=real,
+            loses=isinstance(protocol, Protocol) and protocol.dropouts.before_upload,
         )
 
     return Transform(

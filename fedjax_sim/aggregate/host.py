@@ -110,6 +110,9 @@ class HostStage(NamedTuple):
     columns: StageColumns = lambda places: {}
     check: Callable[[int], None] | None = None
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 SMALLEST = 3
 """Places of a cohort for which columns are asked where none is known: what is sent does not depend on them."""
@@ -131,9 +134,6 @@ def declared_columns(stage: HostStage | None, places: int = SMALLEST) -> Mapping
     if stage is None:
         return {}
     return stage.columns(places) if callable(stage.columns) else stage.columns
-
-    def __repr__(self) -> str:
-        return record(self)
 
 
 def told_before(stage: HostStage, host: HostRound, name: str) -> Cohort:

@@ -77,6 +77,8 @@ class ClientMetrics:
         """Slices of the population: for each value of a column of what is known of clients, [K], those who have it."""
         column, count = np.asarray(column), len(self.sizes)
         check(column.shape == (count,), "column.shape", column.shape, f"must be a value for each of {count} clients.")
+        unknown = column.dtype.kind in "fc" and bool(np.isnan(column).any())
+        check(not unknown, "column", "NaN", "is the value of some clients, who would be in no slice: name them.")
         return {value.item(): self.select(column == value) for value in np.unique(column)}
 
     def seen(self, clients: npt.ArrayLike) -> dict[str, "ClientMetrics"]:

@@ -48,14 +48,16 @@ class Personalised:
     after: ClientMetrics
 
     def harmed(self, name: str) -> float:
-        """The share of clients that a metric is worse of afterwards, among those that have it; NaN without such.
+        """The share of clients that a metric is worse of afterwards, among those that had it; NaN without such.
 
-        More is worse of a loss, an error or a perplexity, less of anything else.
+        More is worse of a loss, an error or a perplexity, less of anything else; and no number any more of all, as
+        where fine-tuning diverged.
         """
         sign = 1 if self.before.summary(name).worst_are == "high" else -1
         change = sign * (self.after[name] - self.before[name])
-        known = ~np.isnan(change)
-        return float(np.mean(change[known] > 0)) if known.any() else float("nan")
+        known = ~np.isnan(self.before[name])
+        worse = (change > 0) | np.isnan(self.after[name])
+        return float(np.mean(worse[known])) if known.any() else float("nan")
 
     def facts(self) -> dict[str, str]:
         """Mean, worst tenth and quantiles of each metric before and after, and who is harmed, in words."""

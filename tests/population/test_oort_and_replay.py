@@ -6,6 +6,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
+from fedjax_sim.population.sampler.oort import exploited
 from tests.engine import toys
 
 CLIENTS = toys.NUM_CLIENTS
@@ -124,3 +125,10 @@ def test_bad_input(tmp_path, recorded):
     stale.run(stale.init(), 2, run_dir=tmp_path / "stale")
     with pytest.raises(ArgumentError, match="started from old models"):
         fs.sampler.replay(tmp_path / "stale")
+
+
+def test_negative_losses_fill_a_cohort():
+    """A share of a negative score lies above it."""
+    scores = -np.array([1.0, 2.0, 3.0, 4.0])
+    chosen = exploited(np.random.default_rng(0), np.arange(4), scores, 3, cutoff=0.95)
+    assert sorted(chosen.tolist()) == [0, 1, 2]

@@ -159,6 +159,8 @@ def test_what_is_wrong_is_said():
         (lambda: audit.membership(np.ones(2), np.array([np.nan])), "NaN"),
         (lambda: audit.membership(np.ones(2), np.ones(2), rates=(0.0,)), "rates=0.0"),
         (lambda: audit.lira(np.ones(1), np.ones((3, 1)), np.array([[True], [True], [False]])), "at least 2"),
+        (lambda: audit.lira(np.ones(1), np.full((4, 2), 1.0), np.eye(4, 2) > 0), r"must be of shape \[S, 1\]"),
+        (lambda: audit.lira(np.ones(1), np.full((4, 1), np.nan), np.arange(4)[:, None] < 2), "NaN"),
         (lambda: audit.one_run(scores, included, -1e-5), "delta"),
         (lambda: audit.one_run(scores, included, 1e-5, beta=1.0), "beta=1.0"),
         (lambda: audit.one_run(scores, np.ones(4, bool), 1e-5), "not all"),

@@ -6,6 +6,8 @@ import optax
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim.simulation import client_metrics
+from fedjax_sim.simulation.personalise import Personalised
 from tests.algorithms.problems import SIZES, START, flat, least_squares
 
 TASK, DATA, _ = least_squares()
@@ -73,3 +75,10 @@ def test_orders_come_from_the_seed_and_lanes_change_nothing():
 def test_what_does_not_fit_is_refused(given, message):
     with pytest.raises(fs.FedSimError, match=message):
         fs.personalise(TASK, START, DATA, **{"steps": 1, "optimizer": optax.sgd(LR), **given})
+
+
+def test_who_has_no_number_any_more_is_harmed():
+    loss = lambda values: {"loss": fs.metrics.Mean(np.array(values), np.ones(4))}
+    of = lambda *values: client_metrics.ClientMetrics(loss(values), np.ones(4))
+    tuned = Personalised(of(1.0, 1.0, np.nan, 1.0), of(0.5, np.nan, np.nan, 2.0))
+    assert tuned.harmed("loss") == pytest.approx(2 / 3)

@@ -167,7 +167,8 @@ def exploited(
 ) -> np.ndarray:
     """[count] of the known, in proportion to their scores among those that reach a share of the last one needed's."""
     order = np.lexsort((known, -scores))
-    enough = scores >= cutoff * scores[order[count - 1]]
+    last = scores[order[count - 1]]
+    enough = scores >= min(cutoff * last, last)  # of negative losses a share would lie above the last one needed
     admitted, weights = known[enough], np.maximum(scores[enough], 1e-300)
     waits = draw.exponential(size=len(admitted)) / weights  # the first of so many events, one of each rate
     return admitted[np.argsort(waits, kind="stable")[:count]]

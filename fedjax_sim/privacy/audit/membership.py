@@ -103,7 +103,8 @@ def lira(score: Array, shadows: Array, included: Array) -> np.ndarray:
         [n] scores for `membership`.
 
     Raises:
-        ArgumentError: an example that fewer than two shadow models saw, or did not see.
+        ArgumentError: an example that fewer than two shadow models saw, or did not see; scores of other examples, or
+            NaN.
 
     Example:
         >>> import numpy as np, fedjax_sim as fs
@@ -114,6 +115,10 @@ def lira(score: Array, shadows: Array, included: Array) -> np.ndarray:
         True
     """
     shadows, included = np.asarray(shadows, np.float64), np.asarray(included, bool)
+    score = _scores("score", score)
+    fits = shadows.ndim == 2 and shadows.shape[1:] == score.shape
+    check(fits, "shadows", shadows.shape, f"must be of shape [S, {len(score)}], of the examples that score has.")
+    check(not np.isnan(shadows).any(), "shadows", "NaN", "is no score.")
     check(shadows.shape == included.shape, "included", included.shape, f"must be of shape {shadows.shape}, as shadows.")
     fewest = int(min(included.sum(0).min(), (~included).sum(0).min()))
     check(
@@ -123,7 +128,7 @@ def lira(score: Array, shadows: Array, included: Array) -> np.ndarray:
     def log_density(mask: np.ndarray) -> np.ndarray:
         values = np.where(mask, shadows, np.nan)
         mean, std = np.nanmean(values, axis=0), np.maximum(np.nanstd(values, axis=0, ddof=1), 1e-12)
-        return -np.log(std) - ((np.asarray(score) - mean) / std) ** 2 / 2
+        return -np.log(std) - ((score - mean) / std) ** 2 / 2
 
     return log_density(included) - log_density(~included)
 

@@ -113,7 +113,8 @@ def _constants(chain: Any) -> dict[str, str]:
 def _words(chain: Any) -> dict[str, str]:
     """What accounting and the engine read of a chain, which need not show in a program."""
     words = {"chain": chain.name, "weights": chain.reducer.weight, "linear": str(chain.reducer.linear)}
-    return words | canonical.constants(chain.facts)
+    host = {} if chain.host is None else canonical.constants(chain.host, code=True)  # in no program
+    return words | canonical.constants(chain.facts) | {f"host: {name}": word for name, word in host.items()}
 
 
 def programs(parts: Parts) -> dict[str, str]:

@@ -11,7 +11,9 @@ import pytest
 import fedjax_sim as fs
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.secure import chacha, keys
+from fedjax_sim.simulation.fingerprint import compare, fingerprint
 from tests.engine import toys
+from tests.privacy.rounding import rounded
 
 a, s = fs.aggregate, fs.secure
 DATA = toys.federation()
@@ -205,3 +207,11 @@ def _tally(pairs):
 def test_what_a_chain_refuses(made, message):
     with pytest.raises(ArgumentError, match=message):
         made()
+
+
+def test_who_a_protocol_loses_is_a_part_of_the_simulation():
+    """Dropouts are in no program: the fingerprint reads them where the host does."""
+    lossy = lambda chance: s.bonawitz(dropouts=s.dropouts(upload=chance))
+    few, many = (fingerprint(simulation(chained(lossy(p), extra=(rounded(1 / 64),))).parts) for p in (0.1, 0.5))
+    assert "dropouts.upload was 0.1 there and is 0.5 here" in compare(few, many).differences["aggregator"]
+    assert compare(few, few).differences == {}

@@ -27,6 +27,7 @@ from fedjax_sim.engine.plan.words import place_plans
 from fedjax_sim.engine.round.block import block, pack
 from fedjax_sim.engine.round.phase import make_round
 from fedjax_sim.engine.store.residency import Constants
+from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.simulation import first_state
 from fedjax_sim.simulation.host_stages import check_fused
 from fedjax_sim.simulation.lanes import for_simulation
@@ -104,6 +105,7 @@ class Members:
                 "a sweep's members share arrays that are kept on the devices, and this simulation's data are streamed: "
                 'give it residency="device" where they fit, or run these simulations one by one.'
             )
+        _check_fleet(parts.sampler, planned)
         self.build, self.base, self.first, self.group = build, base, first, group
         self.seeds, self.planned, self.evaluate = seeds, planned, evaluate
         self.same_cohorts = len(set(planned)) == 1
@@ -309,6 +311,23 @@ def _reporting(one_round: Callable[..., Any]) -> Callable[..., Any]:
         return state, {"merged": output.merged, "count": output.count, "weight": output.weight, "nonfinite": bad}
 
     return run
+
+
+def _check_fleet(sampler: Sampler, planned: Sequence[int]) -> None:
+    """Asynchronous clients have their devices from the simulation's own seed, and one simulation draws all cohorts."""
+    timing = None if sampler.made is None else sampler.made.timing
+    if timing is None or timing.fleet is None or not sampler.repeats:
+        return
+    ids = np.arange(timing.work.population)
+    took = lambda seed: np.stack(timing._replace(seed=seed).seconds(ids, timing.work.steps(ids), 0, seed)[0])
+    own = took(timing.seed)
+    for seed in set(planned) - {timing.seed}:
+        if not np.array_equal(took(seed), own):
+            raise ArgumentError(
+                f"{timing.fleet.name} draws other devices by seed {seed} than by the simulation's own, "
+                f"{timing.seed}, and {sampler.name} would keep those: sweep with share_cohorts=True and seeds from "
+                "the simulation's own on, or run these simulations one by one."
+            )
 
 
 def _check_same(base: Simulation, sim: Any) -> None:

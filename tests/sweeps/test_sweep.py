@@ -11,6 +11,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.core import rng
+from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.simulation.lanes import for_simulation
 from tests.engine import toys
 
@@ -379,3 +380,18 @@ def test_what_seeds_cannot_redraw_is_refused():
         fs.sweep(lambda lr, seed=7: guessing(lr), {"lr": [0.1]}, 1, 2, reseed=["data"])
     with refused("names .'seed'., which build does not take"):
         fs.sweep(lambda lr: guessing(lr), {"lr": [0.1]}, 1, 2, reseed=["data"])
+
+
+def test_asynchronous_devices_that_other_seeds_would_draw_are_refused():
+    """One simulation draws all members' cohorts, on the devices of its own seed."""
+    task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+    data = fs.FederatedData({"x": np.zeros(9, np.float32)}, np.arange(10))
+    device = fs.fleet.Device(seconds_per_step=1.0)
+
+    def build(lr=0.3):
+        algorithm = fs.fedavg(task, optax.sgd(lr), aggregator=fs.aggregate.mean("uniform"))
+        sampler = fs.sampler.asynchronous(4, 2, max_staleness=3)
+        return fs.Simulation(algorithm, data, sampler, fs.Batching(1), fleet=fs.fleet.lognormal(1.0, device))
+
+    with pytest.raises(ArgumentError, match="draws other devices by seed 1 than by the simulation's own, 0"):
+        fs.sweep(build, {"lr": [0.3]}, rounds=2, seeds=2)

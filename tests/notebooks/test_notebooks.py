@@ -50,6 +50,8 @@ def test_there_are_notebooks():
         "03_partitions",
         "04_private_and_compressed",
         "05_own_algorithm",
+        "06_secure_round",
+        "07_attack_and_defend",
     ]
 
 

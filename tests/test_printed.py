@@ -29,18 +29,20 @@ GIVEN = {
     "client": 0, "trigger": fs.attacks.patch(2), "target": 1, "sigma": 1.0, "flip": {0: 1}, "classes": 2, "scale": 2.0,
     "kind": "zero", "buffer": 2, "concurrency": 4, "candidates": 4, "chosen": 2, "sizes": np.ones(10, int), "draws": 2,
     "chances": np.ones(10), "probability": 0.5, "cohorts": [[0, 1], [2, 3]], "cohort_size": 2, "blocks": 2, "steps": 1,
+    "k": 2, "inner_lr": 0.05, "server_optimizer": optax.sgd(1.0),
 }  # fmt: skip
 BY_NAME = {  # where a name means something else
     "infect": {"num_clients": 10}, "afl": {"rule": "projected", "gamma": 0.1}, "mimic": {"client": 0},
     "optimise": {"attack": fs.attacks.ipm(0.1)}, "replacement": {"target": jnp.zeros(3)},
-    "moon": {"tau": 0.5},
+    "moon": {"tau": 0.5}, "gossip": {"mixing": fs.mixing.ring(10)}, "pfedme": {"client_lr": 0.01},
     "next_token": {"sample": {k: np.zeros((1, 3), np.int32) for k in "xy"}, "model": fs.models.LSTM(5)},
 }  # fmt: skip
 
 
 def makers():
     for name, value in NAMES.items():
-        if inspect.isfunction(value) and inspect.signature(value).return_annotation in MAKERS:
+        own = name != "fedjax_sim.population.chain"  # prints what it is made of
+        if own and inspect.isfunction(value) and inspect.signature(value).return_annotation in MAKERS:
             yield name
 
 

@@ -13,6 +13,7 @@ from fedjax_sim.algorithms.own import OwnModel, current, dot, first_own, persona
 from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
 from fedjax_sim.core.arrays import Array, Scalar
 from fedjax_sim.core.errors import check, check_fraction, check_positive
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -31,6 +32,7 @@ class MixedModel(NamedTuple):
     alpha: Array
 
 
+@named("task", "aggregator")
 def apfl(
     task: Task,
     client_lr: Scalar,

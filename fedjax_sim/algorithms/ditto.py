@@ -10,9 +10,11 @@ from fedjax_sim.algorithms.own import current, first_own, personal_metrics, trai
 from fedjax_sim.client import Task, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_not_negative
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate
 
 
+@named("task", "aggregator")
 def ditto(
     task: Task,
     client_optimizer: optax.GradientTransformation,

@@ -18,6 +18,7 @@ from fedjax_sim.client.bound import ask_for_rounds, this_round
 from fedjax_sim.core import pytree
 from fedjax_sim.core.arrays import Array
 from fedjax_sim.core.errors import check
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -35,6 +36,7 @@ class Nodes(NamedTuple):
     params: Params
 
 
+@named("task", "aggregator")
 def gossip(
     task: Task,
     client_optimizer: optax.GradientTransformation,

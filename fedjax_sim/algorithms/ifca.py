@@ -13,6 +13,7 @@ from fedjax_sim.client import Task, evaluation, local_steps, replace, split_para
 from fedjax_sim.core.arrays import Array, Scalar
 from fedjax_sim.core.errors import check, check_count, check_not_negative
 from fedjax_sim.core.metrics import Mean
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate, Params
 
 
@@ -35,6 +36,7 @@ class Clusters(NamedTuple):
     share: Array
 
 
+@named("task", "aggregator")
 def ifca(
     task: Task,
     client_optimizer: optax.GradientTransformation,

@@ -12,12 +12,14 @@ from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_positive
 from fedjax_sim.core.pytree import squared_norm
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate
 
 QUOTIENT = 0.01
 """How far the difference quotient of `order="hf"` goes, as a length: what rounding leaves of it is least about here."""
 
 
+@named("task", "aggregator")
 def perfedavg(
     task: Task,
     alpha: Scalar,

@@ -9,9 +9,11 @@ from fedjax_sim.algorithms.own import current, first_own, trained_once_more
 from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_count, check_positive
+from fedjax_sim.core.shown import named
 from fedjax_sim.core.types import ClientUpdate
 
 
+@named("task", "aggregator")
 def pfedme(
     task: Task,
     client_lr: Scalar,

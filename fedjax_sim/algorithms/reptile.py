@@ -9,8 +9,10 @@ from fedjax_sim.algorithms.local import check_optimizer, sgd
 from fedjax_sim.client import Task
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_positive
+from fedjax_sim.core.shown import named
 
 
+@named("task", "aggregator")
 def reptile(
     task: Task,
     client_optimizer: optax.GradientTransformation,

@@ -127,12 +127,14 @@ def sweep(words: list[str]) -> None:
             options.seeds,
             static=static,
             share_cohorts=options.share_cohorts,
+            reseed=options.reseed,
             eval_every=getattr(config, "eval_every", None),
             progress=tell,
         )
     metric = options.metric or result.main_metric()
     scores = result.scores(metric, options.last)
     folder_facts = {"grid": grid, "static": list(static), "seeds": result.seeds, "share_cohorts": options.share_cohorts}
+    folder_facts |= {"reseed": list(options.reseed)}
     write_config(folder, experiment.source(preset), _experiments().to_plain(config), folder_facts)
     files = result.save(folder, metric, options.last)
     draw(score_table(list(grid), metric, scores))

@@ -51,6 +51,8 @@ class SweepOptions(Options):
     """Fields that each value of makes a program of its own; whole numbers, words and truth values do anyway."""
     share_cohorts: bool = False
     """All seeds have the cohorts of the first."""
+    reseed: tuple[Literal["data", "model", "cohorts"], ...] = ("model", "cohorts")
+    """What seeds redraw besides the first model, clients' draws and who takes part: with "data" the partition too."""
     metric: str | None = None
     """What the best setting is best at; the first accuracy that is evaluated if left out."""
     mode: Literal["min", "max"] | None = None

@@ -39,7 +39,7 @@ def each(rule: Callable[..., jax.Array], *trees: PyTree) -> PyTree:
     Leaves of less than a block share one, so that a program holds the rule once for them, which may be long.
     """
     together, alone = [], {}
-    room = BLOCK // max(leaf.shape[0] for tree in trees for leaf in jax.tree.leaves(tree))
+    room = BLOCK // max((leaf.shape[0] for tree in trees for leaf in jax.tree.leaves(tree)), default=1)
     for i, leaves in enumerate(_leaves(trees)):
         size = math.prod(leaves[0].shape[1:])
         if size > room or jnp.result_type(jnp.float32, *leaves) != jnp.float32:

@@ -1,5 +1,6 @@
 """What all figures share: the figure itself, its colours, its dress."""
 
+import base64
 import io
 from typing import TYPE_CHECKING
 
@@ -73,9 +74,18 @@ def new_figure(width: float, height: float) -> "Figure":
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr]
-    # IPython shows bare Figures only once pyplot has told it how; this tells it of this one.
+    # IPython shows bare Figures only once pyplot has told it how, and then without words; this tells it of this one.
     figure._repr_png_ = lambda: (png(figure), {"alt": alternative(figure)})  # type: ignore[attr-defined]
+    figure._ipython_display_ = lambda: _display(figure)  # type: ignore[attr-defined]
     return figure
+
+
+def _display(figure: "Figure") -> None:
+    """Show a figure with its words in IPython, whatever pyplot registered for figures there."""
+    from IPython.display import display
+
+    picture = {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": repr(figure)}
+    display(picture, metadata={"image/png": {"alt": alternative(figure)}}, raw=True)
 
 
 def dress(axes: "Axes", title: str) -> None:

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Reducer
-from fedjax_sim.aggregate.robust.distances import combined
-from fedjax_sim.attacks.base import Attack, Known, along
-from fedjax_sim.attacks.deceived import put, summed
+from fedjax_sim.attacks.base import Attack, Known, along, mean_of
+from fedjax_sim.attacks.deceived import put_alike, summed
 from fedjax_sim.core.arrays import PyTree, Scalar
 from fedjax_sim.core.errors import ArgumentError, check, check_count, check_positive
 from fedjax_sim.core.pytree import squared_norm
@@ -44,10 +43,12 @@ def optimise(attack: Attack, rule: Reducer, largest: float = 10.0, evaluations: 
     def scale(known: Known, start: PyTree, direction: PyTree) -> Scalar:
         bad = known.attackers
         honest = known.everyone.contributes & ~bad
-        mean = combined(honest / jnp.maximum(jnp.sum(honest), 1), known.everyone)
+        mean = mean_of(known.everyone, honest)
 
         def harm(scale: jax.Array) -> jax.Array:
-            value = summed(rule, put(known.everyone, bad, along(start, direction, scale, known.everyone.bound))).value
+            value = summed(
+                rule, put_alike(known.everyone, bad, along(start, direction, scale, known.everyone.bound))
+            ).value
             return squared_norm(jax.tree.map(lambda a, b: a - b, value, mean))
 
         scales = jnp.linspace(largest / evaluations, largest, evaluations)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Collected
+from fedjax_sim.aggregate.robust.distances import combined
 from fedjax_sim.client import Task
 from fedjax_sim.core.arrays import Array, Batch, Key, PyTree, Scalar
 from fedjax_sim.core.pytree import squared_norm
@@ -119,6 +120,16 @@ class Attack(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Attack({self.name})"
+
+
+def mean_of(collected: Collected, among: Array) -> PyTree:
+    """The plain mean of some of the messages, float32; zeros of none.
+
+    Args:
+        collected: the round's messages.
+        among: [n] bool, of those that contribute.
+    """
+    return combined(jnp.asarray(among, jnp.float32) / jnp.maximum(jnp.sum(among), 1), collected)
 
 
 def along(start: PyTree, direction: PyTree, scale: Scalar | Array, bound: Scalar) -> PyTree:

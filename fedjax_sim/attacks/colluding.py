@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate.robust.blocks import each, fold
 from fedjax_sim.aggregate.robust.distances import combined, masked, norms, squared_distances
-from fedjax_sim.attacks.base import Attack, Collusion, Known
+from fedjax_sim.attacks.base import Attack, Collusion, Known, mean_of
 from fedjax_sim.core.arrays import PyTree, Scalar
 from fedjax_sim.core.errors import check, check_count, check_positive
 from fedjax_sim.core.pytree import squared_norm
@@ -181,8 +181,7 @@ def _spread(direction: Direction) -> Callable[[Known], tuple[PyTree, PyTree]]:
 
 
 def _mean(known: Known) -> PyTree:
-    valid = known.collected.contributes
-    return combined(valid / jnp.maximum(jnp.sum(valid), 1), known.collected)
+    return mean_of(known.collected, known.collected.contributes)
 
 
 def _deviation(known: Known) -> PyTree:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fedjax_sim.aggregate import Collected, Reduced, Reducer
 from fedjax_sim.aggregate.collecting import of_today, reduced
 from fedjax_sim.aggregate.robust.distances import combined
-from fedjax_sim.attacks.base import Attack, Collusion, Known, Received
+from fedjax_sim.attacks.base import Attack, Collusion, Known, Received, mean_of
 from fedjax_sim.core.arrays import Array, Key, PyTree
 from fedjax_sim.core.errors import check
 from fedjax_sim.core.pytree import squared_norm
@@ -41,11 +41,11 @@ def deceived(
 
     def collect(collected: Collected) -> Reduced:
         bad = who(collected)
-        honest = combined(_shares(collected.contributes & ~bad), collected)
+        honest = mean_of(collected, collected.contributes & ~bad)
         if late is not None:
             collected = _updated(late, collected, bad, params(collected.server))
         if attack.collude is not None:
-            collected = put(collected, bad, colluded(attack.collude, collected, bad))
+            collected = put_alike(collected, bad, colluded(attack.collude, collected, bad))
         made = summed(then, collected)
         apart = jax.tree.map(lambda value, mean: value - mean, made.value, honest)
         metrics = {**(made.metrics or {}), "distance_to_honest": jnp.sqrt(squared_norm(apart))}
@@ -73,30 +73,26 @@ def colluded(collusion: Collusion, collected: Collected, bad: Array) -> PyTree:
     return collusion.message(Known(collected._replace(contributes=mine), collected, bad))
 
 
-def put(collected: Collected, bad: Array, message: PyTree) -> Collected:
-    """The messages, with that of the bad clients."""
+def put_alike(collected: Collected, bad: Array, message: PyTree) -> Collected:
+    """The messages, with one message for all bad clients."""
+    return put(collected, bad, jax.tree.map(lambda leaf: leaf[None], message))
+
+
+def put(collected: Collected, bad: Array, sent: PyTree) -> Collected:
+    """The messages, with those of bad clients from a tree of [n, ...], or [1, ...] for all alike."""
 
     def leaf(honest: jax.Array, sent: jax.Array) -> jax.Array:
-        where = jnp.asarray(bad).reshape(-1, *[1] * sent.ndim)
-        return jnp.where(where, sent.astype(honest.dtype)[None], honest)
+        where = jnp.asarray(bad).reshape(-1, *[1] * (honest.ndim - 1))
+        return jnp.where(where, sent.astype(honest.dtype), honest)
 
-    return collected._replace(messages=jax.tree.map(leaf, collected.messages, message))
+    return collected._replace(messages=jax.tree.map(leaf, collected.messages, sent))
 
 
 def _updated(late: Callable[..., PyTree], collected: Collected, bad: Array, params: Params) -> Collected:
     """The messages, with updates that no chain shortened in place of the bad clients'."""
     keys = jax.vmap(lambda client: jax.random.fold_in(collected.key, client))(collected.ids)
     one = lambda key, message, client: late(key, message, Received(params, client, collected.round))
-    sent = jax.vmap(one)(keys, collected.messages, collected.ids)
-
-    def leaf(honest: jax.Array, sent: jax.Array) -> jax.Array:
-        return jnp.where(jnp.asarray(bad).reshape(-1, *[1] * (honest.ndim - 1)), sent.astype(honest.dtype), honest)
-
-    return collected._replace(messages=jax.tree.map(leaf, collected.messages, sent))
-
-
-def _shares(contributes: Array) -> jax.Array:
-    return jnp.asarray(contributes, jnp.float32) / jnp.maximum(jnp.sum(contributes), 1)
+    return put(collected, bad, jax.vmap(one)(keys, collected.messages, collected.ids))
 
 
 def _check_rule(attack: Attack, then: Reducer) -> None:

@@ -62,10 +62,10 @@ def infect(
         >>> digits = fs.data.load("digits")
         >>> data = fs.data.federate(digits.train, fs.partition.iid(10), seed=0)
         >>> task = fs.classification(fs.models.LogisticRegression(10), digits.train)
-        >>> defended = fs.fedavg(task, optax.sgd(0.1), aggregator=fs.aggregate.median())
+        >>> defended = fs.fedavg(task, optax.sgd(0.1), aggregator=fs.aggregate.krum(2))
         >>> attacked = fs.attacks.infect(defended, fs.attacks.sign_flip(5.0), clients=[3, 8])
         >>> sim = fs.Simulation(attacked, data, fs.sampler.uniform(10), fs.Batching(20))
-        >>> state, history = sim.run(sim.init(), rounds=1)
+        >>> state, history = sim.run(sim.init(), rounds=1, progress=False)
         >>> print(history["client/attackers"])
         [2.]
     """

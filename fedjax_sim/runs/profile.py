@@ -9,7 +9,7 @@ FILE = "profile.json"
 REST = "rest"
 PARTS = {
     "planning": "cohort and batches, on the host",
-    "transfer": "plan and examples, to the devices",
+    "transfer": "waiting for plan and examples on the devices",
     "compute": "clients and server, on the devices",
     "evaluation": "of the model, with its compilation",
     REST: "checks and records, on the host",

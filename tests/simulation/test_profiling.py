@@ -75,7 +75,10 @@ def test_time_counts_for_the_part_that_takes_it(slow, tmp_path):
     assert [block["round"] for block in blocks] == list(range(6))
     assert [block["compiled"] for block in blocks] == [True, *[False] * 5]
     assert [block["traced"] for block in blocks] == [False, True, True, True, False, False]
-    assert all(block[slow] >= WAIT for block in blocks)  # sleep is never shorter
+    # Sleep is never shorter; and examples are read from the moment on when a plan knows them, while it is packed.
+    parts = ("planning", "transfer") if slow == "transfer" else (slow,)
+    assert all(sum(block[part] for part in parts) >= WAIT for block in blocks)
+    assert max(block[slow] for block in blocks) >= WAIT / 4
     assert 0 < sum(block[part] for block in blocks for part in PARTS) < whole
     assert min(block[part] for block in blocks for part in PARTS) >= 0
 

@@ -7,4 +7,5 @@ from fedjax_sim.models.classifiers import MLP as MLP
 from fedjax_sim.models.classifiers import LogisticRegression as LogisticRegression
 from fedjax_sim.models.resnet import ResNet18 as ResNet18
 from fedjax_sim.models.text import LSTM as LSTM
+from fedjax_sim.models.transformer import Transformer as Transformer
 from fedjax_sim.models.vit import ViT as ViT

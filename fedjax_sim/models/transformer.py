@@ -19,9 +19,9 @@ class Transformer(nn.Module):
 
     A block adds attention over the tokens so far, and then two or three dense layers, to what it is given. The
     defaults are Llama's: RMSNorm before each, rotary positions, SwiGLU, no biases, and the embedding as the last layer
-    too. A head's scores are :math:`q_t \cdot k_s / \sqrt{d}` for :math:`s \le t`; `heads / kv_heads` queries share a key
-    and a value (grouped-query attention). Rotary positions turn the pairs :math:`(i, i + d/2)` of q and k by the angle
-    :math:`t\,\theta^{-2i/d}`: the halves, not neighbours.
+    too. A head's scores are :math:`q_t \cdot k_s / \sqrt{d}` for :math:`s \le t`; `heads / kv_heads` queries share a
+    key and a value (grouped-query attention). Rotary positions turn the pairs :math:`(i, i + d/2)` of q and k by the
+    angle :math:`t\,\theta^{-2i/d}`: the halves, not neighbours.
 
     Published models are arguments:
 
@@ -34,9 +34,9 @@ class Transformer(nn.Module):
     Parameters, all of them under "params", W the width and D the width of a head:
 
     - `embed/embedding` [vocab_size, W]; `positions` [max_length, W] if they are learned;
-    - in `layers_0`, `layers_1`, ...: `attention_norm/scale` and `mlp_norm/scale` [W]; `attention/q_proj/kernel` [W, heads
-      D], `k_proj` and `v_proj` [W, kv_heads D], `o_proj` [heads D, W]; `mlp/up_proj/kernel` [W, mlp], `down_proj`
-      [mlp, W], and with SwiGLU `gate_proj` [W, mlp]: a kernel times x is `x @ kernel`;
+    - in `layers_0`, `layers_1`, ...: `attention_norm/scale` and `mlp_norm/scale` [W]; `attention/q_proj/kernel`
+      [W, heads D], `k_proj` and `v_proj` [W, kv_heads D], `o_proj` [heads D, W]; `mlp/up_proj/kernel` [W, mlp],
+      `down_proj` [mlp, W], and with SwiGLU `gate_proj` [W, mlp]: a kernel times x is `x @ kernel`;
     - `final_norm/scale` [W], with `norm_first`; `lm_head/kernel` [W, vocab_size], without `tied`;
     - and a `bias` beside each kernel with `bias`, beside each scale with `norm="layer"`.
 
@@ -129,7 +129,7 @@ class Transformer(nn.Module):
     def _check(self, length: int) -> None:
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         check(self.width % self.heads == 0, "heads", self.heads, f"must divide the width, {self.width}.")
-        check(0 < kv_heads and self.heads % kv_heads == 0, "kv_heads", kv_heads, f"must divide heads={self.heads}.")
+        check(kv_heads > 0 and self.heads % kv_heads == 0, "kv_heads", kv_heads, f"must divide heads={self.heads}.")
         even = self.positions == "learned" or self.width // self.heads % 2 == 0
         check(even, "heads", self.heads, f"of width {self.width} have {self.width // self.heads} places: must be even.")
         remedy = f"x has sequences of {length} tokens. Cut them into shorter windows, or raise max_length."

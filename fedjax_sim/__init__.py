@@ -53,6 +53,7 @@ from fedjax_sim.core.convolution import matmul_convolutions as matmul_convolutio
 from fedjax_sim.core.errors import ClientError as ClientError
 from fedjax_sim.core.errors import FedSimError as FedSimError
 from fedjax_sim.core.errors import NonFiniteUpdateError as NonFiniteUpdateError
+from fedjax_sim.core.errors import RefusedRoundError as RefusedRoundError
 from fedjax_sim.core.errors import RunFolderError as RunFolderError
 from fedjax_sim.core.errors import RunInterrupted as RunInterrupted
 from fedjax_sim.core.types import Aggregate as Aggregate

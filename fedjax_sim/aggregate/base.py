@@ -364,6 +364,8 @@ class Reducer(NamedTuple):
         by_coordinate: a coordinate of the value depends on that coordinate of the messages alone. `collect` then gets
             some coordinates at a time, messages [n, b] for a value [b] (b may be 0), so that what it computes with
             stays small. Metrics and `refused` must not depend on the messages then, and there is no state.
+        on_refused: "abandon", a round that it refuses is abandoned; "error", it ends the run by an
+            `fs.RefusedRoundError`.
 
     Example:
         >>> import fedjax_sim as fs
@@ -378,6 +380,7 @@ class Reducer(NamedTuple):
     collect: Collect | None = None
     init: ReducerInit = _no_state
     by_coordinate: bool = False
+    on_refused: Literal["abandon", "error"] = "abandon"
 
     def __repr__(self) -> str:
         return f"Reducer({self.name}{'' if self.name.endswith(')') else f', weight={self.weight!r}'})"

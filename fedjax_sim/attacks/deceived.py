@@ -51,8 +51,10 @@ def deceived(
         metrics = {**(made.metrics or {}), "distance_to_honest": jnp.sqrt(squared_norm(apart))}
         return made._replace(metrics=metrics)
 
-    whole = Reducer(f"{attack.name} on {then.name}", weight=then.weight, collect=collect, init=then.init)
-    return whole if then.linear else whole._replace(result=then.result)
+    name = f"{attack.name} on {then.name}"
+    if then.linear:
+        return Reducer(name, weight=then.weight, collect=collect, init=then.init)
+    return then._replace(name=name, collect=collect, by_coordinate=False)
 
 
 def summed(then: Reducer, collected: Collected) -> Reduced:

@@ -87,6 +87,32 @@ class NonFiniteUpdateError(FedSimError, ArithmeticError):
         self.client_ids = client_ids
 
 
+class RefusedRoundError(FedSimError):
+    """A reducer that must not abandon a round refused one: too few clients came for its rule.
+
+    Attributes:
+        round: the round that was refused.
+        state, history: as in `FedSimError`; from `step`, the state that it was given.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedjax_sim as fs
+        >>> task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
+        >>> data = fs.data.FederatedData({"x": jnp.arange(6.0)}, offsets=[0, 2, 4, 6])
+        >>> rule = fs.aggregate.trimmed_mean(1, on_few="error")
+        >>> sampler = fs.sampler.fixed([[0, 1, 2], [0, 1]])
+        >>> sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1), aggregator=rule), data, sampler, fs.Batching(2))
+        >>> try:
+        ...     sim.run(sim.init(), rounds=2, progress=False)
+        ... except fs.RefusedRoundError as error:
+        ...     print(error.round, error.state.round)
+        1 1
+    """
+
+    def __init__(self, message: str, round: int):
+        super().__init__(message)
+        self.round = round
+
+
 class RunFolderError(FedSimError, OSError):
     """A run folder, or a checkpoint in it, that cannot be written or read, is in use, or belongs to another run.
 

@@ -109,4 +109,14 @@ class Parts:
     @property
     def donates(self) -> bool:
         """These are updated in place, unless a failing round must be able to give back the state before it."""
-        return self.large and self.on_nonfinite == "drop"
+        return self.large and not self.may_fail
+
+    @property
+    def must_not_refuse(self) -> bool:
+        """A round that a reducer refuses ends the run."""
+        return any(phase.aggregator.reducer.on_refused == "error" for phase in self.phases)
+
+    @property
+    def may_fail(self) -> bool:
+        """What a round reports may end the run."""
+        return self.on_nonfinite == "raise" or self.must_not_refuse

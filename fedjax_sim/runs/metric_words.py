@@ -22,6 +22,7 @@ MEANINGS: dict[str, str] = {
     "aggregate/signal_to_noise": "Norm of the sum over that of the noise that was added to it.",
     "aggregate/noise_multiplier": "Noise over one client's part, as it came about with the clients that sent.",
     "aggregate/abandoned": "1 where the round was refused and changed nothing.",
+    "aggregate/averaged": "1 where too few clients contributed for the rule, and it took their mean.",
     "aggregate/distance_to_honest": "L2 distance of the aggregate from the mean of the honest clients' updates.",
     "clock/time": "Simulated seconds since the run began.",
     "clock/round_time": "Simulated seconds that the round took.",

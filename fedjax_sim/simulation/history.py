@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_sim.aggregate.collecting import ABANDONED
 from fedjax_sim.core import html, latex
 from fedjax_sim.core.arrays import PyTree
-from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, check_count
+from fedjax_sim.core.errors import ArgumentError, NonFiniteUpdateError, RefusedRoundError, check_count
 from fedjax_sim.core.metrics import Mean, Metric
 from fedjax_sim.core.types import Cohort, Params, Told
 from fedjax_sim.engine.parts import Parts
@@ -174,8 +174,8 @@ _HOST_NAMES = {
 }
 
 
-def check_finite(rounds: list[RoundMetrics], parts: Parts) -> None:
-    """Raise for the first round with an update, or a loss, that is not finite.
+def check_rounds(rounds: list[RoundMetrics], parts: Parts) -> None:
+    """Raise for the first round that must not be: with an update or a loss that is not finite, or refused.
 
     Args:
         rounds: in order.
@@ -183,9 +183,18 @@ def check_finite(rounds: list[RoundMetrics], parts: Parts) -> None:
 
     Raises:
         NonFiniteUpdateError: names the clients.
+        RefusedRoundError: a reducer refused a round.
     """
     for metrics in rounds:
-        clients = metrics.nonfinite_clients()
+        if parts.must_not_refuse and metrics.abandoned:
+            rules = ", ".join(phase.aggregator.reducer.name for phase in parts.phases)
+            raise RefusedRoundError(
+                f"round {metrics.round}: {rules} refuses it, of {metrics['cohort/contributed']} clients that "
+                'contributed. Draw larger cohorts, or give the rule on_few="abandon" or "mean". The state after the '
+                "last good round is this error's .state.",
+                metrics.round,
+            )
+        clients = metrics.nonfinite_clients() if parts.on_nonfinite == "raise" else []
         if clients:
             names = ", ".join(parts.data.name(k) for k in clients[:10])
             more = f" and {len(clients) - 10} more" if len(clients) > 10 else ""

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_sim.core.arrays import PyTree
-from fedjax_sim.core.errors import NonFiniteUpdateError, RunInterrupted, check, check_count
+from fedjax_sim.core.errors import NonFiniteUpdateError, RefusedRoundError, RunInterrupted, check, check_count
 from fedjax_sim.core.types import Params, RoundState
 from fedjax_sim.engine.device import placement, processes
 from fedjax_sim.simulation import tuning
 from fedjax_sim.simulation.executor import Executor
-from fedjax_sim.simulation.history import History, RoundMetrics, check_finite
+from fedjax_sim.simulation.history import History, RoundMetrics, check_rounds
 from fedjax_sim.simulation.recorder import Recording
 
 Evaluate = Callable[[Params], dict[str, float]]
@@ -56,10 +56,10 @@ def one_round(executor: Executor, state: RoundState) -> tuple[RoundState, RoundM
     # Room to stream costs more than a program.
     slots = executor.rounds_per_dispatch if executor.parts.reader is None else 1
     after, rounds = executor.dispatch(state, executor.plan(state, 1, slots), executor.copy_if_donated)
-    if executor.parts.on_nonfinite == "raise":
+    if executor.parts.may_fail:
         try:
-            check_finite(rounds, executor.parts)
-        except NonFiniteUpdateError as error:
+            check_rounds(rounds, executor.parts)
+        except (NonFiniteUpdateError, RefusedRoundError) as error:
             error.state = state
             raise
     return executor.observed(after, rounds), rounds[0]
@@ -136,10 +136,10 @@ class Flight:
         executor, parts = self.executor, self.executor.parts
         (after, metrics), later = self.pending[0], self.pending[1:]
         self.pending.clear()
-        if parts.on_nonfinite == "raise":
+        if parts.may_fail:
             try:
-                check_finite(metrics, parts)
-            except NonFiniteUpdateError as error:
+                check_rounds(metrics, parts)
+            except (NonFiniteUpdateError, RefusedRoundError) as error:
                 before, again = executor.replay(self.good, error.round)
                 self._call_back(again)
                 self._write(again)

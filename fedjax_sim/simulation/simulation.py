@@ -265,7 +265,7 @@ class Simulation:
             progress: show how far it is; without a folder, once the run has taken a second, or ten in a log.
 
         Raises:
-            NonFiniteUpdateError: under `on_nonfinite="raise"`.
+            NonFiniteUpdateError, RefusedRoundError: `on_nonfinite="raise"`; a reducer of `on_few="error"` refused.
             RunFolderError: the folder cannot be written, is in use, or holds another run.
             RunInterrupted: by Ctrl-C or SIGTERM, with a folder.
             Any exception that ends a run has the last good state and the history as `.state` and `.history`.

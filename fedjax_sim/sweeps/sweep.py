@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim.aggregate.collecting import ABANDONED
 from fedjax_sim.core import rng
 from fedjax_sim.core.errors import ArgumentError, check, check_count
 from fedjax_sim.core.types import Params
@@ -64,7 +65,8 @@ def sweep(
 
     Returns:
         A `SweepResult`. A member with an update that is not finite goes on without those clients' updates, as under
-        `on_nonfinite="drop"`; under "raise" it counts as diverged from that round on. Others are not touched.
+        `on_nonfinite="drop"`; under "raise" it counts as diverged from that round on, as does one whose reducer refuses
+        a round under `on_few="error"`. Others are not touched.
 
     Raises:
         ArgumentError: a grid that is empty, or that names what `build` does not take or does not use; a build that
@@ -212,7 +214,10 @@ def _member(trained: _Trained, z: int, s: int, members: Members, by_hand: Evalua
         for name, value in values.items():
             columns.setdefault(name, np.full(len(reports), np.nan))[round] = float(value)
         evaluated_in += [round] if values else []
-    diverged = int(bad.argmax()) if members.base.parts.on_nonfinite == "raise" and bad.any() else None
+    ends = (bad > 0) & (members.base.parts.on_nonfinite == "raise")
+    if members.base.parts.must_not_refuse:
+        ends |= columns[f"aggregate/{ABANDONED}"] > 0
+    diverged = int(ends.argmax()) if ends.any() else None
     if diverged is not None:
         for name, column in columns.items():
             if column.dtype.kind == "f":

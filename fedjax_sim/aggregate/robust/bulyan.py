@@ -5,12 +5,13 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Collected, Reduced, Reducer
 from fedjax_sim.aggregate.robust.blocks import each
+from fedjax_sim.aggregate.robust.by_leaf import By, by_leaf
 from fedjax_sim.aggregate.robust.distances import rank, squared_distances
-from fedjax_sim.aggregate.robust.faults import faulty
+from fedjax_sim.aggregate.robust.faults import OnFew, faulty, few, obeying
 from fedjax_sim.core.arrays import Scalar
 
 
-def bulyan(f: Scalar) -> Reducer:
+def bulyan(f: Scalar, on_few: OnFew = "abandon", by: By = "model") -> Reducer:
     r"""The mean of the values nearest to the median of each coordinate, among clients that Krum chose.
 
     Krum chooses n - 2f clients one by one, each among those that are left, with the r - f - 2 nearest neighbours of the
@@ -20,9 +21,12 @@ def bulyan(f: Scalar) -> Reducer:
 
     Args:
         f: clients that may be bad, or their share of n, rounded down.
+        on_few: what such a round is instead: "mean", that of all that contribute, and `aggregate/averaged` is 1; or
+            "error", it ends the run.
+        by: "model", Krum's distances are over all coordinates; or "leaf", each leaf has a rule of its own.
 
     Raises:
-        ArgumentError: a negative f, or a share of a half or more.
+        ArgumentError: a negative f, or a share of a half or more; another word for `on_few` or `by`.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -35,8 +39,10 @@ def bulyan(f: Scalar) -> Reducer:
 
     def collect(collected: Collected) -> Reduced:
         n = jnp.sum(collected.contributes)
-        count = n - 2 * bad(n)
-        chosen = _chosen(squared_distances(collected), collected, bad(n), count)
+        short = few(on_few, n < 4 * bad(n) + 3)
+        spoilt = jnp.where(short.averaged, 0, bad(n))
+        count = n - 2 * spoilt
+        chosen = _chosen(squared_distances(collected), collected, spoilt, count)
         by_id = jnp.argsort(jnp.where(chosen, collected.ids, jnp.iinfo(jnp.int32).max), stable=True)
         there = chosen[by_id][:, None]
 
@@ -45,13 +51,13 @@ def bulyan(f: Scalar) -> Reducer:
             ordered = jnp.sort(jnp.where(there, block, jnp.inf), axis=0)
             middle = (ordered[jnp.maximum(count - 1, 0) // 2] + ordered[count // 2]) / 2
             nearest = jnp.argsort(jnp.where(there, jnp.abs(block - middle[None]), jnp.inf), axis=0, stable=True)
-            kept = jnp.arange(len(block))[:, None] < count - 2 * bad(n)
+            kept = jnp.arange(len(block))[:, None] < count - 2 * spoilt
             values = jnp.take_along_axis(block, nearest, axis=0)
-            return jnp.sum(jnp.where(kept, values, 0), axis=0) / jnp.maximum(count - 2 * bad(n), 1)
+            return jnp.sum(jnp.where(kept, values, 0), axis=0) / jnp.maximum(count - 2 * spoilt, 1)
 
-        return Reduced(each(rule, collected.messages), refused=n < 4 * bad(n) + 3)
+        return Reduced(each(rule, collected.messages), metrics=short.metrics, refused=short.refused)
 
-    return Reducer(f"bulyan({f})", weight="uniform", collect=collect)
+    return obeying(on_few, by_leaf(by, Reducer(f"bulyan({f})", weight="uniform", collect=collect)))
 
 
 def _chosen(distances: jax.Array, collected: Collected, bad: jax.Array, count: jax.Array) -> jax.Array:

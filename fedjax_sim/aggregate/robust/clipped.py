@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Collected, Reduced, Reducer
+from fedjax_sim.aggregate.robust.by_leaf import By, by_leaf
 from fedjax_sim.aggregate.robust.distances import combined, norms
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_count, check_positive
 from fedjax_sim.core.metrics import Mean
 
 
-def centered_clipping(tau: Scalar, iterations: int = 1) -> Reducer:
+def centered_clipping(tau: Scalar, iterations: int = 1, by: By = "model") -> Reducer:
     r"""The last round's aggregate, moved by clipped differences from it (Karimireddy et al. 2021, Algorithm 2).
 
     .. math:: v \leftarrow v + \frac{1}{n} \sum_i (x_i - v) \min(1, \tau / \lVert x_i - v \rVert)
@@ -24,9 +25,10 @@ def centered_clipping(tau: Scalar, iterations: int = 1) -> Reducer:
     Args:
         tau: the radius.
         iterations: of a round.
+        by: "model", distances are over all coordinates; or "leaf", each leaf has a rule of its own.
 
     Raises:
-        ArgumentError: tau that is not positive, or iterations below 1.
+        ArgumentError: tau that is not positive, or iterations below 1; another word for `by`.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -51,10 +53,10 @@ def centered_clipping(tau: Scalar, iterations: int = 1) -> Reducer:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
 
     name = f"centered_clipping({tau}, {iterations})" if iterations > 1 else f"centered_clipping({tau})"
-    return Reducer(name, weight="uniform", collect=collect, init=init)
+    return by_leaf(by, Reducer(name, weight="uniform", collect=collect, init=init))
 
 
-def norm_bound(bound: Scalar | Literal["median"]) -> Reducer:
+def norm_bound(bound: Scalar | Literal["median"], by: By = "model") -> Reducer:
     r"""The mean of the messages, each scaled down to an L2 norm of at most the bound.
 
     .. math:: \frac{1}{n} \sum_i x_i \min(1, C / \lVert x_i \rVert)
@@ -64,9 +66,10 @@ def norm_bound(bound: Scalar | Literal["median"]) -> Reducer:
 
     Args:
         bound: C; or "median", that of the round's norms.
+        by: "model", norms are over all coordinates; or "leaf", each leaf has a rule of its own.
 
     Raises:
-        ArgumentError: a bound that is neither positive nor "median".
+        ArgumentError: a bound that is neither positive nor "median"; another word for `by`.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -91,7 +94,7 @@ def norm_bound(bound: Scalar | Literal["median"]) -> Reducer:
         value = combined(within(most, lengths) / jnp.maximum(n, 1), collected)
         return Reduced(value, metrics={**_clipped(lengths > most, collected), "norm_bound": most})
 
-    return Reducer(f"norm_bound({bound!r})", weight="uniform", collect=collect)
+    return by_leaf(by, Reducer(f"norm_bound({bound!r})", weight="uniform", collect=collect))
 
 
 def within(bound: Scalar, lengths: jax.Array) -> jax.Array:

@@ -7,13 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.aggregate.base import Collected, Reduced, Reducer
+from fedjax_sim.aggregate.robust.by_leaf import By, by_leaf
 from fedjax_sim.aggregate.robust.distances import combined, masked, rank
-from fedjax_sim.aggregate.robust.faults import ROUNDING, faulty
+from fedjax_sim.aggregate.robust.faults import ROUNDING, OnFew, faulty, few, obeying
 from fedjax_sim.core.arrays import Key, Scalar
 from fedjax_sim.core.errors import check_count, check_positive
 
 
-def dnc(f: Scalar, c: Scalar = 1.0, iterations: int = 1, sketch: int = 10_000) -> Reducer:
+def dnc(
+    f: Scalar,
+    c: Scalar = 1.0,
+    iterations: int = 1,
+    sketch: int = 10_000,
+    on_few: OnFew = "abandon",
+    by: By = "model",
+) -> Reducer:
     r"""The mean without the clients that stand out in a spectrum (Shejwalkar and Houmansadr 2021, Algorithm 2).
 
     Of some coordinates, centred, v is the top right singular vector; the c f clients of the largest
@@ -27,9 +35,13 @@ def dnc(f: Scalar, c: Scalar = 1.0, iterations: int = 1, sketch: int = 10_000) -
         c: how many are left out for each of them.
         iterations: of drawing and leaving out.
         sketch: coordinates at most, about.
+        on_few: what such a round is instead: "mean", that of all that contribute, and `aggregate/averaged` is 1; or
+            "error", it ends the run. Under "mean" a round of which nobody is left is abandoned all the same.
+        by: "model", directions are of all coordinates; or "leaf", each leaf has a rule of its own.
 
     Raises:
-        ArgumentError: a negative f, a share of a half or more, c that is not positive, iterations or sketch below 1.
+        ArgumentError: a negative f, a share of a half or more, c that is not positive, iterations or sketch below 1;
+            another word for `on_few` or `by`.
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -47,17 +59,19 @@ def dnc(f: Scalar, c: Scalar = 1.0, iterations: int = 1, sketch: int = 10_000) -
 
     def collect(collected: Collected) -> Reduced:
         n = jnp.sum(collected.contributes)
-        left_out = jnp.floor(c * bad(n) + ROUNDING).astype(jnp.int32)
+        short = few(on_few, n <= 2 * bad(n))
+        left_out = jnp.where(short.averaged, 0, jnp.floor(c * bad(n) + ROUNDING).astype(jnp.int32))
         kept = collected.contributes
         for i in range(iterations):
             outlying = rank(-_projections(jax.random.fold_in(collected.key, i), collected, sketch), collected)
             kept &= outlying >= left_out
         count = jnp.sum(kept)
         value = combined(kept / jnp.maximum(count, 1), collected)
-        refused = (n <= 2 * bad(n)) | (count == 0)
-        return Reduced(value, metrics={"kept": count}, refused=refused)
+        refused = short.refused | (count == 0)
+        return Reduced(value, metrics={"kept": count, **short.metrics}, refused=refused)
 
-    return Reducer(f"dnc({f}, c={c}, {iterations}, {sketch})", weight="uniform", collect=collect)
+    rule = Reducer(f"dnc({f}, c={c}, {iterations}, {sketch})", weight="uniform", collect=collect)
+    return obeying(on_few, by_leaf(by, rule))
 
 
 def _projections(key: Key, collected: Collected, sketch: int) -> jax.Array:

@@ -1,13 +1,19 @@
-"""How many clients may be bad: a number, or a share of those that contribute."""
+"""How many clients may be bad, a number or a share of those that contribute, and what a round of too few is."""
 
 from collections.abc import Callable
 from numbers import Integral
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.aggregate.base import Reducer
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, is_traced
+from fedjax_sim.core.metrics import Max
+
+OnFew = Literal["abandon", "mean", "error"]
+"""What becomes of a round of too few clients for a rule: it is abandoned, it is their mean, or it ends the run."""
 
 ROUNDING = 1e-4
 """A share of n that is a whole number, but for the rounding of float32, is that number."""
@@ -32,3 +38,42 @@ def faulty(f: Scalar) -> Callable[[jax.Array], jax.Array]:
 
 
 _ADVICE = "must be the number of bad clients, a whole number from 0 on, or their share of a round's clients, below 0.5."
+
+
+class Few(NamedTuple):
+    """What a round is where too few contribute.
+
+    Attributes:
+        averaged: [] bool, the value is the mean of all.
+        refused: [] bool, there is none.
+        metrics: `averaged`, under "mean".
+    """
+
+    averaged: jax.Array | bool
+    refused: jax.Array | bool
+    metrics: dict[str, Max]
+
+
+def few(on_few: OnFew, short: jax.Array) -> Few:
+    """Of a round that is short of clients, or not."""
+    if on_few == "mean":
+        return Few(short, False, {"averaged": Max(short.astype(jnp.float32))})
+    return Few(False, short, {})
+
+
+def obeying(on_few: OnFew, reducer: Reducer) -> Reducer:
+    """The reducer under its name, whose refusals do what `on_few` says.
+
+    Raises:
+        ArgumentError: another word.
+    """
+    check(on_few in ("abandon", "mean", "error"), "on_few", on_few, 'must be "abandon", "mean" or "error".')
+    if on_few == "abandon":
+        return reducer
+    named = named_too(reducer, f"on_few={on_few}")
+    return named._replace(on_refused="error") if on_few == "error" else named
+
+
+def named_too(reducer: Reducer, argument: str) -> Reducer:
+    """With one more argument in its name."""
+    return reducer._replace(name=f"{reducer.name.removesuffix(')')}, {argument})")

@@ -5,13 +5,17 @@ from typing import Literal
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Collected, Reduced, Reducer
+from fedjax_sim.aggregate.robust.by_leaf import By, by_leaf
 from fedjax_sim.aggregate.robust.distances import combined, norms
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_count, check_positive
 
 
 def geometric_median(
-    iterations: int = 3, nu: Scalar = 1e-6, weight: Literal["examples", "uniform"] = "uniform"
+    iterations: int = 3,
+    nu: Scalar = 1e-6,
+    weight: Literal["examples", "uniform"] = "uniform",
+    by: By = "model",
 ) -> Reducer:
     r"""RFA's approximate geometric median, :math:`\arg\min_v \sum_i \alpha_i \lVert x_i - v \rVert`.
 
@@ -26,9 +30,10 @@ def geometric_median(
         iterations: steps.
         nu: the least distance that is divided by.
         weight: "uniform", 1 a client; or "examples" as in the paper, where a bad client chooses its own weight.
+        by: "model", distances are over all coordinates; or "leaf", each leaf has a rule of its own.
 
     Raises:
-        ArgumentError: a negative number of iterations, or nu that is not positive.
+        ArgumentError: a negative number of iterations, or nu that is not positive; another word for `by`.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -50,4 +55,4 @@ def geometric_median(
         return Reduced(value)
 
     told = "" if weight == "uniform" else f", {weight}"
-    return Reducer(f"geometric_median({iterations}, {nu}{told})", weight=weight, collect=collect)
+    return by_leaf(by, Reducer(f"geometric_median({iterations}, {nu}{told})", weight=weight, collect=collect))

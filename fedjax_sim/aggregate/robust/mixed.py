@@ -5,8 +5,9 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Collected, Reduced, Reducer
 from fedjax_sim.aggregate.collecting import of_today, reduced
+from fedjax_sim.aggregate.robust.by_leaf import By, by_leaf
 from fedjax_sim.aggregate.robust.distances import masked, rank, squared_distances
-from fedjax_sim.aggregate.robust.faults import faulty
+from fedjax_sim.aggregate.robust.faults import OnFew, faulty, few, obeying
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_count
 
@@ -52,10 +53,10 @@ def bucketing(s: int, then: Reducer) -> Reducer:
             then, collected._replace(messages=means, weights=there * 1.0, contributes=there, ids=ids, key=its)
         )
 
-    return Reducer(f"bucketing({s}, {then.name})", then.result, "uniform", collect, then.init)
+    return then._replace(name=f"bucketing({s}, {then.name})", weight="uniform", collect=collect, by_coordinate=False)
 
 
-def nnm(f: Scalar, then: Reducer) -> Reducer:
+def nnm(f: Scalar, then: Reducer, on_few: OnFew = "abandon", by: By = "model") -> Reducer:
     """Another reducer of each message's mean with its nearest neighbours (Allouah et al. 2023, Algorithm 2).
 
     Each message becomes the mean of the n - f messages that are nearest to it, itself among them; distances are over
@@ -64,10 +65,13 @@ def nnm(f: Scalar, then: Reducer) -> Reducer:
 
     Args:
         f: clients that may be bad, or their share of n, rounded down.
-        then: a reducer that collects, as `fs.aggregate.trimmed_mean(f)`.
+        then: a reducer that collects, as `fs.aggregate.trimmed_mean(f)`. What it refuses is refused.
+        on_few: what a round of n <= 2f clients is: "abandon"; "mean", all messages become their mean, and
+            `aggregate/averaged` is 1; or "error", it ends the run.
+        by: "model", distances are over all coordinates; or "leaf", each leaf has both rules for itself.
 
     Raises:
-        ArgumentError: a negative f, a share of a half or more, or a linear reducer.
+        ArgumentError: a negative f, a share of a half or more, or a linear reducer; another word for `on_few` or `by`.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -81,12 +85,15 @@ def nnm(f: Scalar, then: Reducer) -> Reducer:
     def collect(collected: Collected) -> Reduced:
         n = jnp.sum(collected.contributes)
         place = jax.vmap(lambda row: rank(row, collected))(_itself_first(squared_distances(collected)))
-        near = (place < n - bad(n)) & collected.contributes[None]
+        short = few(on_few, n <= 2 * bad(n))
+        near = (place < jnp.where(short.averaged, n, n - bad(n))) & collected.contributes[None]
         means = _mixed(near / jnp.maximum(jnp.sum(near, axis=1), 1)[:, None], collected)
         made = reduced(then, collected._replace(messages=means))
-        return made._replace(refused=made.refused | (n <= 2 * bad(n)))
+        metrics = {**(made.metrics or {}), **short.metrics}
+        return made._replace(metrics=metrics, refused=made.refused | short.refused)
 
-    return Reducer(f"nnm({f}, {then.name})", then.result, then.weight, collect, then.init)
+    rule = then._replace(name=f"nnm({f}, {then.name})", collect=collect, by_coordinate=False)
+    return obeying(on_few, by_leaf(by, rule))
 
 
 def _itself_first(distances: jax.Array) -> jax.Array:

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Collected, Reduced, Reducer
 from fedjax_sim.aggregate.numerics.sorting import mean_of_places
-from fedjax_sim.aggregate.robust.faults import faulty
+from fedjax_sim.aggregate.robust.faults import OnFew, faulty, few, obeying
 from fedjax_sim.core.arrays import Scalar
 
 
-def trimmed_mean(f: Scalar) -> Reducer:
+def trimmed_mean(f: Scalar, on_few: OnFew = "abandon") -> Reducer:
     r"""The mean of each coordinate without its f smallest and f largest values (Yin et al. 2018, Definition 2).
 
     .. math:: \frac{1}{n - 2f} \sum_{i = f + 1}^{n - f} x_{(i)}
@@ -18,9 +18,11 @@ def trimmed_mean(f: Scalar) -> Reducer:
 
     Args:
         f: clients to drop at each end, or their share of n, rounded down.
+        on_few: what such a round is instead: "mean", that of all that contribute, and `aggregate/averaged` is 1; or
+            "error", it ends the run.
 
     Raises:
-        ArgumentError: a negative f, or a share of a half or more.
+        ArgumentError: a negative f, or a share of a half or more; another word for `on_few`.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -33,9 +35,10 @@ def trimmed_mean(f: Scalar) -> Reducer:
 
     def collect(collected: Collected) -> Reduced:
         n = jnp.sum(collected.contributes)
-        dropped = bad(n)
+        short = few(on_few, n <= 2 * bad(n))
+        dropped = jnp.where(short.averaged, 0, bad(n))
         values = collected.messages.astype(jnp.float32)
         value = mean_of_places(values, collected.contributes, dropped, n - dropped - 1)
-        return Reduced(value, refused=n <= 2 * dropped)
+        return Reduced(value, metrics=short.metrics, refused=short.refused)
 
-    return Reducer(f"trimmed_mean({f})", weight="uniform", collect=collect, by_coordinate=True)
+    return obeying(on_few, Reducer(f"trimmed_mean({f})", weight="uniform", collect=collect, by_coordinate=True))

@@ -14,9 +14,16 @@ import jax
 import numpy as np
 
 from fedjax_sim.core.arrays import PyTree
-from fedjax_sim.core.errors import ArgumentError, FedSimError, NonFiniteUpdateError, RunInterrupted, check_count
+from fedjax_sim.core.errors import (
+    ArgumentError,
+    FedSimError,
+    NonFiniteUpdateError,
+    RefusedRoundError,
+    RunInterrupted,
+    check_count,
+)
 
-ALIKE = (NonFiniteUpdateError, RunInterrupted)
+ALIKE = (NonFiniteUpdateError, RefusedRoundError, RunInterrupted)
 """Errors that all processes meet in the same round."""
 
 HEARTBEAT = 10

@@ -90,7 +90,7 @@ def nnm(f: Scalar, then: Reducer, on_few: OnFew = "abandon", by: By = "model") -
         means = _mixed(near / jnp.maximum(jnp.sum(near, axis=1), 1)[:, None], collected)
         made = reduced(then, collected._replace(messages=means))
         metrics = {**(made.metrics or {}), **short.metrics}
-        return made._replace(metrics=metrics, refused=made.refused | short.refused)
+        return made._replace(metrics=metrics, refused=jnp.logical_or(made.refused, short.refused))
 
     rule = then._replace(name=f"nnm({f}, {then.name})", collect=collect, by_coordinate=False)
     return obeying(on_few, by_leaf(by, rule))

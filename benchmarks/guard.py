@@ -2,9 +2,10 @@
 
     python benchmarks/guard.py [--against REF] [--pairs 30] [--works W1,W3]
 
-REF is a tag or a commit of this repository, the last tag where none is given, else the tree's own last commit: its wheel is
-built and installed without its requirements into a folder of its own, so that both run on the same JAX. Each version has a process,
-which holds its works ready and times one round whenever it is asked to; a ratio over 1 says that this tree is slower.
+REF is a tag or a commit of this repository, the last tag where none is given, else the tree's own last commit: its
+wheel is built and installed without its requirements into a folder of its own, so that both run on the same JAX. Each
+version has a process, which holds its works ready and times one round whenever it is asked to; a ratio over 1 says that
+this tree is slower.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python benchmarks/scale.py [--cohorts 1000,10000,100000] [--populations 100000,1000000,10000000] [--rounds 3]
     python benchmarks/scale.py --chart docs/scale.svg
 
-Clients have W3's model, and its examples over again: client k holds those of W3's client k modulo 5000, read when k takes
-part. Cohorts are of the largest population, populations have the smallest cohort; each is a process of its own, whose
-rounds are timed whole after the first two. `prepared_s` is the time from the data to the first round's begin.
+Clients have W3's model, and its examples over again: client k holds those of W3's client k modulo 5000, read when k
+takes part. Cohorts are of the largest population, populations have the smallest cohort; each is a process of its own,
+whose rounds are timed whole after the first two. `prepared_s` is the time from the data to the first round's begin.
 """
 
 import argparse
@@ -101,7 +101,8 @@ def draw(found: list[dict[str, Any]], most: int, least: int, path: Path) -> None
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for panel, of, fixed, value in [(panels[0], "cohort", "population", most), (panels[1], "population", "cohort", least)]:
+    sides = [(panels[0], "cohort", "population", most), (panels[1], "population", "cohort", least)]
+    for panel, of, fixed, value in sides:
         rows = sorted((row for row in found if row[fixed] == value), key=lambda row: row[of])
         over = [row[of] for row in rows]
         panel.loglog(over, [row["round_s"] for row in rows], "o-", label="a round, s")

@@ -12,7 +12,7 @@ FLOORS = [
     ["engine.parts"],
     ["engine.plan", "engine.store"],
     ["engine.device"],
-    ["attacks"],
+    ["attacks", "lora"],
     ["algorithms", "runs"],
     ["server", "aggregate", "client", "data", "privacy", "population", "models"],
     ["secure"],

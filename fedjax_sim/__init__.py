@@ -5,6 +5,7 @@ from fedjax_sim import algorithms as algorithms
 from fedjax_sim import attacks as attacks
 from fedjax_sim import client as client
 from fedjax_sim import data as data
+from fedjax_sim import lora as lora
 from fedjax_sim import models as models
 from fedjax_sim import population as population
 from fedjax_sim import privacy as privacy
@@ -45,6 +46,7 @@ from fedjax_sim.client import Loss as Loss
 from fedjax_sim.client import Task as Task
 from fedjax_sim.client import classification as classification
 from fedjax_sim.client import flax_task as flax_task
+from fedjax_sim.client import freeze as freeze
 from fedjax_sim.client import grad as grad
 from fedjax_sim.client import local_steps as local_steps
 from fedjax_sim.client import next_token as next_token

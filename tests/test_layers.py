@@ -16,7 +16,7 @@ FLOORS = {
     "secure": 0.5,  # sums words, and knows of no chain
     **dict.fromkeys(["data", "population", "models", "client", "aggregate", "privacy", "server"], 1),
     **dict.fromkeys(["algorithms", "runs"], 2),
-    "attacks": 2.5,
+    **dict.fromkeys(["attacks", "lora"], 2.5),
     "engine": 3,
     "simulation": 3.3,
     "sweeps": 3.6,

@@ -14,6 +14,11 @@ from tests.test_public_api import NAMES
 MAKERS = (fs.Algorithm, fs.Task, fs.sampler.Sampler, fs.aggregate.Transform, fs.aggregate.Reducer, fs.attacks.Attack)
 TASK = fs.Task(lambda key: jnp.zeros(3), lambda w, batch, key: jnp.sum((w[None] - batch["x"][:, None]) ** 2, -1))
 PICTURES = {"x": np.zeros((2, 4, 4, 1), np.float32), "y": np.array([0, 1], np.int32)}
+TWO = fs.Task(
+    lambda key: {"w": jnp.zeros((3, 1)), "b": jnp.zeros(1)},
+    lambda p, batch, key: (batch["x"] @ p["w"] + p["b"])[:, 0] ** 2,
+)
+TWO_LEAVES = {"task": TWO, "params": TWO.init(None)}
 AVERAGING = fs.fedavg(TASK, optax.sgd(0.1, 0.9))
 GIVEN = {
     "task": TASK, "algorithm": AVERAGING, "client_optimizer": optax.sgd(0.1), "optimizer": optax.adam(0.1),
@@ -35,6 +40,7 @@ BY_NAME = {  # where a name means something else
     "infect": {"num_clients": 10}, "afl": {"rule": "projected", "gamma": 0.1}, "mimic": {"client": 0},
     "optimise": {"attack": fs.attacks.ipm(0.1)}, "replacement": {"target": jnp.zeros(3)},
     "moon": {"tau": 0.5}, "gossip": {"mixing": fs.mixing.ring(10)}, "pfedme": {"client_lr": 0.01},
+    "freeze": {**TWO_LEAVES, "trainable": "b"}, "adapt": {**TWO_LEAVES, "rank": 1, "targets": "w"},
     "next_token": {"sample": {k: np.zeros((1, 3), np.int32) for k in "xy"}, "model": fs.models.LSTM(5)},
 }  # fmt: skip
 

@@ -41,6 +41,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "secure": ("secure",),
     "server": ("server",),
     "algorithms": ("algorithms",),
+    "lora": ("lora",),
     "attacks": ("attacks",),
     "engine": ("engine", "simulation", "sweeps"),
     "runs": ("runs",),

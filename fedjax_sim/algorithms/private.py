@@ -1,6 +1,5 @@
 r"""Parameters that stay with the client: FedPer, FedRep, FedBN, FedBABU and LG-FedAvg are choices of which."""
 
-import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -13,10 +12,11 @@ from fedjax_sim.algorithms.base import Algorithm, server_init, server_update
 from fedjax_sim.algorithms.local import GradientFunction, difference, train
 from fedjax_sim.client import Task, split_params
 from fedjax_sim.core.errors import ArgumentError, check, check_count
+from fedjax_sim.core.paths import Pattern, check_pattern, merge, paths_of, split
 from fedjax_sim.core.pytree import where
 from fedjax_sim.core.types import ClientUpdate, Params
 
-Private = str | Callable[[str], bool]
+Private = Pattern
 """Which leaves stay: a regular expression that is searched for in their paths, or a function of a path."""
 
 
@@ -111,25 +111,8 @@ def private_averaging(
     )
 
 
-def split(private: Private, params: Params) -> tuple[Params, Params]:
-    """`(public, private)`: the tree twice, with None for the leaves of the other side."""
-    stays = re.compile(private).search if isinstance(private, str) else private
-    side = jax.tree_util.tree_map_with_path(lambda path, leaf: bool(stays(_text(path))), params)
-    public = jax.tree.map(lambda own, leaf: None if own else leaf, side, params)
-    return public, jax.tree.map(lambda own, leaf: leaf if own else None, side, params)
-
-
-def merge(public: Params, own: Params) -> Params:
-    """The tree of which these are the two sides."""
-    return jax.tree.map(lambda a, b: b if a is None else a, public, own, is_leaf=lambda leaf: leaf is None)
-
-
-def _text(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _check(private: Private, params: Params) -> None:
-    paths = [_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = paths_of(params)
     public, own = split(private, params)
     for side, which in ((own, "no parameter"), (public, "every parameter")):
         if not jax.tree.leaves(side):
@@ -143,12 +126,7 @@ def check_private(private: object, head_steps: object) -> None:
     if private is None:
         check(head_steps is None, "head_steps", head_steps, "needs private=, the parameters that are trained first.")
         return
-    check(isinstance(private, str) or callable(private), "private", private, "must be a pattern, or (path) -> bool.")
-    if isinstance(private, str):
-        try:
-            re.compile(private)
-        except re.error as error:
-            raise ArgumentError(f"private={private!r}: is no regular expression, {error}.") from None
+    check_pattern("private", private)
 
 
 def _head_first(optimizer: optax.GradientTransformation, private: Private, head_steps: int):

@@ -9,6 +9,8 @@ from fedjax_sim.client.augmentation import rotation as rotation
 from fedjax_sim.client.augmentation import transform as transform
 from fedjax_sim.client.flax_tasks import classification as classification
 from fedjax_sim.client.flax_tasks import flax_task as flax_task
+from fedjax_sim.client.freezing import freeze as freeze
+from fedjax_sim.client.freezing import whole as whole
 from fedjax_sim.client.local import ClientBatches as ClientBatches
 from fedjax_sim.client.local import local_steps as local_steps
 from fedjax_sim.client.memory import compute_in as compute_in

@@ -217,6 +217,7 @@ def flax_task(
         evaluate=evaluate,
         check=categories_check(sample),
         convolutions=convolutions,
+        sample=tuple(example_of(sample).items()),
     )
 
 

@@ -127,4 +127,5 @@ def micro_batches(task: Task, count: int) -> Task:
         joined = jax.lax.map(one, (parts, jnp.arange(count)))
         return jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), joined)
 
-    return task._replace(loss=loss)
+    many = lambda like: jax.ShapeDtypeStruct((count * like.shape[0], *like.shape[1:]), like.dtype)
+    return task._replace(loss=loss, sample=task.sample and tuple((name, many(like)) for name, like in task.sample))

@@ -84,6 +84,7 @@ class Task(NamedTuple):
             take it as a keyword, `loss(params, batch, key, *, frozen)`. It is an argument of every compiled program,
             one copy on each device, and no part of payloads, norms, bits, rows or a lane's memory. A checkpoint keeps
             a digest of each leaf. Give JAX arrays, which stay where they are; NumPy's travel for each evaluation.
+        sample: names, shapes and dtypes of a small batch, or None: by it `fs.lora.adapt` sees how kernels are read.
         name: how it was made, to be shown; None for "as its functions say".
 
     Example:
@@ -107,6 +108,7 @@ class Task(NamedTuple):
     check: ColumnsCheck | None = None
     convolutions: Convolutions = "auto"
     frozen: PyTree = None
+    sample: tuple[tuple[str, jax.ShapeDtypeStruct], ...] | None = None
     name: str | None = None
 
     def __repr__(self) -> str:

@@ -53,7 +53,7 @@ def fingerprint(parts: Parts) -> Fingerprint:
     found = versions()
     alone = lambda made: made._replace(aggregator=None)
     algorithm = alone(parts.algorithm)._replace(phases=tuple(map(alone, parts.algorithm.phases)))
-    task = parts.algorithm.task._replace(frozen=None, name=None)
+    task = parts.algorithm.task._replace(frozen=None, sample=None, name=None)
     algorithm = algorithm._replace(task=task, personal=None, name=None)  # of no round
     sections: dict[str, Callable[[], dict[str, str]]] = {
         "programs": lambda: programs(parts),

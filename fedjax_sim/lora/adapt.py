@@ -161,11 +161,12 @@ def adapt(
     .. math:: y = W x + \frac{\alpha}{r} B A x
 
     B, [out, r], is 0 at first; A, [r, in], is not. The loss is rewritten where a product of matrices, or an
-    embedding's lookup, reads a kernel: :math:`W x` is one product for all clients that are trained side by side, and no client has a kernel of its own. So it works on any
-    module, and on any loss. The kernels, and all else of the model, are the new task's `frozen` constants; its
-    parameters are `{path: {"lora_a": [r, in], "lora_b": [out, r]}}`, and the collections. They are what algorithms,
-    chains, server optimizers and privacy see. A kernel of several axes counts as [out, in], each side the product of
-    its axes in the leaf's order; one that a scan over layers reads has a stack of factors.
+    embedding's lookup, reads a kernel: :math:`W x` is one product for all clients that are trained side by side, and no
+    client has a kernel of its own. So it works on any module, and on any loss. The kernels, and all else of the model,
+    are the new task's `frozen` constants; its parameters are `{path: {"lora_a": [r, in], "lora_b": [out, r]}}`, and the
+    collections. They are what algorithms, chains, server optimizers and privacy see. A kernel of several axes counts as
+    [out, in], each side the product of its axes in the leaf's order; one that a scan over layers reads has a stack of
+    factors.
 
     Args:
         task: any task, whose loss reads `params`; `fs.client.remat` and others may wrap it before or after.

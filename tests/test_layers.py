@@ -153,9 +153,13 @@ def long_functions(modules):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 first = node.body[0]
                 told = ast.get_docstring(node) is not None
-                lines = node.end_lineno - node.lineno + 1 - (first.end_lineno - first.lineno + 1 if told else 0)
+                lines = _lines(node) - (_lines(first) if told else 0)
                 if lines > LARGEST:
                     yield f"{name}.{node.name} has {lines} lines, over {LARGEST}: split it"
+
+
+def _lines(node):
+    return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 def private_members(modules):

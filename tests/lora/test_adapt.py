@@ -1,5 +1,7 @@
 """Low-rank tasks: the same function as merged kernels, one base for all lanes, on whatever module or loss."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -81,13 +83,13 @@ SHAPES = {name: (6, 6) for name in ("looped", "branch", "custom", "left", "flat"
 SHAPES |= {"turned": (6, 4), "stack": (2, 3, 1), "never": (4, 2)}
 
 
-def hand_made():
+def hand_made() -> Any:
     task = fs.Task(lambda key: drawn({n: jnp.zeros(s) for n, s in SHAPES.items()}, 0.5), by_hand)
     batch = {"x": np.ones((5, 4), np.float32), "y": np.ones((5, 1), np.float32)}
     return task, task.init(KEY), batch, dict(rank=1, targets="^(?!stack)", sample=batch)
 
 
-def of_module(model):
+def of_module(model) -> Any:
     task = fs.next_token(model, TOKENS)
     draw = np.random.default_rng(0)
     batch = {name: draw.integers(1, 11, (3, 6)) for name in "xy"}
@@ -104,13 +106,14 @@ def test_it_is_the_function_of_merged_kernels(problem):
     factors, batch = drawn(first), {**batch, "mask": jnp.ones(len(batch["x"]))}
 
     def merged(factors):
-        return fs.grad(task)(made.frozen.whole(factors), batch, KEY)[1]["loss"].total
+        mean: Any = fs.grad(task)(made.frozen.whole(factors), batch, KEY)[1]["loss"]
+        return mean.total
 
     (found, metrics), (total, expected) = jax.jit(
         lambda factors: (fs.grad(made)(factors, batch, KEY), jax.value_and_grad(merged)(factors))
     )(factors)
     np.testing.assert_allclose(metrics["loss"].total, total, rtol=1e-4)
-    weight = float(metrics["loss"].weight)
+    weight = float(metrics["loss"].weight)  # of a mean
     size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     close(jax.tree.map(lambda g: weight * g, found), expected, rtol=1e-4, atol=1e-5 * size)
 

@@ -49,13 +49,11 @@ def freeze(task: Task, params: Params, trainable: Pattern) -> Task:
         ArgumentError: a pattern that matches no leaf, or every one; parameters of another structure than the task's.
 
     Example:
-        Only biases are learnt (BitFit, Zaken et al. 2022):
-
         >>> import jax, fedjax_sim as fs
         >>> digits = fs.data.load("digits")
         >>> task = fs.classification(fs.models.MLP(10), digits.train)
         >>> params = task.init(jax.random.key(0))
-        >>> biases = fs.freeze(task, params, trainable="bias$")
+        >>> biases = fs.freeze(task, params, trainable="bias$")  # BitFit (Zaken et al. 2022)
         >>> sum(leaf.size for leaf in jax.tree.leaves(biases.init(jax.random.key(1))))
         410
     """

@@ -31,6 +31,7 @@ from fedjax_sim.algorithms import fedprox as fedprox
 from fedjax_sim.algorithms import fedsam as fedsam
 from fedjax_sim.algorithms import fedsgd as fedsgd
 from fedjax_sim.algorithms import gossip as gossip
+from fedjax_sim.algorithms import hierarchical as hierarchical
 from fedjax_sim.algorithms import ifca as ifca
 from fedjax_sim.algorithms import mime as mime
 from fedjax_sim.algorithms import mimelite as mimelite

@@ -29,6 +29,7 @@ from fedjax_sim.algorithms.fedsam import fedsam as fedsam
 from fedjax_sim.algorithms.fedsgd import fedsgd as fedsgd
 from fedjax_sim.algorithms.gossip import Nodes as Nodes
 from fedjax_sim.algorithms.gossip import gossip as gossip
+from fedjax_sim.algorithms.hierarchical import hierarchical as hierarchical
 from fedjax_sim.algorithms.ifca import Clusters as Clusters
 from fedjax_sim.algorithms.ifca import ifca as ifca
 from fedjax_sim.algorithms.mime import MimeState as MimeState

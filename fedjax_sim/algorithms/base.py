@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from fedjax_sim.aggregate import Aggregator, Reducer, as_aggregator, mean
@@ -73,6 +74,24 @@ class Pass(NamedTuple):
         return record(self)
 
 
+class Edges(NamedTuple):
+    """Servers that stand between the clients and the server.
+
+    Attributes:
+        number: E.
+        rounds: that each of them runs among its clients before the server takes their mean.
+        of: [K] int32, the edge of each client; None: that of client k is k modulo E.
+    """
+
+    number: int
+    rounds: int
+    of: np.ndarray | None = None
+
+    def places(self, ids: np.ndarray) -> np.ndarray:
+        """[n] int32, the edges of those clients."""
+        return np.asarray(ids % self.number if self.of is None else self.of[ids], np.int32)
+
+
 class Algorithm(NamedTuple):
     """A federated learning algorithm.
 
@@ -88,6 +107,7 @@ class Algorithm(NamedTuple):
             finds the simulation's in `aggregate.population`.
         personal: `(server_state, row) -> params`, a client's own model; None for methods without.
         name: how it was made, to be shown; None for "as its functions say".
+        edges: of `fs.hierarchical`; None for clients that talk to the server themselves.
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -114,6 +134,7 @@ class Algorithm(NamedTuple):
     num_clients: int | None = None
     personal: Callable[[Server, Row], Params] | None = None
     name: str | None = None
+    edges: Edges | None = None
 
     def __repr__(self) -> str:
         return f"Algorithm({', '.join(self._said().values())})" if self.name else record(self)

@@ -70,6 +70,7 @@ def compress_downlink(
         >>> algorithm = fs.compress_downlink(fs.fedavg(task, optax.sgd(0.05)), fs.aggregate.k_level(256))
     """
     check(isinstance(algorithm, Algorithm), "algorithm", algorithm, "must be an algorithm, such as fs.fedavg(...).")
+    check(algorithm.edges is None, "algorithm", algorithm, "has edges, which pass whole models on.")
     chain = _checked(compressor)
     select = algorithm.params if broadcast is None else broadcast
 

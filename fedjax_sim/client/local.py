@@ -31,6 +31,7 @@ class ClientBatches:
         longest: steps of the population's longest client.
         alone: True when the chunk holds this client alone, so that no step needs a mask.
         frozen: the task's frozen constants, or None. `fs.grad` and `fs.client.evaluation` read them by themselves.
+        first: [] int32, batches of the round that come before the first of these; None for none.
 
     Example:
         >>> import jax.numpy as jnp, fedjax_sim as fs
@@ -53,6 +54,7 @@ class ClientBatches:
     longest: int = static(default=0)
     alone: bool = static(default=False)
     frozen: PyTree = None
+    first: jax.Array | None = None
 
     def batch(self, step: jax.Array | int) -> Batch:
         """The batch of a step: the arrays' rows, [B, ...] each, and `mask`, [B] float32.
@@ -60,7 +62,8 @@ class ClientBatches:
         Padding examples repeat the client's first row, so that they hold nothing special.
         """
         epoch_steps = jnp.maximum(-(-self.stride // self.batch_size), 1)
-        epoch, within = step // epoch_steps, step % epoch_steps
+        nth = step if self.first is None else step + self.first
+        epoch, within = nth // epoch_steps, nth % epoch_steps
         place = within * self.batch_size + jnp.arange(self.batch_size, dtype=jnp.int32)
         real = (place < self.stride) & (step < self.num_steps)
         at = self.start + jnp.where(real, epoch * self.stride + place, 0)

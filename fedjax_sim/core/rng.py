@@ -58,7 +58,7 @@ def check_seed(seed: Scalar, name: str = "seed") -> None:
     check(int(seed) < 2**32, name, seed, "must be below 2**32, as JAX keys are made from 32 bits.")
 
 
-def round_keys(seeds: Array, purposes: Iterable[Purpose], round: Scalar, phase: int) -> dict[Purpose, Key]:
+def round_keys(seeds: Array, purposes: Iterable[Purpose], round: Scalar, phase: Scalar) -> dict[Purpose, Key]:
     """The keys of a phase of a round, by purpose; those that noise for privacy is drawn from have their own seed.
 
     Args:

@@ -44,6 +44,11 @@ class Batching:
         if self.max_examples is not None:
             check_count("max_examples", self.max_examples)
 
+    def times(self, count: int) -> "Batching":
+        """So many times the work, one after another, each going on where the last one ended."""
+        more = {"epochs": self.epochs * count} if self.steps is None else {"steps": self.steps * count}
+        return dataclasses.replace(self, **more)
+
     def count_examples(self, sizes) -> np.ndarray:
         """[K] examples a client uses, each counted once."""
         sizes = np.asarray(sizes)

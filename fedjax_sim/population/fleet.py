@@ -83,7 +83,8 @@ def uniform(device: Device, **options: Any) -> Fleet:
         device: theirs.
         options: of every fleet: `flops`, of a local step, instead of those that the compiled program counts;
             `bytes_up`, of an update, instead of those of the chain, as where a code's length depends on what it says;
-            `idle`, seconds of a round that nobody takes part in (60).
+            `idle`, seconds of a round that nobody takes part in (60); `edge`, a device whose bandwidths, latency and
+            radio are those between the edges of `fs.hierarchical` and the server (no time and no power).
 
     Example:
         >>> import fedjax_sim as fs
@@ -243,9 +244,11 @@ def _normal(seed: int, round: int, ids: np.ndarray, counter: int) -> np.ndarray:
 
 
 def _fleet(fleet: Fleet, options: Mapping[str, Any]) -> Fleet:
-    unknown = set(options) - {"flops", "bytes_up", "idle"}
-    check(not unknown, "options", sorted(unknown), "a fleet has flops=, bytes_up= and idle=.")
+    unknown = set(options) - {"flops", "bytes_up", "idle", "edge"}
+    check(not unknown, "options", sorted(unknown), "a fleet has flops=, bytes_up=, idle= and edge=.")
     for name, value in options.items():
-        if value is not None:
+        if name == "edge":
+            check(value is None or isinstance(value, Device), "edge", value, "must be a fs.fleet.Device.")
+        elif value is not None:
             check_positive(name, value)
     return fleet._replace(**options)

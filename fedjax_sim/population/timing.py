@@ -1,7 +1,7 @@
 """How long clients take: the work of a round, and the devices that it is done on."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,20 @@ class Seconds(NamedTuple):
         return cls(*np.zeros((3, count)))
 
 
+class Hierarchy(NamedTuple):
+    """Edges between clients and server.
+
+    Attributes:
+        places: `(ids) -> [n]`, the edge of each client.
+        rounds: an edge's rounds in one of the server's, in each of which a client receives and sends.
+        bytes: that an edge receives of the server, and sends it, in one of the server's rounds.
+    """
+
+    places: Callable[[np.ndarray], np.ndarray]
+    rounds: int
+    bytes: float
+
+
 class Work(NamedTuple):
     """What a round asks of a client.
 
@@ -26,8 +40,9 @@ class Work(NamedTuple):
         steps: `(ids) -> [n]` local steps of its own batches.
         batch_size: examples of a step.
         flops: floating-point operations of a step, of all phases together; NaN where nobody needs them.
-        bytes_down, bytes_up: of all phases together.
+        bytes_down, bytes_up: of all phases together, and with edges of one edge round.
         population: K.
+        hierarchy: of edges; None without.
     """
 
     steps: Callable[[np.ndarray], np.ndarray]
@@ -36,6 +51,12 @@ class Work(NamedTuple):
     bytes_down: float = 0.0
     bytes_up: float = 0.0
     population: int = 0
+    hierarchy: Hierarchy | None = None
+
+    @property
+    def exchanges(self) -> int:
+        """How often a client receives and sends in a round."""
+        return 1 if self.hierarchy is None else self.hierarchy.rounds
 
 
 class Devices(NamedTuple):
@@ -73,6 +94,8 @@ class Fleet(NamedTuple):
         check: `(K)`, raises for a population that it does not fit.
         flops: of a step; None for those of the compiled program.
         bytes_up: of an update; None for those of the chain.
+        edge: what an edge has, whose bandwidths, latency and radio are those of its link to the server; or None, for no
+            time and no power.
 
     Example:
         >>> import fedjax_sim as fs
@@ -89,6 +112,7 @@ class Fleet(NamedTuple):
     check: Callable[[int], None] = lambda num_clients: None
     flops: float | None = None
     bytes_up: float | None = None
+    edge: Any = None
 
 
 class Timing(NamedTuple):
@@ -104,6 +128,6 @@ class Timing(NamedTuple):
         if self.fleet is None:
             return Seconds.none(len(ids)), None
         devices = self.fleet.devices(ids, round, seed, self.work)
-        down = self.work.bytes_down / devices.down + devices.latency
-        up = self.work.bytes_up / devices.up + devices.latency
+        down = self.work.exchanges * (self.work.bytes_down / devices.down + devices.latency)
+        up = self.work.exchanges * (self.work.bytes_up / devices.up + devices.latency)
         return Seconds(down, devices.fixed + steps * devices.step, up), devices

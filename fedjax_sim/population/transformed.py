@@ -1,6 +1,7 @@
 """A sampler with transforms: who is asked, invited, and arrives, and what time it is then."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,13 +10,16 @@ from fedjax_sim.core.errors import ArgumentError, check
 from fedjax_sim.core.types import Cohort, Told
 from fedjax_sim.population.sampling import Sampler, cohort
 from fedjax_sim.population.stages import Course, Moment, Settled, Stage, settled
-from fedjax_sim.population.timing import Devices, Seconds, Timing
+from fedjax_sim.population.timing import Devices, Hierarchy, Seconds, Timing
 
 MOST = 1000
 """Clients that are asked for each one that is wanted, before a round goes on with fewer."""
 
 TOTALS = ("now", "bytes_down", "bytes_up", "energy")
 """Of the run so far, in a sampler's state."""
+
+LINK = ("edge_bytes_down", "edge_bytes_up")
+"""Also where edges stand between clients and server: of the link between them and the server."""
 
 
 class Made(NamedTuple):
@@ -124,7 +128,8 @@ class _Rounds:
             stage.check(num_clients, size, invited)
         if timing is not None and timing.fleet is not None:
             timing.fleet.check(num_clients)
-        totals = {each: np.float64(0) for each in TOTALS}
+        linked = timing is not None and timing.work.hierarchy is not None
+        totals = {each: np.float64(0) for each in (*TOTALS, *(LINK if linked else ()))}
         return {"sampler": base.init(num_clients), "population": np.int64(num_clients), **totals}
 
     def sample(self, state: dict[str, Any], round: int, seed: int) -> tuple[Cohort, dict[str, Any]]:
@@ -234,8 +239,9 @@ def _gone(
     if fleet is not None:
         assert timing is not None
         assert devices is not None
-        state = _advanced(state, course, end, timing, devices)
-        report |= _clock(state, end) | _shares(fleet.classes, devices, end)
+        link = _linked(course, end, timing.work.hierarchy, fleet.edge)
+        state = _advanced(state, course, end, timing, devices, link)
+        report |= _clock(state, end, link) | _shares(fleet.classes, devices, end)
         clients = {"clock/seconds": np.where(np.isfinite(end.arrival), end.arrival, np.nan)}
     drawn = dataclasses.replace(
         drawn,
@@ -246,15 +252,38 @@ def _gone(
     return drawn, state
 
 
+class _Link(NamedTuple):
+    """What passes between edges and the server in a round: seconds, joules, and bytes by their names in `LINK`."""
+
+    seconds: float = 0.0
+    joules: float = 0.0
+    moved: Mapping[str, float] = {}
+
+
+def _linked(course: Course, end: Settled, hierarchy: Hierarchy | None, edge: Any) -> _Link:
+    """An edge receives if any client of its is invited, and sends if any counts; all have the same device."""
+    if hierarchy is None:
+        return _Link()
+    ids = np.asarray(course.ids)
+    counts = [len(np.unique(hierarchy.places(ids[who]))) for who in (course.valid, end.arrives)]
+    moved = {name: hierarchy.bytes * count for name, count in zip(LINK, counts, strict=True)}
+    if edge is None:
+        return _Link(moved=moved)
+    each = [hierarchy.bytes / wide + edge.latency for wide in (edge.down, edge.up)]
+    seconds = sum(time for time, count in zip(each, counts, strict=True) if count)
+    return _Link(seconds, edge.radio_watts * float(np.dot(each, counts)), moved)
+
+
 def _advanced(
-    state: dict[str, Any], course: Course, end: Settled, timing: Timing, devices: Devices
+    state: dict[str, Any], course: Course, end: Settled, timing: Timing, devices: Devices, link: _Link
 ) -> dict[str, np.float64]:
-    sent = course.valid & (end.arrival <= end.round_time)
+    sent, work = course.valid & (end.arrival <= end.round_time), timing.work
     added = {
-        "now": end.round_time,
-        "bytes_down": timing.work.bytes_down * course.valid.sum(),
-        "bytes_up": timing.work.bytes_up * sent.sum(),
-        "energy": devices.watts @ end.computed + devices.radio_watts @ end.radio,
+        "now": end.round_time + link.seconds,
+        "bytes_down": work.exchanges * work.bytes_down * course.valid.sum(),
+        "bytes_up": work.exchanges * work.bytes_up * sent.sum(),
+        "energy": devices.watts @ end.computed + devices.radio_watts @ end.radio + link.joules,
+        **link.moved,
     }
     return {**state, **{name: np.float64(state[name] + value) for name, value in added.items()}}
 
@@ -273,16 +302,17 @@ def _report(course: Course, end: Settled) -> dict[str, float]:
     return {f"population/{name}": float(value) for name, value in numbers.items()}
 
 
-def _clock(state: dict[str, Any], end: Settled) -> dict[str, float]:
+def _clock(state: dict[str, Any], end: Settled, link: _Link) -> dict[str, float]:
     """The round's `clock/` numbers; all but the round's own time and its waste are of the run so far."""
     spent = end.spent.sum()
     return {
         "clock/time": float(state["now"]),
-        "clock/round_time": end.round_time,
+        "clock/round_time": end.round_time + link.seconds,
         "clock/bytes_up": float(state["bytes_up"]),
         "clock/bytes_down": float(state["bytes_down"]),
         "clock/energy_j": float(state["energy"]),
         "clock/waste": float(end.spent[~end.arrives].sum() / spent) if spent else 0.0,
+        **{f"clock/{name}": float(state[name]) for name in link.moved},
     }
 
 

@@ -28,6 +28,8 @@ MEANINGS: dict[str, str] = {
     "clock/round_time": "Simulated seconds that the round took.",
     "clock/bytes_up": "Bytes that clients have sent in all rounds so far.",
     "clock/bytes_down": "Bytes that clients have received in all rounds so far.",
+    "clock/edge_bytes_up": "Bytes that edges have sent the server in all rounds so far.",
+    "clock/edge_bytes_down": "Bytes that edges have received of the server in all rounds so far.",
     "experiment": "The experiment whose config.py was run.",
     "preset": "The set of values that the configuration started from.",
     "started": "When the run was begun.",

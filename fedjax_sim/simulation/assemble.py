@@ -25,10 +25,11 @@ from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.population.timing import Fleet
 from fedjax_sim.population.transformed import timed
 from fedjax_sim.privacy.accounting import check_delta
-from fedjax_sim.simulation import host_stages, participation, work
+from fedjax_sim.simulation import edges, host_stages, participation
 from fedjax_sim.simulation.debug import explained
 from fedjax_sim.simulation.execution import Execution
 from fedjax_sim.simulation.first_state import aggregators
+from fedjax_sim.simulation.work import timing
 
 
 def check_given(
@@ -84,14 +85,14 @@ def assemble(
     check_given(algorithm, data, sampler, batching, seed, noise_seed, on_nonfinite, fleet)
     phases, capacity = _passes(algorithm, sampler, data.num_clients), int(sampler.capacity(data.num_clients))
     sampler.init(data.num_clients)  # says what is wrong before anything is traced
-    columns = given.kinds(given.declared(host_stages.with_columns(sampler, phases, capacity).columns))
+    columns = given.kinds(given.declared(_planned(sampler, algorithm, phases, capacity).columns))
     everyone, mesh = participation.shared_out(phases), _mesh(execution, debug)
     model, (server, row) = _shapes(algorithm)
     streamed = streams(execution.residency, data, mesh.local_devices[0])
     with explained(debug, data, batching):
         payloads = sent(phases, server, row, algorithm.task, data, batching, columns)
-    sampler = _timed(sampler, fleet, int(seed), phases, payloads, server, row, algorithm.task, data, batching, columns)
-    planned = host_stages.with_columns(sampler, phases, capacity)
+    sampler = _timed(sampler, fleet, int(seed), phases, payloads, server, row, algorithm, data, batching, columns)
+    planned = _planned(sampler, algorithm, phases, capacity)
     data_checks.check_all(algorithm.task, data, streamed)
     states, aggregator_rows = aggregators(phases, payloads)
     participation.check_rows(phases, sampler, data.num_clients, row)
@@ -121,11 +122,11 @@ def assemble(
         rows=rows,
         has_table=has_table,
         row_bytes=row_bytes,
-        planner=Planner(data, batching, mesh.size, homes, streamed, everyone, planned),
+        planner=Planner(data, edges.of_round(batching, algorithm.edges), mesh.size, homes, streamed, everyone, planned),
         reader=Reader(data, mesh, algorithm.task.check) if streamed else None,
     )
     check_aggregation(parts, states, capacity)
-    return host_stages.checked(parts)
+    return edges.checked(host_stages.checked(parts), states)
 
 
 def _delta(delta: float | None, num_clients: int) -> float:
@@ -148,8 +149,13 @@ def _shapes(algorithm: Algorithm) -> tuple[PyTree, tuple[PyTree, PyTree]]:
 
 
 def _timed(sampler: Sampler, fleet: Fleet | None, *asked: Any) -> Sampler:
-    """The sampler, told of its clients' work where it or a clock asks; arguments as of `work.timing`."""
-    return sampler if fleet is None and sampler.timed is None else timed(sampler, work.timing(fleet, *asked))
+    """The sampler, told of its clients' work where it or a clock asks; arguments as of `timing`."""
+    return sampler if fleet is None and sampler.timed is None else timed(sampler, timing(fleet, *asked))
+
+
+def _planned(sampler: Sampler, algorithm: Algorithm, phases: tuple[Pass, ...], capacity: int) -> Sampler:
+    """The sampler, with all columns that cohorts have when they are planned."""
+    return edges.with_column(host_stages.with_columns(sampler, phases, capacity), algorithm.edges)
 
 
 def _passes(algorithm: Algorithm, sampler: Sampler, num_clients: int) -> tuple[Pass, ...]:
@@ -157,6 +163,7 @@ def _passes(algorithm: Algorithm, sampler: Sampler, num_clients: int) -> tuple[P
     phases, expected = algorithm.passes(), float(sampler.expected(num_clients))
     for phase in phases:
         check_sampler(phase.aggregator, sampler.name, sampler.event is not None)
+    edges.check_edges(algorithm.edges, phases, sampler, num_clients)
     participation.check_participation(phases, sampler, num_clients, expected)
     participation.check_repeats(phases, sampler)
     return phases

@@ -132,6 +132,8 @@ def programs(parts: Parts) -> dict[str, str]:
         return shapes
 
     server, row = traced("algorithm: the first state", parts.algorithm.init, parts.model)
+    if parts.algorithm.edges is not None:  # in no function's program
+        found["algorithm: edges"] = str(sorted(canonical.constants(parts.algorithm.edges).items()))
     for i, phase in enumerate(parts.phases):
         chain, of = phase.aggregator, f" {i}" if len(parts.phases) > 1 else ""
 

@@ -10,9 +10,10 @@ from jax.interpreters import partial_eval
 
 from fedjax_sim.aggregate import Context
 from fedjax_sim.aggregate.folded import empty_columns
-from fedjax_sim.algorithms.base import Pass
+from fedjax_sim.algorithms.base import Algorithm, Pass
 from fedjax_sim.client import Task
 from fedjax_sim.client.bound import bound
+from fedjax_sim.core import pytree
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.types import Columns, Lane
@@ -22,7 +23,8 @@ from fedjax_sim.engine.parts import Sent
 from fedjax_sim.engine.round.cohort_map import client_batches
 from fedjax_sim.engine.round.returned import checked_update
 from fedjax_sim.engine.store.residency import Constants
-from fedjax_sim.population.timing import Fleet, Timing, Work
+from fedjax_sim.population.timing import Fleet, Hierarchy, Timing, Work
+from fedjax_sim.simulation.edges import of_round
 
 
 def timing(
@@ -32,7 +34,7 @@ def timing(
     sent: tuple[Sent, ...],
     server: PyTree,
     row: PyTree,
-    task: Task,
+    algorithm: Algorithm,
     data: FederatedData,
     batching: Batching,
     columns: Columns,
@@ -42,18 +44,24 @@ def timing(
     Raises:
         ArgumentError: a message whose length depends on what it says, and a fleet that was not told of it.
     """
+    batching = of_round(batching, algorithm.edges)
     steps = lambda ids: batching.count_steps(data.sizes_of(ids))
-    work = Work(steps, batching.batch_size, population=data.num_clients)
+    work = Work(steps, batching.batch_size, population=data.num_clients, hierarchy=_hierarchy(algorithm, server))
     if fleet is None:
         return Timing(work)
     flops = fleet.flops
     if flops is None and fleet.counts_flops:
-        flops = sum(_flops(phase, server, row, task, data, batching, columns) for phase in phases)
+        flops = sum(_flops(phase, server, row, algorithm.task, data, batching, columns) for phase in phases)
     up = fleet.bytes_up
     if up is None:
         up = sum(_uplink(phase, of.payload) for phase, of in zip(phases, sent, strict=True)) / 8
     down = sum(_downlink(phase, of, server) for phase, of in zip(phases, sent, strict=True)) / 8
     return Timing(work._replace(flops=np.nan if flops is None else flops, bytes_down=down, bytes_up=up), fleet, seed)
+
+
+def _hierarchy(algorithm: Algorithm, server: PyTree) -> Hierarchy | None:
+    edges = algorithm.edges
+    return None if edges is None else Hierarchy(edges.places, edges.rounds, pytree.bits(server) / 8)
 
 
 def _flops(

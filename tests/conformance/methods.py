@@ -14,7 +14,7 @@ MOMENTUM = optax.sgd(LR, momentum=0.5)
 METHODS: dict[str, Callable[[fs.Task], fs.Algorithm]] = {
     "afl": lambda task: fs.afl(task, SGD, 3, gamma=0.3),
     "apfl": lambda task: fs.apfl(task, LR, alpha=0.4),
-    "by_round": lambda task: fs.by_round(lambda r: fs.fedprox(task, optax.sgd(LR * 0.9**r), mu=0.5)),
+    "by_round": lambda task: fs.by_round(lambda r: fs.fedprox(task, optax.sgd(LR * 0.9**r), mu=0.5)),  # type: ignore[arg-type]
     "diloco": lambda task: fs.diloco(task, optax.adamw(LR)),
     "ditto": lambda task: fs.ditto(task, MOMENTUM, lam=0.5),
     "fedacg": lambda task: fs.fedacg(task, SGD),
@@ -53,5 +53,5 @@ NO_COLLECTIONS = {"fedsgd"}
 OTHER_MEANS = {"afl", "gossip", "ifca"}
 """Those of whose collections the mean is of other clients than the cohort's."""
 
-NO_METHODS = {"compress_downlink"}
+NO_METHODS = {"compress_downlink", "hierarchical"}
 """Functions of `fs.algorithms` that make an algorithm of another one."""

@@ -16,6 +16,7 @@ from fedjax_sim.core.types import Cohort, RoundPlan, RoundState
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.plan.planner import PlanShape, PlanStats
 from fedjax_sim.engine.plan.words import pack_plans, unpack_plan
+from fedjax_sim.engine.round.cohort_map import EDGE
 from fedjax_sim.engine.round.device_state import DeviceState
 from fedjax_sim.engine.round.phase import RoundOutput
 from fedjax_sim.engine.store.residency import Constants
@@ -54,6 +55,9 @@ def pack(parts: Parts, state: RoundState, count: int, slots: int, lanes: int, ca
             if phase.aggregator.host is not None and phase.aggregator.host.before is not None:
                 host = HostRound(r, int(state.seeds[1]), cohort)
                 cohort = told_before(phase.aggregator.host, host, phase.aggregator.name)
+        if parts.algorithm.edges is not None:
+            edge = parts.algorithm.edges.places(np.asarray(cohort.ids))
+            cohort = replace(cohort, columns={**cohort.columns, EDGE: edge})
         cohorts.append(cohort)
     capacity = max(capacity, parts.capacity, *(len(cohort.ids) for cohort in cohorts))
     if capacity > parts.capacity:

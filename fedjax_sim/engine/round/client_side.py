@@ -17,7 +17,7 @@ from fedjax_sim.core.pytree import squared_norm, where
 from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Lane
 from fedjax_sim.engine.parts import Parts
-from fedjax_sim.engine.round.cohort_map import ClientResult
+from fedjax_sim.engine.round.cohort_map import EDGE, ClientResult
 from fedjax_sim.engine.round.returned import checked_update
 from fedjax_sim.engine.round.sums import fits
 from fedjax_sim.engine.round.versions import of_version
@@ -47,6 +47,8 @@ class ClientSide:
         client_row, aggregator_row = rows
         own = lambda purpose: rng.client_key(keys[purpose], lane.client_id, lane.copy)
         server = of_version(ring, server, lane.version, this_round, self.read)
+        if self.parts.algorithm.edges is not None:
+            server = jax.tree.map(lambda leaf: leaf[lane.columns[EDGE]], server)
         with bound(self.parts.algorithm.task.frozen, batches.frozen, this_round):
             update = checked_update(self.phase.client(own(Purpose.CLIENT), server, client_row, batches), client_row)
 

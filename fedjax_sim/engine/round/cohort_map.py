@@ -24,6 +24,9 @@ from fedjax_sim.engine.device.placement import AXIS, REPLICATED, SHARDED, Dealt
 from fedjax_sim.engine.round import sums as sums_lib
 from fedjax_sim.engine.store.residency import Constants
 
+EDGE, FIRST = "edge", "edge/first"
+"""Columns of lanes where edges stand between clients and server: which one, and `ClientBatches.first`."""
+
 
 def client_batches(
     lane: Lane,
@@ -40,11 +43,13 @@ def client_batches(
     stride = lane.size
     if batching.drop_remainder:
         stride = lane.size // batching.batch_size * batching.batch_size
+    columns = dict(lane.columns)
+    first = columns.pop(FIRST, None)
     return ClientBatches(
         num_steps=lane.steps,
         num_examples=lane.size.astype(jnp.float32),
         client_id=lane.client_id,
-        info={"weight": lane.weight, "version": lane.version, "round": round, **lane.columns},
+        info={"weight": lane.weight, "version": lane.version, "round": round, **columns},
         bound=bound,
         arrays=constants.examples,
         order=order,
@@ -54,6 +59,7 @@ def client_batches(
         longest=longest,
         alone=alone,
         frozen=constants.frozen,
+        first=first,
     )
 
 
@@ -122,6 +128,7 @@ class CohortMap:
         convolutions: as in `fs.Task`.
         static: loops run to bounds that are known before any plan, the room for chunks and the longest client's steps,
             so that JAX can differentiate them in reverse; what is beyond a plan's work is masked.
+        edges: E, sums are kept apart for the edges that lanes name, [E, ...] a leaf; None for one sum.
     """
 
     def __init__(
@@ -136,7 +143,9 @@ class CohortMap:
         exact: int | None = None,
         convolutions: Convolutions = "auto",
         static: bool = False,
+        edges: int | None = None,
     ):
+        self.edges = edges
         self.one_client, self.mesh, self.batching, self.longest = one_client, mesh, batching, longest
         self.linear, self.members, self.exact, self.static = linear, members, exact, static
         self.rewrite = rewritten(convolutions, mesh.devices.flat[0].platform)
@@ -151,7 +160,8 @@ class CohortMap:
             place = lambda chunk, lane: lane.client_id - first
             client = self._client(broadcast, rows, plan, constants)
             sums, rows = self._chunks(client, rows, plan, self._zero(client, plan), place)
-            return self._added(sums)._replace(rows=rows)
+            edge = None if self.edges is None else plan.lanes.columns[EDGE]
+            return self._added(sums, edge)._replace(rows=rows)
 
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(constants))
         return self._over(share, specs, _RESULT)(broadcast, rows, plan, _arrays(constants))
@@ -261,7 +271,10 @@ class CohortMap:
             metrics_lib.zero(buffer(like.metrics)),
         )
         total = self._for_messages.zero(like.message) if self.linear else ()
-        return total, self._plainly.zero(like.sums), kept
+        sums = total, self._plainly.zero(like.sums)
+        if self.edges is not None:
+            sums = jax.tree.map(lambda leaf: jnp.zeros((self.edges, *leaf.shape), leaf.dtype), sums)
+        return *sums, kept
 
     def _chunks(
         self,
@@ -279,8 +292,9 @@ class CohortMap:
             total, sums, kept, rows = carry
             result, places = self._run(client, rows, plan, chunk, place)
             factor = result.weight if result.factor is None else result.factor
-            total = self._for_messages.add(total, result.message, factor) if self.linear else total
-            sums = self._plainly.add(sums, result.sums, jnp.ones_like(result.weight))
+            edge = None if self.edges is None else plan.lanes.columns[EDGE][chunk]
+            total = _add(self._for_messages, total, result.message, factor, edge) if self.linear else total
+            sums = _add(self._plainly, sums, result.sums, jnp.ones_like(result.weight), edge)
             new = (() if self.linear else result.message, result.weight, result.contributes, result.metrics)
             kept = jax.tree.map(lambda buffer, leaf: buffer.at[chunk].set(leaf), kept, new)
             if result.row is not None:
@@ -292,15 +306,25 @@ class CohortMap:
         *sums, rows = jax.lax.fori_loop(first, end, body, (*sums, rows))
         return tuple(sums), rows
 
-    def _added(self, sums: PyTree) -> CohortResult:
+    def _added(self, sums: PyTree, edge: jax.Array | None = None) -> CohortResult:
         """The devices' sums, added; what is kept stays where it is."""
         total, sums, (messages, weights, contributes, metrics) = sums
-        weight = jnp.sum(weights)
-        if self.exact is not None:
-            weight = self._plainly.add(self._plainly.zero(weight), weights.reshape(-1), jnp.ones(weights.size))
-        mine = (total, weight, jnp.sum(contributes.astype(jnp.float32)), sums)
-        total, weight, count, sums = self._over_devices(mine)
-        total, weight, sums = self._for_messages.result(total), self._plainly.result(weight), self._plainly.result(sums)
+
+        def counted(weights: jax.Array, contributes: jax.Array) -> tuple[PyTree, jax.Array]:
+            weight = jnp.sum(weights)
+            if self.exact is not None:
+                weight = self._plainly.add(self._plainly.zero(weight), weights.reshape(-1), jnp.ones(weights.size))
+            return weight, jnp.sum(contributes.astype(jnp.float32))
+
+        if edge is None:
+            weight, count = counted(weights, contributes)
+        else:
+            of = lambda number: counted(jnp.where(edge == number, weights, 0.0), contributes & (edge == number))
+            weight, count = jax.vmap(of)(jnp.arange(self.edges))
+        total, weight, count, sums = self._over_devices((total, weight, count, sums))
+        each = lambda function: function if edge is None else jax.vmap(function, axis_size=self.edges)
+        total = each(self._for_messages.result)(total)
+        weight, sums = each(self._plainly.result)(weight), each(self._plainly.result)(sums)
         kept: PyTree = (messages, weights, contributes, metrics)
         kept = jax.tree.map(lambda leaf: leaf[None], kept)
         return CohortResult(total, weight, count, sums, *kept, rows=())
@@ -310,6 +334,12 @@ class CohortMap:
         if not self.mesh.is_multi_process:
             return jax.lax.psum(tree, AXIS)
         return by_dtype(lambda message: jax.lax.psum(message, AXIS), tree)
+
+
+def _add(sums: sums_lib.Sums, total: PyTree, values: PyTree, factors: jax.Array, edge: jax.Array | None) -> PyTree:
+    if edge is None:
+        return sums.add(total, values, factors)
+    return sums_lib.add_by_group(sums, total, values, factors, edge)
 
 
 def by_dtype(send: Callable[[Any], Any], tree: PyTree, keep: int = 0) -> Any:

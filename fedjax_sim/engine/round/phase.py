@@ -22,6 +22,7 @@ from fedjax_sim.core.rng import Purpose
 from fedjax_sim.core.types import Aggregate, ClientRows, RoundPlan
 from fedjax_sim.engine.device.placement import everywhere
 from fedjax_sim.engine.parts import Parts
+from fedjax_sim.engine.round import edges
 from fedjax_sim.engine.round.abandoned import abandoned_state, cohort_rows, rows_put_back
 from fedjax_sim.engine.round.client_side import BITS, NONFINITE, ClientSide
 from fedjax_sim.engine.round.cohort_map import CohortMap, CohortResult, by_dtype
@@ -64,6 +65,8 @@ def make_round(
     `seeds` are the run's and its noise's, [2] uint32; `members` and `static` are as in `CohortMap`.
     """
     phases = phase_rounds(parts, capacity, members, static)
+    if parts.algorithm.edges is not None:
+        return edges.make_round(parts, phases, no_output(capacity))
     collects = any(not phase.aggregator.reducer.linear for phase in parts.phases)
 
     def one_round(seeds: jax.Array, state: DeviceState, plan: RoundPlan, constants: Constants):
@@ -111,24 +114,29 @@ class PhaseRound:
         self.parts, self.index, self.capacity = parts, index, capacity
         self.phase = parts.phases[index]
         self.aggregator: Aggregator = self.phase.aggregator
+        self.edges = parts.algorithm.edges
         self.train = CohortMap(
             ClientSide(parts, index),
             parts.mesh,
             parts.batching,
-            parts.planner.longest,
+            parts.planner.longest if self.edges is None else parts.planner.longest // self.edges.rounds,
             self.aggregator.reducer.linear,
             self.aggregator.facts.weighted,
             members,
             capacity if parts.exact else None,
             parts.algorithm.task.convolutions,
             static,
+            None if self.edges is None else self.edges.number,
         )
 
-    def broadcast(self, seeds: jax.Array, state: DeviceState, plan: RoundPlan) -> Any:
-        """What all clients see: server state, the transforms' state, the round's keys and number, old server states."""
+    def broadcast(self, seeds: jax.Array, state: DeviceState, plan: RoundPlan, turn: jax.Array | int = 0) -> Any:
+        """What all clients see: server state, the transforms' state, the round's keys and number, old server states.
+
+        With edges the states are theirs, [E, ...] a leaf, and `turn` is which of the round's edge rounds it is.
+        """
         this_round = plan.round[0]
         purposes = _PURPOSES if self.aggregator.reducer.linear else (*_PURPOSES, Purpose.REDUCE)
-        keys = rng.round_keys(seeds, purposes, this_round, self.index)
+        keys = rng.round_keys(seeds, purposes, this_round, turn * len(self.parts.phases) + self.index)
         ring = None if state.versions is None else state.versions[self.index]
         return state.server, state.aggregator[self.index], keys, this_round, ring
 
@@ -217,30 +225,45 @@ class PhaseRound:
         aggregator, parts = self.aggregator, self.parts
         bound, step = aggregator.bound_and_step(aggregator_state, parts.sent[self.index].payload)
         reduced, reduced_state = self._reduced(broadcast, plan, result, frozen, bound)
-        aggregate, new_aggregator_state, metrics = aggregator.server(
-            keys[Purpose.DECODE],
-            reduced_state,
-            Aggregate(
-                reduced.value,
-                result.weight,
-                result.count,
-                bound=bound,
-                step=step,
-                sums=result.sums,
-                round_key=keys[Purpose.SHARED],
-                shares=jnp.sum((plan.lanes.weight > 0).astype(jnp.float32)) if parts.everyone else None,
-                population=parts.data.num_clients,
-            ),
-            parts.expected,
-            keys[Purpose.CENTRAL_NOISE],
-        )
-        new_server = self.phase.server(keys[Purpose.SERVER], server, aggregate)
-        check_server(server, new_server)
-        new_server = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new_server, server)
-        # Nobody contributed: the model stays, unless noise must be released all the same.
-        go = (result.count > 0) | aggregator.facts.noisy
-        new_states = _with_entry(state.aggregator, self.index, where(go, new_aggregator_state, aggregator_state))
-        state = replace(state, server=where(go, new_server, server), aggregator=new_states)
+        shares = jnp.sum((plan.lanes.weight > 0).astype(jnp.float32)) if parts.everyone else None
+
+        def decoded(
+            server: PyTree, value: PyTree, weight: jax.Array, count: jax.Array, sums: PyTree, key: jax.Array
+        ) -> tuple[PyTree, PyTree, dict[str, Metric]]:
+            aggregate, new_aggregator_state, metrics = aggregator.server(
+                keys[Purpose.DECODE],
+                reduced_state,
+                Aggregate(
+                    value,
+                    weight,
+                    count,
+                    bound=bound,
+                    step=step,
+                    sums=sums,
+                    round_key=keys[Purpose.SHARED],
+                    shares=shares,
+                    population=parts.data.num_clients,
+                ),
+                parts.expected,
+                keys[Purpose.CENTRAL_NOISE],
+            )
+            new_server = self.phase.server(key, server, aggregate)
+            check_server(server, new_server)
+            new_server = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new_server, server)
+            # Nobody contributed: the model stays, unless noise must be released all the same.
+            go = (count > 0) | aggregator.facts.noisy
+            new_states = where(go, new_aggregator_state, aggregator_state)
+            return where(go, new_server, server), new_states, metrics
+
+        given = (server, reduced.value, result.weight, result.count, result.sums)
+        if self.edges is None:
+            server_after, new_states, metrics = decoded(*given, keys[Purpose.SERVER])
+        else:
+            own = jax.vmap(functools.partial(jax.random.fold_in, keys[Purpose.SERVER]))(jnp.arange(self.edges.number))
+            server_after, new_states, metrics = jax.vmap(decoded)(*given, own)
+            metrics = metrics_lib.reduce(metrics)
+        new_states = _with_entry(state.aggregator, self.index, new_states)
+        state = replace(state, server=server_after, aggregator=new_states)
         if ring is not None:
             ring = remembered(ring, server, this_round, parts.sent[self.index].read, result.count)
             state = replace(state, versions=_with_entry(state.versions, self.index, ring))

@@ -11,7 +11,7 @@ which are added as 32-bit integers and joined once, at the end. b = 30 - log2(cl
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,18 @@ def exact(clients: int) -> Sums:
         return jax.tree.map(leaf, total)
 
     return Sums(zero, add, result)
+
+
+def add_by_group(sums: Sums, total: PyTree, values: PyTree, factors: jax.Array, groups: jax.Array) -> PyTree:
+    """`sums.add` to totals [E, ...], each lane's to that of its group, [L] int32; in place, lane by lane."""
+
+    def one(lane: Any, total: PyTree) -> PyTree:
+        mine = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, lane, 1), (values, factors))
+        group = groups[lane]
+        added = sums.add(jax.tree.map(lambda leaf: leaf[group], total), *mine)
+        return jax.tree.map(lambda leaf, new: leaf.at[group].set(new), total, added)
+
+    return jax.lax.fori_loop(0, len(factors), one, total)
 
 
 def fits(values: PyTree, factor: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """What availability, a fleet and asynchronous rounds cost. JSON; asserts nothing.
 
+    python benchmarks/population.py all [--pairs 30]
     python benchmarks/population.py rounds [--work W1] [--pairs 30]
     python benchmarks/population.py asynchronous [--pairs 30]
     python benchmarks/population.py planning [--population 10000000] [--rounds 50]
@@ -7,14 +8,16 @@
 
 rounds: with Markov availability, over-selection, a deadline, dropouts and a clock, over plain `uniform`; as many
 clients train. asynchronous: W1, an update of 50 with 200 at work, over a synchronous round of 50. planning: 1000 of
-10,000,000 clients with Markov availability, sampled and planned. events: arrivals of an asynchronous run, on the host
-alone.
+10,000,000 clients with Markov availability, sampled and planned, and the most memory that a round takes for it.
+events: arrivals of an asynchronous run, on the host alone. all: these, rounds of W1 and W3, each beside what it is to
+stay below.
 """
 
 import argparse
 import json
 import statistics
 import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -24,15 +27,27 @@ import fedjax_sim as fs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["rounds", "asynchronous", "planning", "events"])
+    parser.add_argument("what", choices=["all", "rounds", "asynchronous", "planning", "events"])
     parser.add_argument("--work", default="W1", choices=["W1", "W2", "W3"])
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--population", type=int, default=10_000_000)
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--arrivals", type=int, default=1_000_000)
     args = parser.parse_args()
-    does = {"rounds": rounds, "asynchronous": asynchronous, "planning": planning, "events": events}
+    does = {"all": everything, "rounds": rounds, "asynchronous": asynchronous, "planning": planning, "events": events}
     print(json.dumps(does[args.what](args)))
+
+
+def everything(args: argparse.Namespace) -> dict[str, Any]:
+    of_work = lambda name: rounds(argparse.Namespace(**{**vars(args), "work": name}))
+    found = {
+        "rounds W1": (of_work("W1"), lambda made: made["ratio"]["median"], 1.05),
+        "rounds W3": (of_work("W3"), lambda made: made["ratio"]["median"], 1.15),
+        "asynchronous": (asynchronous(args), lambda made: made["ratio"]["median"], 1.3),
+        "planning, ms": (planning(args), lambda made: made["ms"]["median"], 20.0),
+        "events, s": (events(args), lambda made: made["seconds"], 10.0),
+    }
+    return {name: {"is": of(made), "at most": most, **made} for name, (made, of, most) in found.items()}
 
 
 def rounds(args: argparse.Namespace) -> dict[str, Any]:
@@ -111,7 +126,13 @@ def planning(args: argparse.Namespace) -> dict[str, Any]:
         planner.plan(drawn, shape, 0, r)
         times.append(1e3 * (time.perf_counter() - begin))
     low, middle, high = statistics.quantiles(times[3:], n=4)
-    return {"population": count, "cohort": cohort, "ms": {"median": middle, "q1": low, "q3": high}}
+    tracemalloc.start()  # slows what it watches
+    drawn, state = sampler.sample(state, 99, 0)
+    planner.plan(drawn, shape, 0, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    ms = {"median": middle, "q1": low, "q3": high}
+    return {"population": count, "cohort": cohort, "ms": ms, "peak_mb_of_a_round": peak / 1e6}
 
 
 def events(args: argparse.Namespace) -> dict[str, Any]:

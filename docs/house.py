@@ -14,7 +14,8 @@ FLOORS = [
     ["engine.device"],
     ["attacks", "lora"],
     ["algorithms", "runs"],
-    ["server", "aggregate", "client", "data", "privacy", "population", "models"],
+    ["models"],
+    ["server", "aggregate", "client", "data", "privacy", "population"],
     ["secure"],
     ["core"],
 ]

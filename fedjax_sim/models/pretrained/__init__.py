@@ -1,0 +1,1 @@
+"""Pretrained models: GGUF files, their weights and their tokenizers."""

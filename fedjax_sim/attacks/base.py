@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fedjax_sim.aggregate import Collected
 from fedjax_sim.aggregate.robust.distances import combined
 from fedjax_sim.client import Task
-from fedjax_sim.core.arrays import Array, Batch, Key, PyTree, Scalar
+from fedjax_sim.core.arrays import UNSET, Array, Batch, Key, PyTree, Scalar
 from fedjax_sim.core.pytree import squared_norm
 from fedjax_sim.core.types import Params
 
@@ -53,6 +53,7 @@ class Received(NamedTuple):
         params: the model that it received.
         client_id: [] int32.
         round: [] int32.
+        previous: the model of the round before, for an attack that `remembers`; in round 0 the same one.
 
     Example:
         >>> import jax, jax.numpy as jnp, fedjax_sim as fs
@@ -64,6 +65,7 @@ class Received(NamedTuple):
     params: Params
     client_id: Scalar
     round: Scalar
+    previous: Params = UNSET
 
 
 class Collusion(NamedTuple):
@@ -104,6 +106,7 @@ class Attack(NamedTuple):
             at hand.
         collude: what they send once they saw the round's messages.
         check: `(task) -> None`: raises an `fs.ArgumentError` where the attack does not fit a task.
+        remembers: its `update` looks at the model of the round before, which the server's state then keeps.
 
     Example:
         >>> import jax, fedjax_sim as fs
@@ -117,6 +120,7 @@ class Attack(NamedTuple):
     update: Callable[[Key, PyTree, Received], PyTree] | None = None
     collude: Collusion | None = None
     check: Callable[[Task], None] | None = None
+    remembers: bool = False
 
     def __repr__(self) -> str:
         return f"Attack({self.name})"

@@ -12,7 +12,7 @@ from fedjax_sim.attacks.base import Attack, Collusion, Known, Received, mean_of
 from fedjax_sim.core.arrays import Array, Key, PyTree
 from fedjax_sim.core.errors import check
 from fedjax_sim.core.pytree import squared_norm
-from fedjax_sim.core.types import Aggregate, Params, Server
+from fedjax_sim.core.types import Aggregate
 
 Who = Callable[[Collected], Array]
 """`(collected) -> [n] bool`: the bad clients that contribute to the round."""
@@ -23,7 +23,7 @@ def deceived(
     attack: Attack,
     who: Who,
     late: Callable[[Key, PyTree, Received], PyTree] | None,
-    params: Callable[[Server], Params],
+    received: Callable[..., Received],
 ) -> Reducer:
     """Another reducer, of the round's messages with those of bad clients put in.
 
@@ -35,7 +35,7 @@ def deceived(
         attack: what is put in, if it colludes.
         who: the bad clients.
         late: an attack's update of messages as the server received them, or None.
-        params: `(server_state) -> params`.
+        received: `(server_state, client_id, round) -> Received`.
     """
     _check_rule(attack, then)
 
@@ -43,7 +43,7 @@ def deceived(
         bad = who(collected)
         honest = mean_of(collected, collected.contributes & ~bad)
         if late is not None:
-            collected = _updated(late, collected, bad, params(collected.server))
+            collected = _updated(late, collected, bad, received)
         if attack.collude is not None:
             collected = put_alike(collected, bad, colluded(attack.collude, collected, bad))
         made = summed(then, collected)
@@ -90,10 +90,12 @@ def put(collected: Collected, bad: Array, sent: PyTree) -> Collected:
     return collected._replace(messages=jax.tree.map(leaf, collected.messages, sent))
 
 
-def _updated(late: Callable[..., PyTree], collected: Collected, bad: Array, params: Params) -> Collected:
+def _updated(
+    late: Callable[..., PyTree], collected: Collected, bad: Array, received: Callable[..., Received]
+) -> Collected:
     """The messages, with updates that no chain shortened in place of the bad clients'."""
     keys = jax.vmap(lambda client: jax.random.fold_in(collected.key, client))(collected.ids)
-    one = lambda key, message, client: late(key, message, Received(params, client, collected.round))
+    one = lambda key, message, client: late(key, message, received(collected.server, client, collected.round))
     return put(collected, bad, jax.vmap(one)(keys, collected.messages, collected.ids))
 
 

@@ -1,6 +1,6 @@
 """An algorithm some of whose clients are bad."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from fedjax_sim.algorithms import Algorithm
 from fedjax_sim.algorithms.base import ClientFunction
 from fedjax_sim.attacks.base import Attack, Received
 from fedjax_sim.attacks.deceived import deceived
+from fedjax_sim.attacks.memory import remembering
 from fedjax_sim.client.local import ClientBatches
 from fedjax_sim.core.arrays import Array, Batch, Key, PyTree
 from fedjax_sim.core.errors import ArgumentError, check, check_count, check_fraction
@@ -76,6 +77,8 @@ def infect(
     check(known is None or len(bad) < known, "clients", clients, "are all clients: there is nothing to defend.")
     if attack.check is not None:
         attack.check(algorithm.task)
+    if attack.remembers:
+        algorithm = remembering(algorithm)
     infected = lambda client: _client(algorithm, attack, client, bad, rounds, obeys_chain)
     aggregator = lambda given: _aggregator(algorithm, attack, as_aggregator(given), bad, rounds, obeys_chain)
     if not algorithm.phases:
@@ -146,7 +149,7 @@ def _client(
             batches = PoisonedBatches(**vars(batches), attacks=attacks, key=own, poison=attack.batch)
         update = client(key, server, row, batches)
         payload = update.payload
-        received = Received(algorithm.params(server), batches.client_id, batches.info["round"])
+        received = _received(algorithm, attack)(server, batches.client_id, batches.info["round"])
         if attack.update is not None and obeys_chain:
             payload = where(attacks, attack.update(own, payload, received), payload)
         metrics = {**update.metrics, "attackers": Sum(attacks.astype(jnp.float32))}
@@ -163,4 +166,10 @@ def _aggregator(
     if attack.collude is None and late is None and given.reducer.linear:
         return given
     who = lambda collected: attacks_now(bad, collected.ids, rounds, collected.round) & collected.contributes
-    return chain(*given.transforms, reduce=deceived(given.reducer, attack, who, late, algorithm.params))
+    return chain(*given.transforms, reduce=deceived(given.reducer, attack, who, late, _received(algorithm, attack)))
+
+
+def _received(algorithm: Algorithm, attack: Attack) -> Callable[..., Received]:
+    """`(server_state, client_id, round) -> Received`."""
+    previous = lambda server: server.previous if attack.remembers else None
+    return lambda server, client, round: Received(algorithm.params(server), client, round, previous(server))

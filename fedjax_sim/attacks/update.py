@@ -65,21 +65,31 @@ def nan() -> Attack:
     return Attack("nan", update=lambda key, payload, received: _floats(lambda x: jnp.full_like(x, jnp.nan), payload))
 
 
-def free_rider(kind: Literal["zero", "noise"] = "zero", sigma: Scalar = 1e-3) -> Attack:
+def free_rider(kind: Literal["zero", "replay", "noise"] = "zero", sigma: Scalar = 1e-3) -> Attack:
     """A client that does not train and wants the model (Fraboni et al. 2021): it sends the received model back.
 
+    A replay is what the round before changed, :math:`x_t - x_{t-1}`, as if it had just been learnt (Lin et al. 2019,
+    "delta weights"): the server's state keeps that model, bits that clients receive count it, and in round 0 there is
+    nothing to replay.
+
     Args:
-        kind: "zero", the model as it is; "noise", with normal numbers of standard deviation sigma, to look trained.
+        kind: "zero", the model as it is; "replay", the last change; "noise", normal numbers of standard deviation
+            sigma, to look trained.
         sigma: of the noise.
+
+    Raises:
+        ArgumentError: another kind; a replay of an algorithm whose payload is not like the model, when it is traced.
 
     Example:
         >>> import fedjax_sim as fs
         >>> fs.attacks.free_rider("noise", 0.01).name
         'free_rider(noise, 0.01)'
     """
-    check(kind in ("zero", "noise"), "kind", kind, 'must be "zero" or "noise".')
+    check(kind in ("zero", "replay", "noise"), "kind", kind, 'must be "zero", "replay" or "noise".')
     if kind == "zero":
         return zero()._replace(name="free_rider(zero)")
+    if kind == "replay":
+        return Attack("free_rider(replay)", update=_replayed, remembers=True)
     return gaussian(sigma)._replace(name=f"free_rider(noise, {sigma})")
 
 
@@ -124,15 +134,24 @@ def replacement(target: Params, scale: Scalar) -> Attack:
     check_positive("scale", scale)
 
     def update(key: Key, payload: PyTree, received: Received) -> PyTree:
-        sent, model, wanted = map(jax.tree.structure, (payload, received.params, target))
-        if not sent == model == wanted:
-            raise ArgumentError(
-                f"replacement: the payload is {sent}, the model {model} and the target {wanted}: must be alike. Attack "
-                "an algorithm that sends a model."
-            )
+        _check_alike("replacement", payload, received.params, target)
         return jax.tree.map(lambda p, x, y: (scale * (y - x)).astype(p.dtype), payload, received.params, target)
 
     return Attack(f"replacement({scale})", update=update)
+
+
+def _replayed(key: Key, payload: PyTree, received: Received) -> PyTree:
+    _check_alike("free_rider(replay)", payload, received.params, received.previous)
+    return jax.tree.map(lambda p, x, y: (x - y).astype(p.dtype), payload, received.params, received.previous)
+
+
+def _check_alike(name: str, payload: PyTree, model: Params, other: Params) -> None:
+    sent, has, wanted = map(jax.tree.structure, (payload, model, other))
+    if not sent == has == wanted:
+        raise ArgumentError(
+            f"{name}: the payload is {sent}, the model {has} and the other model {wanted}: must be alike. Attack an "
+            "algorithm that sends a model."
+        )
 
 
 def _floats(change: Callable[[Array], Array], payload: PyTree) -> PyTree:

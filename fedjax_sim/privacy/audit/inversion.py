@@ -45,12 +45,45 @@ class Inverted(NamedTuple):
             >>> found.psnr(jnp.array([[1.0, 0.1], [0.0, 1.0]])) > 20
             True
         """
+        ours, theirs = self._matched(truth)
+        mse = ((ours - theirs) ** 2).mean()
+        return float("inf") if mse == 0 else float(10 * np.log10(peak**2 / mse))
+
+    def ssim(self, truth: Array, peak: float = 1.0) -> float:
+        r"""The structural similarity of pictures, 1 for the same ones (Wang et al. 2004, equation 13).
+
+        .. math:: \frac{(2 \mu_a \mu_b + c_1)(2 \sigma_{ab} + c_2)}
+            {(\mu_a^2 + \mu_b^2 + c_1)(\sigma_a^2 + \sigma_b^2 + c_2)}, \quad
+            c_1 = (0.01 \, peak)^2, \quad c_2 = (0.03 \, peak)^2
+
+        in Gaussian windows of deviation 1.5 and 11 pixels a side, or as many as an odd window has room for; the mean
+        over windows that lie within a picture, over colours, and over the best matching of the batch, that of `psnr`.
+
+        Args:
+            truth: [B, H, W] or [B, H, W, colours], the client's examples.
+            peak: the largest value of a pixel.
+
+        Raises:
+            ArgumentError: examples that are no pictures.
+
+        Example:
+            >>> import jax.numpy as jnp, fedjax_sim as fs
+            >>> truth = jnp.linspace(0.0, 1.0, 128).reshape(2, 8, 8)
+            >>> fs.privacy.audit.Inverted(truth[::-1], jnp.zeros(())).ssim(truth)
+            1.0
+        """
+        check(self.x.ndim in (3, 4), "x", self.x.shape, "is no batch of pictures, [B, H, W] or [B, H, W, colours].")
+        return float(np.mean(_similarity(*self._matched(truth), peak)))
+
+    def _matched(self, truth: Array) -> tuple[np.ndarray, np.ndarray]:
+        """Ours and the true examples, float64, in the order that the least squared errors match them."""
         from scipy.optimize import linear_sum_assignment
 
-        ours, theirs = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (self.x, truth))
-        errors = ((ours[:, None] - theirs[None]) ** 2).mean(axis=-1)
-        mse = errors[linear_sum_assignment(errors)].mean()
-        return float("inf") if mse == 0 else float(10 * np.log10(peak**2 / mse))
+        check(np.shape(truth) == self.x.shape, "truth", np.shape(truth), f"must be of the shape {self.x.shape}.")
+        ours, theirs = np.asarray(self.x, np.float64), np.asarray(truth, np.float64)
+        flat = ours.reshape(len(ours), -1), theirs.reshape(len(theirs), -1)
+        rows, columns = linear_sum_assignment(((flat[0][:, None] - flat[1][None]) ** 2).mean(axis=-1))
+        return ours[rows], theirs[columns]
 
 
 def invert(
@@ -144,6 +177,25 @@ def invert_dense(weights: Array, bias: Array) -> tuple[jax.Array, jax.Array]:
     )
     unit = jnp.argmax(jnp.abs(bias))
     return weights[:, unit] / bias[unit], jnp.argmin(bias)
+
+
+def _similarity(a: np.ndarray, b: np.ndarray, peak: float) -> np.ndarray:
+    """Of each window of pictures [B, H, W, ...]."""
+    size = min(11, *a.shape[1:3])
+    places = np.arange(size - 1 + size % 2) - (size - 1) // 2
+    window = np.exp(-(places**2) / (2 * 1.5**2))
+    window /= window.sum()
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        for axis in (1, 2):
+            x = np.lib.stride_tricks.sliding_window_view(x, len(window), axis) @ window
+        return x
+
+    first, second = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    mean_a, mean_b = mean(a), mean(b)
+    square_a, square_b, product = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2, mean(a * b) - mean_a * mean_b
+    likeness = (2 * mean_a * mean_b + first) * (2 * product + second)
+    return likeness / ((mean_a**2 + mean_b**2 + first) * (square_a + square_b + second))
 
 
 def _total_variation(x: jax.Array) -> jax.Array:

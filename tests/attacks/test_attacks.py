@@ -130,19 +130,6 @@ def test_a_replaced_model_is_the_servers_where_others_send_nothing():
     np.testing.assert_allclose(found[0], 7.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("obeys_chain", [True, False])
-def test_a_replay_is_the_change_of_the_round_before(obeys_chain):
-    everybody, (before, x) = np.arange(6), (0.0, 0.0)
-    task, data = quadratics(A, B, COPIES)
-    algorithm = fs.fedavg(task, optax.sgd(LR))
-    lazy = fs.attacks.infect(algorithm, fs.attacks.free_rider("replay"), [3], obeys_chain=obeys_chain)
-    for state in simulate(lazy, data, [everybody] * 3, ONE_STEP, params=jnp.float32(0.0)):
-        moved = np.where(everybody == 3, x - before, deltas(x, everybody))
-        before, x = x, x + np.average(moved, weights=COPIES)
-        np.testing.assert_allclose(lazy.params(state.server), x, rtol=1e-5)
-    assert lazy.init(jnp.float32(2.0))[0].previous == 2.0
-
-
 def test_colluding_clients_against_a_mean_and_a_median():
     honest, w = np.array([0, 2, 4]), COPIES
     x = deltas(0.0, honest).mean() * -2.0

@@ -366,6 +366,8 @@ class Reducer(NamedTuple):
             stays small. Metrics and `refused` must not depend on the messages then, and there is no state.
         on_refused: "abandon", a round that it refuses is abandoned; "error", it ends the run by an
             `fs.RefusedRoundError`.
+        by_client: it reads messages whole, for their norms, products and weighted sums. They then stay on the devices
+            where their clients trained; others are dealt over the devices by coordinates, which costs an exchange.
 
     Example:
         >>> import fedjax_sim as fs
@@ -381,6 +383,7 @@ class Reducer(NamedTuple):
     init: ReducerInit = _no_state
     by_coordinate: bool = False
     on_refused: Literal["abandon", "error"] = "abandon"
+    by_client: bool = False
 
     def __repr__(self) -> str:
         return f"Reducer({self.name}{'' if self.name.endswith(')') else f', weight={self.weight!r}'})"

@@ -1,13 +1,13 @@
 """Bad clients that see the round's messages and agree on one of their own, hidden in the honest ones' spread."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate.robust.blocks import each, fold
-from fedjax_sim.aggregate.robust.distances import combined, masked, norms, squared_distances
+from fedjax_sim.aggregate.robust.distances import combined, masked, norms, row_sums, squared_distances
 from fedjax_sim.attacks.base import Attack, Collusion, Known, mean_of
 from fedjax_sim.core.arrays import PyTree, Scalar
 from fedjax_sim.core.errors import check, check_count, check_positive
@@ -100,8 +100,7 @@ def min_max(direction: Direction = "std", knows: Knows = "all") -> Attack:
         valid = known.collected.contributes
         reach = jnp.max(_pairs(known), initial=0.0)
         square = squared_norm(direction)
-        apart = jnp.square(norms(known.collected, start))
-        slope = _slopes(known, start, direction)
+        apart, slope = _parabolas(known, start, direction)
         root = jnp.sqrt(jnp.maximum(slope**2 + square * (reach - apart), 0)) - slope
         return jnp.where(square > 0, jnp.min(jnp.where(valid, root, jnp.inf)) / jnp.where(square > 0, square, 1), 0.0)
 
@@ -202,12 +201,14 @@ def _pairs(known: Known) -> jax.Array:
     return jnp.where(jnp.isfinite(found), found, 0.0)
 
 
-def _slopes(known: Known, start: PyTree, direction: PyTree) -> jax.Array:
-    """[n] products of `start - message` and the direction."""
+def _parabolas(known: Known, start: PyTree, direction: PyTree) -> tuple[jax.Array, jax.Array]:
+    """[n] the squared length of `start - message`, and its product with the direction; 0 of those not known."""
 
-    def add(total: jax.Array, block: jax.Array, start: jax.Array, direction: jax.Array) -> jax.Array:
+    def add(total: Any, block: jax.Array, start: jax.Array, direction: jax.Array) -> tuple[jax.Array, jax.Array]:
         apart = masked(start - block, known.collected.contributes)
-        return total + jnp.matmul(apart, direction[0], precision="highest")
+        product = jnp.matmul(apart, direction[0], precision="highest")
+        return total[0] + row_sums(jnp.square(apart)), total[1] + product
 
     one = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
-    return fold(add, jnp.zeros(len(known.collected.ids)), known.collected.messages, one(start), one(direction))
+    zeros = jnp.zeros(len(known.collected.ids))
+    return fold(add, (zeros, zeros), known.collected.messages, one(start), one(direction))

@@ -28,7 +28,7 @@ def deceived(
     """Another reducer, of the round's messages with those of bad clients put in.
 
     It reports how far its value is from the mean of the honest messages, `aggregate/distance_to_honest`. The messages
-    are made a second time where any are put in.
+    are made a second time where any are put in, but for a sum, to which one message that all bad clients send is added.
 
     Args:
         then: any reducer.
@@ -44,29 +44,41 @@ def deceived(
         honest = mean_of(collected, collected.contributes & ~bad)
         if late is not None:
             collected = _updated(late, collected, bad, received)
-        if attack.collude is not None:
-            collected = put_alike(collected, bad, colluded(attack.collude, collected, bad))
-        made = summed(then, collected)
+        message = None if attack.collude is None else colluded(attack.collude, collected, bad)
+        if message is None:
+            made = summed(then, collected)
+        elif then.linear:
+            made = summed(then, collected, bad, message)
+        else:
+            made = summed(then, put_alike(collected, bad, message))
         apart = jax.tree.map(lambda value, mean: value - mean, made.value, honest)
         metrics = {**(made.metrics or {}), "distance_to_honest": jnp.sqrt(squared_norm(apart))}
         return made._replace(metrics=metrics)
 
     name = f"{attack.name} on {then.name}"
     if then.linear:
-        return Reducer(name, weight=then.weight, collect=collect, init=then.init)
+        return Reducer(name, weight=then.weight, collect=collect, init=then.init, by_client=True)
     return then._replace(name=name, collect=collect, by_coordinate=False)
 
 
-def summed(then: Reducer, collected: Collected) -> Reduced:
-    """What a reducer makes of messages that are collected, though it may need their sum alone."""
+def summed(then: Reducer, collected: Collected, bad: Array | None = None, message: PyTree = None) -> Reduced:
+    """What a reducer makes of messages that are collected, though it may need their sum alone.
+
+    Args:
+        then: the reducer.
+        collected: the messages.
+        bad: [n] bool, whose messages are all `message` instead; for a reducer of the sum.
+    """
     if not then.linear:
         return reduced(of_today(then), collected)
-    total = Aggregate(
-        combined(collected.weights, collected),
-        jnp.sum(jnp.where(collected.contributes, collected.weights, 0.0)),
-        jnp.sum(collected.contributes).astype(jnp.float32),
-    )
-    return Reduced(then.result(total, None))
+    weights = jnp.where(collected.contributes, collected.weights, 0.0)
+    its = weights if bad is None else jnp.where(jnp.asarray(bad), 0.0, weights)
+    value = combined(its, collected)
+    if bad is not None:
+        rest = jnp.sum(weights - its)
+        value = jax.tree.map(lambda leaf, sent: leaf + rest * sent, value, message)
+    count = jnp.sum(collected.contributes).astype(jnp.float32)
+    return Reduced(then.result(Aggregate(value, jnp.sum(weights), count), None))
 
 
 def colluded(collusion: Collusion, collected: Collected, bad: Array) -> PyTree:

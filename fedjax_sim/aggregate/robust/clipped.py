@@ -53,7 +53,7 @@ def centered_clipping(tau: Scalar, iterations: int = 1, by: By = "model") -> Red
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
 
     name = f"centered_clipping({tau}, {iterations})" if iterations > 1 else f"centered_clipping({tau})"
-    return by_leaf(by, Reducer(name, weight="uniform", collect=collect, init=init))
+    return by_leaf(by, Reducer(name, weight="uniform", collect=collect, init=init, by_client=True))
 
 
 def norm_bound(bound: Scalar | Literal["median"], by: By = "model") -> Reducer:
@@ -94,7 +94,7 @@ def norm_bound(bound: Scalar | Literal["median"], by: By = "model") -> Reducer:
         value = combined(within(most, lengths) / jnp.maximum(n, 1), collected)
         return Reduced(value, metrics={**_clipped(lengths > most, collected), "norm_bound": most})
 
-    return by_leaf(by, Reducer(f"norm_bound({bound!r})", weight="uniform", collect=collect))
+    return by_leaf(by, Reducer(f"norm_bound({bound!r})", weight="uniform", collect=collect, by_client=True))
 
 
 def within(bound: Scalar, lengths: jax.Array) -> jax.Array:

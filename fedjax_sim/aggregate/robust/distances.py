@@ -7,36 +7,48 @@ from fedjax_sim.aggregate.base import Collected
 from fedjax_sim.aggregate.robust.blocks import each, fold
 from fedjax_sim.core.arrays import Array, PyTree
 
+CANCELLED = 16.0
+"""How many times larger than a squared distance the squares may be that it is the difference of: about 4 of 24 bits."""
+
 
 def squared_distances(collected: Collected) -> jax.Array:
     """[n, n] squared distances of those that contribute, infinity for others and 0 on the diagonal.
 
-    From products of centred rows, ‖x‖² + ‖y‖² - 2xy, which cancel where rows are far from the centre. The mean is not
-    good enough: one bad client moves it. It serves to find a client in the crowd's middle, the one with the least
-    median distance, which is the centre of a second pass.
+    From products of centred rows, ‖x‖² + ‖y‖² - 2xy, which cancel where rows are far from the centre. The mean is a
+    good one while no row is far from it beside another that is near, as one bad client moves it. Where some are, it
+    serves to find a client in the crowd's middle, the one with the least median distance: the centre of a second pass.
     """
     valid, n = collected.contributes, jnp.sum(collected.contributes)
-    rough = _distances(collected, valid / jnp.maximum(n, 1))
-    middle = jnp.sort(rough, axis=1)[:, jnp.maximum(n - 1, 0) // 2]
-    chosen = jnp.argmin(jnp.where(valid, middle, jnp.inf))
-    return _distances(collected, jnp.arange(len(valid)) == chosen)
+    rough, cancelled = _distances(collected, valid / jnp.maximum(n, 1))
+
+    def around_a_client() -> jax.Array:
+        middle = jnp.sort(rough, axis=1)[:, jnp.maximum(n - 1, 0) // 2]
+        chosen = jnp.argmin(jnp.where(valid, middle, jnp.inf))
+        return _distances(collected, jnp.arange(len(valid)) == chosen)[0]
+
+    return jax.lax.cond(cancelled > CANCELLED, around_a_client, lambda: rough)
 
 
-def _distances(collected: Collected, centre: Array) -> jax.Array:
-    """By products of rows from which the given combination of them is taken."""
+def _distances(collected: Collected, centre: Array) -> tuple[jax.Array, jax.Array]:
+    """By products of rows from which the given combination of them is taken; and what cancelled at the most.
+
+    That is (‖x‖² + ‖y‖²) / ‖x - y‖², by which roundings of the squares are larger in the distance.
+    """
     valid = collected.contributes
 
     def add(total: jax.Array, block: jax.Array) -> jax.Array:
         block = masked(block, valid)
         block = block - jnp.matmul(jnp.asarray(centre, jnp.float32), block, precision="highest")[None]
-        return total + jnp.matmul(block, block.T, precision="highest")
+        return total + jax.lax.dot_general(block, block, (((1,), (1,)), ((), ())), precision="highest")
 
     products = fold(add, jnp.zeros((len(valid), len(valid)), jnp.float32), collected.messages)
     squares = jnp.diagonal(products)
-    found = jnp.maximum(squares[:, None] + squares[None] - (products + products.T), 0)
+    both, others = squares[:, None] + squares[None], ~jnp.eye(len(valid), dtype=bool)
+    found = jnp.maximum(both - (products + products.T), 0)
     known = valid[:, None] & valid[None] & ~jnp.isnan(found)  # NaN: of numbers beyond float32
-    found = jnp.where(known, found, jnp.inf)
-    return jnp.where(jnp.eye(len(valid), dtype=bool), 0, found)
+    times = jnp.where(found > 0, both / jnp.where(found > 0, found, 1), jnp.inf)
+    cancelled = jnp.max(jnp.where(valid[:, None] & valid[None] & others, times, 0))
+    return jnp.where(others, jnp.where(known, found, jnp.inf), 0), cancelled
 
 
 def norms(collected: Collected, centre: PyTree = None) -> jax.Array:
@@ -44,11 +56,24 @@ def norms(collected: Collected, centre: PyTree = None) -> jax.Array:
 
     def add(total: jax.Array, block: jax.Array, centre: jax.Array | float = 0.0) -> jax.Array:
         apart = jnp.square(masked(block - centre, collected.contributes))
-        return total + jnp.matmul(apart, jnp.ones(apart.shape[1]), precision="highest")
+        return total + row_sums(apart)
 
     centres = () if centre is None else (jax.tree.map(lambda leaf: leaf[None], centre),)
     squares = fold(add, jnp.zeros(len(collected.contributes)), collected.messages, *centres)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)  # whose derivative at 0 is finite
+
+
+def norms_around(factors: Array, collected: Collected) -> jax.Array:
+    """[n] the messages' distances from the sum of factors x messages, in one pass; of those that contribute."""
+    valid = collected.contributes
+    factors = masked(jnp.asarray(factors, jnp.float32), valid)
+
+    def add(total: jax.Array, block: jax.Array) -> jax.Array:
+        block = masked(block, valid)
+        middle = jnp.matmul(factors, block, precision="highest")
+        return total + row_sums(jnp.square(masked(block - middle[None], valid)))
+
+    return jnp.sqrt(fold(add, jnp.zeros(len(valid)), collected.messages))
 
 
 def masked(values: jax.Array, valid: Array) -> jax.Array:
@@ -61,6 +86,11 @@ def combined(factors: Array, collected: Collected) -> PyTree:
     valid = collected.contributes
     factors = masked(jnp.asarray(factors, jnp.float32), valid)
     return each(lambda block: jnp.matmul(factors, masked(block, valid), precision="highest"), collected.messages)
+
+
+def row_sums(block: jax.Array) -> jax.Array:
+    """[n] of [n, b]: a product, as XLA's CPU sums over rows are slow."""
+    return jnp.matmul(block, jnp.ones(block.shape[1]), precision="highest")
 
 
 def rank(scores: jax.Array, collected: Collected) -> jax.Array:

@@ -70,7 +70,7 @@ def dnc(
         refused = short.refused | (count == 0)
         return Reduced(value, metrics={"kept": count, **short.metrics}, refused=refused)
 
-    rule = Reducer(f"dnc({f}, c={c}, {iterations}, {sketch})", weight="uniform", collect=collect)
+    rule = Reducer(f"dnc({f}, c={c}, {iterations}, {sketch})", weight="uniform", collect=collect, by_client=True)
     return obeying(on_few, by_leaf(by, rule))
 
 

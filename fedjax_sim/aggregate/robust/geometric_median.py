@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Collected, Reduced, Reducer
 from fedjax_sim.aggregate.robust.by_leaf import By, by_leaf
-from fedjax_sim.aggregate.robust.distances import combined, norms
+from fedjax_sim.aggregate.robust.distances import combined, norms_around
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_count, check_positive
 
@@ -48,11 +48,11 @@ def geometric_median(
 
     def collect(collected: Collected) -> Reduced:
         alpha = jnp.where(collected.contributes, collected.weights, 0)
-        mean = lambda beta: combined(beta / jnp.where(jnp.sum(beta) > 0, jnp.sum(beta), 1), collected)
-        value = mean(alpha)
-        for _ in range(iterations):
-            value = mean(alpha / jnp.maximum(nu, norms(collected, value)))
-        return Reduced(value)
+        shares = lambda beta: beta / jnp.where(jnp.sum(beta) > 0, jnp.sum(beta), 1)
+        factors = shares(alpha)
+        for _ in range(iterations):  # one pass each: v is made and left block by block
+            factors = shares(alpha / jnp.maximum(nu, norms_around(factors, collected)))
+        return Reduced(combined(factors, collected))
 
     told = "" if weight == "uniform" else f", {weight}"
-    return by_leaf(by, Reducer(f"geometric_median({iterations}, {nu}{told})", weight=weight, collect=collect))
+    return by_leaf(by, Reducer(f"geometric_median({iterations}, {nu}{told})", weight=weight, collect=collect, by_client=True))

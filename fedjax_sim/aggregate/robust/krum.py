@@ -78,7 +78,7 @@ def _reducer(name: str, f: Scalar, chosen: Callable[..., Scalar], on_few: OnFew,
         value = combined(kept / jnp.maximum(jnp.sum(kept), 1), collected)
         return Reduced(value, metrics=short.metrics, refused=short.refused)
 
-    return obeying(on_few, by_leaf(by, Reducer(name, weight="uniform", collect=collect)))
+    return obeying(on_few, by_leaf(by, Reducer(name, weight="uniform", collect=collect, by_client=True)))
 
 
 def krum_scores(distances: jax.Array, neighbours: jax.Array) -> jax.Array:

@@ -59,4 +59,6 @@ def fltrust(server_data: PyTree, steps: int) -> Reducer:
         return Reduced(combined(factors, collected), collected.state, {"trust": mean}, refused=total == 0)
 
     init = lambda shapes: jax.tree.map(jnp.asarray, server_data)
-    return Reducer(f"fltrust({sizes[0][0]} examples, {steps})", weight="uniform", collect=collect, init=init)
+    return Reducer(
+        f"fltrust({sizes[0][0]} examples, {steps})", weight="uniform", collect=collect, init=init, by_client=True
+    )

@@ -1,9 +1,9 @@
 """A cohort's messages before a reducer that collects them: whole, or some coordinates at a time.
 
-They lie where their clients trained, [D, T, L, ...] in the order of lanes. A reducer wants all clients of a coordinate
-beside each other, and cares little where the coordinates are: so they are dealt over the devices by coordinates, and
-Gram matrices, weighted sums and sorting are each device's own work. A reducer by coordinate gets blocks of them, which
-are exchanged one by one, so that nothing of the size of all messages is made beside them.
+They lie where their clients trained, [D, T, L, ...] in the order of lanes. A reducer by client finds them there.
+Another wants all clients of a coordinate beside each other, and cares little where the coordinates are: so they are
+dealt over the devices by coordinates, and sorting is each device's own work. A reducer by coordinate gets blocks of
+them, which are exchanged one by one, so that nothing of the size of all messages is made beside them.
 """
 
 import math
@@ -54,7 +54,7 @@ def reduce_collected(
     if take is not None:
         messages = jax.lax.with_sharding_constraint(messages, everywhere(mesh))
         messages = jax.tree.map(lambda leaf: leaf[take], messages)
-    elif mesh.size > 1:
+    elif mesh.size > 1 and not aggregator.reducer.by_client:
         messages = jax.tree.map(lambda leaf: _by_coordinates(leaf, mesh), messages)
     return aggregator.reduce(states, collected._replace(messages=messages))
 

@@ -5,9 +5,9 @@ import optax
 
 from fedjax_sim.aggregate import Aggregator, Reducer
 from fedjax_sim.algorithms.base import Algorithm, server_init, server_update
-from fedjax_sim.algorithms.local import check_optimizer, difference, train
+from fedjax_sim.algorithms.local import check_optimizer, difference, first_state, local_step
 from fedjax_sim.algorithms.own import current, first_own, personal_metrics, trained_once_more
-from fedjax_sim.client import Task, split_params
+from fedjax_sim.client import Task, local_steps, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_not_negative
 from fedjax_sim.core.shown import named
@@ -60,13 +60,21 @@ def ditto(
     def client(key, server, row, batches):
         x, _ = split_params(task, server.params)
         pull = lambda v: jax.tree.map(lambda v, x: lam * (v - x), v, x)
-        done = train(task, client_optimizer, server.params, batches, key)
-        own = train(task, own_optimizer, current(row, server.params), batches, key, pull=pull)
+        step, own_step = local_step(task, client_optimizer), local_step(task, own_optimizer, pull=pull)
+
+        def both(carry, batch, key):
+            """On one batch, which is gathered once."""
+            (sent, metrics), (own, own_metrics) = step(carry[0], batch, key), own_step(carry[1], batch, key)
+            return (sent, own), {**metrics, **personal_metrics(own_metrics)}
+
+        received, mine = server.params, current(row, server.params)
+        first = first_state(task, client_optimizer, received), first_state(task, own_optimizer, mine)
+        ((params, _), (own, _)), metrics = local_steps(both, ((received, first[0]), (mine, first[1])), batches, key)
         return ClientUpdate(
-            difference(done.params, server.params),
+            difference(params, received),
             weight=batches.num_examples,
-            state=trained_once_more(row, own.params),
-            metrics={**done.metrics, **personal_metrics(own.metrics)},
+            state=trained_once_more(row, own),
+            metrics=metrics,
         )
 
     return Algorithm(

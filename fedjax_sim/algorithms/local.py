@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.client import ClientBatches, Gradient, Task, gradient, local_steps, replace, split_params
+from fedjax_sim.client.local import LocalStep
 from fedjax_sim.core.arrays import Batch, PyTree, Scalar
 from fedjax_sim.core.errors import ArgumentError
 from fedjax_sim.core.metrics import Mean, Metric
@@ -50,9 +51,27 @@ def train(
     """A client's local steps from the received model, collections and all.
 
     Args:
+        pull, gradient_fn: as of `local_step`.
+        state: the optimizer's first one; None for a fresh one.
+    """
+    step = local_step(task, optimizer, pull=pull, gradient_fn=gradient_fn)
+    state = first_state(task, optimizer, received) if state is None else state
+    (params, end), metrics = local_steps(step, (received, state), batches, key)
+    return Trained(params, end, metrics)
+
+
+def local_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    pull: Pull | None = None,
+    gradient_fn: GradientFunction | None = None,
+) -> LocalStep:
+    """A step on `(params, optimizer state)`, collections and all.
+
+    Args:
         pull: `(trained params) ->` an addition to each gradient.
         gradient_fn: in place of the task's gradient.
-        state: the optimizer's first one; None for a fresh one.
     """
     gradient_fn = gradient(task) if gradient_fn is None else gradient_fn
 
@@ -66,11 +85,14 @@ def train(
         trained = optax.apply_updates(trained, updates)
         return (replace(trained, {**held, **variables}), optimizer_state), metrics
 
-    if state is None:
-        state = optimizer.init(split_params(task, received)[0])
-        _warn_of_schedule(optimizer, state)
-    (params, end), metrics = local_steps(step, (received, state), batches, key)
-    return Trained(params, end, metrics)
+    return step
+
+
+def first_state(task: Task, optimizer: optax.GradientTransformation, received: Params) -> optax.OptState:
+    """The optimizer's, of what is trained of a received model."""
+    state = optimizer.init(split_params(task, received)[0])
+    _warn_of_schedule(optimizer, state)
+    return state
 
 
 def full_gradient(task: Task, params: Params, batches: ClientBatches, key: Key) -> tuple[Params, dict[str, Metric]]:

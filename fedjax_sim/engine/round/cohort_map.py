@@ -195,8 +195,9 @@ class CohortMap:
             place = lambda chunk, lane: (chunk - first) * lanes + jnp.arange(lanes)
             end = jnp.minimum(first + _length(rows) // lanes, plan.chunks)
             client = self._client(broadcast, rows, plan, constants)
-            sums, rows = self._chunks(client, rows, plan, sums, place, first, end)
-            return jax.tree.map(lambda leaf: leaf[None], sums), rows
+            room = jax.tree.map(jnp.zeros_like, rows)  # XLA would copy tables that are read and written, and each row
+            sums, made = self._chunks(client, rows, plan, sums, place, first, end, room)
+            return jax.tree.map(lambda leaf: leaf[None], sums), made
 
         specs: Any = (REPLICATED, SHARDED, SHARDED, _spec(constants), SHARDED, REPLICATED)
         return self._over(share, specs, (SHARDED, SHARDED))(broadcast, rows, plan, _arrays(constants), sums, first)
@@ -285,12 +286,17 @@ class CohortMap:
         place: Any,
         first: jax.Array | int = 0,
         end: jax.Array | None = None,
+        room: PyTree = None,
     ) -> tuple[PyTree, PyTree]:
-        """Sums and rows after the chunks from the first on, by default all of them."""
+        """Sums and rows after the chunks from the first on, by default all of them.
+
+        New rows are written into `room`, tables like those of the rows, for places that no other chunk reads; or over
+        the old ones.
+        """
 
         def body(chunk: jax.Array, carry: PyTree) -> Any:
-            total, sums, kept, rows = carry
-            result, places = self._run(client, rows, plan, chunk, place)
+            total, sums, kept, made = carry
+            result, places = self._run(client, made if room is None else rows, plan, chunk, place)
             factor = result.weight if result.factor is None else result.factor
             edge = None if self.edges is None else plan.lanes.columns[EDGE][chunk]
             total = _add(self._for_messages, total, result.message, factor, edge) if self.linear else total
@@ -299,12 +305,12 @@ class CohortMap:
             kept = jax.tree.map(lambda buffer, leaf: buffer.at[chunk].set(leaf), kept, new)
             if result.row is not None:
                 write = lambda table, row: table.at[places].set(row.astype(table.dtype), mode="drop")
-                rows = jax.tree.map(write, rows, result.row)
-            return total, sums, kept, rows
+                made = jax.tree.map(write, made, result.row)
+            return total, sums, kept, made
 
         end = self._all_chunks(plan) if end is None else end
-        *sums, rows = jax.lax.fori_loop(first, end, body, (*sums, rows))
-        return tuple(sums), rows
+        *sums, made = jax.lax.fori_loop(first, end, body, (*sums, rows if room is None else room))
+        return tuple(sums), made
 
     def _added(self, sums: PyTree, edge: jax.Array | None = None) -> CohortResult:
         """The devices' sums, added; what is kept stays where it is."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregate.base import Collected, Reduced, Reducer
+from fedjax_sim.aggregate.numerics.sorting import in_order
 from fedjax_sim.aggregate.robust.blocks import each
 from fedjax_sim.aggregate.robust.by_leaf import By, by_leaf
 from fedjax_sim.aggregate.robust.distances import rank, squared_distances
@@ -16,8 +17,8 @@ def bulyan(f: Scalar, on_few: OnFew = "abandon", by: By = "model") -> Reducer:
 
     Krum chooses n - 2f clients one by one, each among those that are left, with the r - f - 2 nearest neighbours of the
     r left (El Mhamdi et al. 2018, Algorithm 2; of the last ones at least one neighbour counts). Of their values of a
-    coordinate, the n - 4f nearest to the median are averaged; ties go by client id. f = 0 is the mean. A round of
-    n < 4f + 3 clients that contribute is abandoned.
+    coordinate, the n - 4f nearest to the median are averaged, of two as near the smaller. Ties of clients go by id.
+    f = 0 is the mean. A round of n < 4f + 3 clients that contribute is abandoned.
 
     Args:
         f: clients that may be bad, or their share of n, rounded down.
@@ -43,21 +44,28 @@ def bulyan(f: Scalar, on_few: OnFew = "abandon", by: By = "model") -> Reducer:
         spoilt = jnp.where(short.averaged, 0, bad(n))
         count = n - 2 * spoilt
         chosen = _chosen(squared_distances(collected), collected, spoilt, count)
-        by_id = jnp.argsort(jnp.where(chosen, collected.ids, jnp.iinfo(jnp.int32).max), stable=True)
-        there = chosen[by_id][:, None]
-
-        def rule(block: jax.Array) -> jax.Array:
-            block = block[by_id]
-            ordered = jnp.sort(jnp.where(there, block, jnp.inf), axis=0)
-            middle = (ordered[jnp.maximum(count - 1, 0) // 2] + ordered[count // 2]) / 2
-            nearest = jnp.argsort(jnp.where(there, jnp.abs(block - middle[None]), jnp.inf), axis=0, stable=True)
-            kept = jnp.arange(len(block))[:, None] < count - 2 * spoilt
-            values = jnp.take_along_axis(block, nearest, axis=0)
-            return jnp.sum(jnp.where(kept, values, 0), axis=0) / jnp.maximum(count - 2 * spoilt, 1)
-
-        return Reduced(each(rule, collected.messages), metrics=short.metrics, refused=short.refused)
+        kept = count - 2 * spoilt
+        value = each(lambda block: _mean_of_nearest(block, chosen, count, kept), collected.messages)
+        return Reduced(value, metrics=short.metrics, refused=short.refused)
 
     return obeying(on_few, by_leaf(by, Reducer(f"bulyan({f})", weight="uniform", collect=collect)))
+
+
+def _mean_of_nearest(block: jax.Array, there: jax.Array, count: jax.Array, kept: jax.Array) -> jax.Array:
+    """[b] the mean of so many values of each column of [n, b], those nearest to its median.
+
+    In order they are neighbours: what is at place i is too low if the value `kept` places on is nearer to the median,
+    and too high if that `kept` places before it is as near.
+    """
+    size = len(block)
+    rows = jnp.stack(in_order(jnp.where(there[:, None], block, jnp.inf)))
+    middle = ((rows[jnp.maximum(count - 1, 0) // 2] + rows[count // 2]) / 2)[None]
+    beyond = jnp.concatenate([rows, jnp.full_like(rows, jnp.inf)])
+    low = middle - rows > jax.lax.dynamic_slice_in_dim(beyond, kept, size) - middle
+    before = jnp.concatenate([jnp.ones_like(low), low])
+    high = ~jax.lax.dynamic_slice_in_dim(before, size - kept, size)
+    inside = ~low & ~high & (jnp.arange(size)[:, None] < count)
+    return jnp.sum(jnp.where(inside, rows, 0), axis=0) / jnp.maximum(kept, 1)
 
 
 def _chosen(distances: jax.Array, collected: Collected, bad: jax.Array, count: jax.Array) -> jax.Array:

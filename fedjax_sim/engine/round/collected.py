@@ -28,7 +28,12 @@ NOBODY = jnp.iinfo(jnp.int32).max
 
 
 def reduce_collected(
-    aggregator: Aggregator, states: PyTree, collected: Collected, mesh: Mesh, in_order: int | None
+    aggregator: Aggregator,
+    states: PyTree,
+    collected: Collected,
+    mesh: Mesh,
+    in_order: int | None,
+    most: int | None = None,
 ) -> tuple[Reduced, PyTree]:
     """What the chain's reducer makes of a cohort, and the chain's states after it.
 
@@ -38,24 +43,26 @@ def reduce_collected(
         collected: messages and columns of lanes, [D, T, L, ...].
         mesh: the devices.
         in_order: the most clients of a cohort, to hand them over in the order of ids, the same in all layouts; or None.
+        most: those, to leave out places beyond so many, which are empty: each device has room for the whole cohort.
     """
     lanes = lambda leaf: leaf.reshape(math.prod(leaf.shape[:3]), *leaf.shape[3:])
     ids = jnp.where(collected.contributes, collected.ids, NOBODY)
     weights, contributes, ids = (lanes(leaf) for leaf in (collected.weights, collected.contributes, ids))
-    messages, take = collected.messages, None
-    if in_order is not None:
+    messages, take, by_client = collected.messages, None, aggregator.reducer.by_client
+    if in_order is not None or (most is not None and mesh.size > 1 and not by_client):
         (ids,) = jax.lax.with_sharding_constraint((ids,), everywhere(mesh))
-        take = jnp.argsort(ids)[:in_order]
+        take = jnp.argsort(ids)[: most if in_order is None else in_order]
         weights, contributes, ids = (leaf[take] for leaf in (weights, contributes, ids))
     collected = collected._replace(weights=weights, contributes=contributes, ids=ids)
     if aggregator.reducer.by_coordinate:
         return _in_blocks(aggregator.reducer, collected, mesh, take), states
     messages = jax.tree.map(lanes, messages)
-    if take is not None:
+    if in_order is not None:
         messages = jax.lax.with_sharding_constraint(messages, everywhere(mesh))
-        messages = jax.tree.map(lambda leaf: leaf[take], messages)
-    elif mesh.size > 1 and not aggregator.reducer.by_client:
+    elif mesh.size > 1 and not by_client:
         messages = jax.tree.map(lambda leaf: _by_coordinates(leaf, mesh), messages)
+    if take is not None:
+        messages = jax.tree.map(lambda leaf: leaf[take], messages)
     return aggregator.reduce(states, collected._replace(messages=messages))
 
 

@@ -215,7 +215,7 @@ class PhaseRound:
             train=functools.partial(own_message, self.parts, self.index, broadcast, frozen),
         )
         in_order = self.capacity if self.parts.exact else None
-        return reduce_collected(self.aggregator, states, collected, self.parts.mesh, in_order)
+        return reduce_collected(self.aggregator, states, collected, self.parts.mesh, in_order, self.capacity)
 
     def _server(
         self, broadcast: PyTree, state: DeviceState, plan: RoundPlan, result: CohortResult, frozen: PyTree

@@ -1,5 +1,6 @@
 """What methods with a whole model for each client have in common: the row, and what it begins with."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +33,7 @@ def trained_once_more(own: OwnModel, params: Params) -> OwnModel:
     return OwnModel(params, own.rounds + 1)
 
 
-def personal_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+def personal_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics of clients' own models beside those of the server's."""
     return {f"personal_{name}": metric for name, metric in metrics.items()}
 

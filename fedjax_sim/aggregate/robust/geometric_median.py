@@ -55,4 +55,6 @@ def geometric_median(
         return Reduced(combined(factors, collected))
 
     told = "" if weight == "uniform" else f", {weight}"
-    return by_leaf(by, Reducer(f"geometric_median({iterations}, {nu}{told})", weight=weight, collect=collect, by_client=True))
+    return by_leaf(
+        by, Reducer(f"geometric_median({iterations}, {nu}{told})", weight=weight, collect=collect, by_client=True)
+    )

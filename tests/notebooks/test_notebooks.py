@@ -52,6 +52,7 @@ def test_there_are_notebooks():
         "05_own_algorithm",
         "06_secure_round",
         "07_attack_and_defend",
+        "08_slow_devices",
     ]
 
 

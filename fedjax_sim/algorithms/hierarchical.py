@@ -53,7 +53,7 @@ def hierarchical(algorithm: Algorithm, edges: int | npt.ArrayLike, edge_rounds: 
         >>> data = fs.data.FederatedData({"b": jnp.array([0.0, 2.0, 4.0, 10.0])}, offsets=range(5))
         >>> algorithm = fs.hierarchical(fs.fedavg(task, optax.sgd(0.5)), edges=[0, 0, 1, 1], edge_rounds=2)
         >>> sim = fs.Simulation(algorithm, data, fs.sampler.cross_silo(), fs.Batching(1, steps=2))
-        >>> state, history = sim.run(sim.init(), rounds=1)
+        >>> state, _ = sim.step(sim.init())
         >>> print(sim.params(state))
         4.25
     """

@@ -49,6 +49,12 @@ def where(condition: Scalar, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+def put(entries: PyTree, entry: PyTree, index: Scalar) -> PyTree:
+    """Entries, [n, ...] a leaf, with that one at an index: no `at[].set`, a scatter, which takes long to compile."""
+    write = lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, 0)
+    return jax.tree.map(write, entries, entry)
+
+
 def strong(tree: PyTree) -> PyTree:
     """The leaves as arrays of their dtype for good: a Python number would take part in a program's type otherwise."""
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)

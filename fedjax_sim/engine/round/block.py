@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_sim.aggregate import HostRound
 from fedjax_sim.aggregate.checks import check_build, check_cohort
 from fedjax_sim.aggregate.host import told_before
+from fedjax_sim.core import pytree
 from fedjax_sim.core.arrays import Array, PyTree
 from fedjax_sim.core.types import Cohort, RoundPlan, RoundState
 from fedjax_sim.engine.parts import Parts
@@ -95,7 +96,7 @@ def block(one_round: Callable[..., Any], shape: PlanShape, slots: int) -> Callab
         def body(r: Any, carry: tuple[DeviceState, RoundOutput]):
             state, outputs = carry
             state, output = one_round(seeds, state, plan_of(r), constants)
-            return state, jax.tree.map(lambda out, leaf: out.at[r].set(leaf), outputs, output)
+            return state, pytree.put(outputs, output, r)
 
         state, outputs = jax.lax.fori_loop(0, count, body, (state, outputs))
         return state, [jax.tree.map(lambda leaf, r=r: leaf[r], outputs) for r in range(slots)]

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim.client import ClientBatches
 from fedjax_sim.core import metrics as metrics_lib
+from fedjax_sim.core import pytree
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.convolution import Convolutions, rewritten, traced
 from fedjax_sim.core.metrics import Metric
@@ -302,7 +303,7 @@ class CohortMap:
             total = _add(self._for_messages, total, result.message, factor, edge) if self.linear else total
             sums = _add(self._plainly, sums, result.sums, jnp.ones_like(result.weight), edge)
             new = (() if self.linear else result.message, result.weight, result.contributes, result.metrics)
-            kept = jax.tree.map(lambda buffer, leaf: buffer.at[chunk].set(leaf), kept, new)
+            kept = pytree.put(kept, new, chunk)
             if result.row is not None:
                 write = lambda table, row: table.at[places].set(row.astype(table.dtype), mode="drop")
                 made = jax.tree.map(write, made, result.row)

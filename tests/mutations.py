@@ -140,7 +140,8 @@ def seen(name: str) -> bool:
         tree = Path(folder)
         for part in ("fedjax_sim", "tests"):
             shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", tree)
+        for part in ("conftest.py", "pyproject.toml"):
+            shutil.copy(ROOT / part, tree)
         file = tree / "fedjax_sim" / mutation.file
         source = file.read_text()
         if source.count(mutation.text) != 1:

@@ -13,6 +13,9 @@ from fedjax_sim.core.errors import check, check_count
 from fedjax_sim.runs.progress_displays import Bar, Display, Lines, Notebook, Stream, is_terminal
 from fedjax_sim.runs.progress_status import Status, texts
 
+QUIET = {"bar": 1.0, "lines": 10.0, "notebook": 1.0}
+"""Seconds in which a run that is not kept is over and shows nothing."""
+
 _READ_EVERY = 0.1  # seconds; reading a value may wait for a device
 _PER_ROUND = (
     "client/",
@@ -89,7 +92,7 @@ class Progress:
             check(_in_notebook(), "display", display, 'there is no IPython kernel to show it; leave it at "auto".')
         self._status = Status(title, first, first + rounds, clock)
         out = Stream(sys.stdout if stream is None else stream)
-        self._quiet = quiet if quiet is not None else 10.0 if display == "lines" else 1.0
+        self._quiet = QUIET[display] if quiet is None else quiet
         self._display: Display
         if display == "lines":
             self._display = Lines(self._status, out, sparse=self._quiet > 0)

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -135,7 +136,8 @@ def test_a_stopped_conversion_goes_on_where_it_was_committed(tmp_path, monkeypat
     assert source.given == 1
 
 
-def test_what_was_not_committed_is_converted_again(tmp_path):
+def test_what_was_not_committed_is_converted_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "COMMIT_SECONDS", math.inf)
     with pytest.raises(ArgumentError, match="disk is full"):
         keep(Source(stop=2), tmp_path)
     source = Source()
@@ -148,12 +150,13 @@ import sys, time
 import numpy as np
 import fedjax_sim as fs
 from fedjax_sim.data.store import cache
-cache.COMMIT_SECONDS = 0.02
+cache.COMMIT_SECONDS = -1.0
 
 def clients(start):
-    print("start", start, flush=True)
     for k in range(start, 300):
-        time.sleep(0.002)
+        print(k, flush=True)
+        if k - start == int(sys.argv[2]):
+            time.sleep(600)
         yield f"{k:03d}", {"x": np.full((k % 5, 2), k), "t": np.array([b"w" * k] * (k % 5) + [None], object)[:-1]}
 
 fs.data.cached("killed", {}, clients, cache_dir=sys.argv[1])
@@ -162,23 +165,23 @@ print("whole", flush=True)
 
 
 def test_kills_at_random_instants_lose_nothing(tmp_path):
-    generator = np.random.default_rng(0)
-    starts, kills = [], 0
-    while True:
-        command = [sys.executable, "-c", KILLED, tmp_path]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            starts.append(int(process.stdout.readline().split()[1]))
-            if kills < 4:
-                time.sleep(generator.uniform(0.05, 0.3))
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-            rest = process.stdout.read()
-        if "whole" in rest:
-            break
-    assert len(starts) >= 3
-    assert starts == sorted(starts)
-    assert starts[-1] > 0
+    """A thread writes, with four jobs waiting at most: of the clients before the one asked for, all but four stay."""
+    generator, committed, ahead = np.random.default_rng(0), 0, 60  # clients after which it waits for a slow killer
+    begin = lambda last: subprocess.Popen(
+        [sys.executable, "-c", KILLED, tmp_path, str(last)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    for _ in range(4):
+        with begin(ahead) as process:
+            asked = int(process.stdout.readline())
+            assert committed <= asked <= committed + 4 + ahead
+            for _ in range(generator.integers(5, 40)):
+                asked = int(process.stdout.readline())
+            process.send_signal(signal.SIGKILL)
+        committed = asked - 4
+    with begin(300) as process:
+        first, *_, last = process.stdout.read().split()
+    assert committed <= int(first) <= committed + 4 + ahead
+    assert last == "whole"
     data = fs.data.cached("killed", {}, lambda start: iter(()), cache_dir=tmp_path)
     assert list(data.client_ids) == [f"{k:03d}" for k in range(300)]
     assert data.sizes.tolist() == [k % 5 for k in range(300)]
@@ -198,9 +201,9 @@ def test_two_at_once_convert_once(tmp_path):
     slow, quick, results = Slow(), Source(), []
     thread = threading.Thread(target=lambda: results.append(keep(slow, tmp_path)))
     thread.start()
-    assert begun.wait(10)
+    assert begun.wait(100)
     check_whole(keep(quick, tmp_path))
-    thread.join(10)
+    thread.join(100)
     check_whole(results[0])
     assert (slow.starts, quick.starts) == ([0], [])
 

@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ print("whole", flush=True)
 def test_kills_at_random_instants_lose_nothing(tmp_path):
     """A thread writes, with four jobs waiting at most: of the clients before the one asked for, all but four stay."""
     generator, committed, ahead = np.random.default_rng(0), 0, 60  # clients after which it waits for a slow killer
-    begin = lambda last: subprocess.Popen(
+    begin: Any = lambda last: subprocess.Popen(
         [sys.executable, "-c", KILLED, tmp_path, str(last)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     for _ in range(4):

@@ -106,7 +106,7 @@ def test_every_algorithm_is_in_the_table_of_methods(site):
     table = page.split("<table")[-1].split("</table>")[0]
     lines = [re.findall(r"<td>(.*?)</td>", line, re.S) for line in table.split("<tr")[2:]]
     lines = [[re.sub("<.*?>", "", cell).strip() for cell in line] for line in lines]
-    cells = {re.search(r"fs\.(\w+)", line[0])[1]: line[1:] for line in lines}
+    cells = {re.findall(r"fs\.(\w+)", line[0])[0]: line[1:] for line in lines}
     functions = {name for name, value in vars(fs.algorithms).items() if inspect.isfunction(value)}
     assert set(cells) == functions - NO_METHODS - {"by_round"}
     assert {name: tuple(cells[name][:4]) for name in SENT} == SENT

@@ -359,8 +359,7 @@ def test_a_line_does_not_say_the_numbers_of_an_evaluation_again():
     assert [each for each in said if each] == [["test/accuracy 0.500"], ["test/accuracy 0.750"]]
 
 
-def test_a_short_run_without_a_folder_says_nothing_and_a_long_one_says_lines(unhurried):
-    assert unhurried["lines"] == 10  # however long it takes here
+def test_a_short_run_without_a_folder_says_nothing_and_a_long_one_says_lines():
     task = fs.Task(lambda key: jnp.zeros(()), lambda w, batch, key: (w - batch["x"]) ** 2)
     data = fs.data.FederatedData({"x": jnp.arange(4.0)}, offsets=[0, 2, 4])
     sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))

@@ -2,8 +2,8 @@
 
     python benchmarks/recurrent.py [--torch PYTHON] [--clients 4] [--pairs 20]
 
-PYTHON is an interpreter that has PyTorch; without one, Flax's cell alone is compared with. Each has a process of its own
-on the same core, and times SGD steps whenever it is asked to, in turn: processor time a client's step. `--clients`
+PYTHON is an interpreter that has PyTorch; without one, Flax's cell alone is compared with. Each has a process of its
+own on the same core, and times SGD steps whenever it is asked to, in turn: processor time a client's step. `--clients`
 models with weights of their own are stepped at once under `vmap`; PyTorch steps one. JSON to the standard output.
 """
 
@@ -93,7 +93,7 @@ def jax_step(name: str, clients: int) -> Callable[[], None]:
         def __call__(self, x):
             h = nn.Embed(VOCABULARY, EMBEDDING)(x)
             for _ in range(LAYERS):
-                h = nn.RNN(nn.OptimizedLSTMCell(WIDTH))(h)
+                h = jnp.asarray(nn.RNN(nn.OptimizedLSTMCell(WIDTH))(h))
             return nn.Dense(VOCABULARY)(h)
 
     model = Flax() if name == "flax" else fs.models.LSTM(VOCABULARY, EMBEDDING, WIDTH, LAYERS)
@@ -101,7 +101,7 @@ def jax_step(name: str, clients: int) -> Callable[[], None]:
 
     def one(params, tokens):
         def loss(params):
-            logits = model.apply(params, tokens[:, :-1])
+            logits = jnp.asarray(model.apply(params, tokens[:, :-1]))
             return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
         return jax.tree.map(lambda p, g: p - g, params, jax.grad(loss)(params))
@@ -119,7 +119,7 @@ def jax_step(name: str, clients: int) -> Callable[[], None]:
 
 
 def torch_step() -> Callable[[], None]:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
     embed, logits = torch.nn.Embedding(VOCABULARY, EMBEDDING), torch.nn.Linear(WIDTH, VOCABULARY)

@@ -53,8 +53,8 @@ def test_a_segment_is_a_text_of_its_own_in_values_and_gradients():
 
     @jax.jit
     def both(params):
-        packed = lambda params: jnp.sum(weight * model.apply(params, (tokens, segments)))
-        single = lambda params: jnp.sum(padded * model.apply(params, alone))
+        packed = lambda params: jnp.sum(weight * jnp.asarray(model.apply(params, (tokens, segments))))
+        single = lambda params: jnp.sum(padded * jnp.asarray(model.apply(params, alone)))
         return jax.value_and_grad(packed)(params), jax.value_and_grad(single)(params)
 
     got, expected = both(params)

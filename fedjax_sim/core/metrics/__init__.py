@@ -15,3 +15,5 @@ from fedjax_sim.core.metrics.classes import Confusion as Confusion
 from fedjax_sim.core.metrics.classes import MacroF1 as MacroF1
 from fedjax_sim.core.metrics.ranking import AUC as AUC
 from fedjax_sim.core.metrics.ranking import AveragePrecision as AveragePrecision
+from fedjax_sim.core.metrics.tokens import Perplexity as Perplexity
+from fedjax_sim.core.metrics.tokens import TopK as TopK

@@ -161,6 +161,7 @@ def next_token_windows(
     *,
     entry: str = "snippets",
     truncate: bool = False,
+    packed: bool = False,
     cache: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> FederatedData:
@@ -178,6 +179,9 @@ def next_token_windows(
         length: tokens of a window.
         entry: the column of texts.
         truncate: one window a text.
+        packed: several texts of a client in a row instead of padding, one after another as they fit; "segments"
+            [n, length] numbers them from 1, 0 is padding. Given them (`segments=` of `fs.next_token`), a model has the
+            loss of the padded windows, token for token, in fewer rows. Batches are of rows, and so of more tokens.
         cache, cache_dir: as in `map_clients`.
 
     Returns:
@@ -199,9 +203,9 @@ def next_token_windows(
     def windows(client: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         cut = [_windows(vocabulary, _bytes(text), length, truncate) for text in client[entry]]
         w = np.concatenate([np.zeros((0, length + 1), np.int32), *cut])
-        return {"x": w[:, :-1], "y": w[:, 1:]}
+        return _packed(w) if packed else {"x": w[:, :-1], "y": w[:, 1:]}
 
-    key = (vocabulary.tokens, vocabulary.separator, length, entry, truncate)
+    key = (vocabulary.tokens, vocabulary.separator, length, entry, truncate, *(["packed"] if packed else []))
     return map_clients(data, windows, cache=cache, cache_key=key, cache_dir=cache_dir)
 
 
@@ -212,6 +216,24 @@ def _windows(vocabulary: Vocabulary, text: bytes, length: int, truncate: bool) -
     padded = np.zeros(-(-len(tokens) // (length + 1)) * (length + 1), np.int32)
     padded[: len(tokens)] = tokens
     return padded.reshape(-1, length + 1)
+
+
+def _packed(windows: np.ndarray) -> dict[str, np.ndarray]:
+    """Windows [n, length + 1], which end in pads, as rows of several of them."""
+    length = windows.shape[1] - 1
+    rows: list[np.ndarray] = []
+    filled = length  # as if a row were full
+    for window, count in zip(windows, np.count_nonzero(windows, axis=1) - 1, strict=True):
+        if count < 1:
+            continue  # a last token alone predicts none
+        if filled + count > length:
+            rows.append(np.zeros((3, length), np.int32))
+            filled = 0
+        row = rows[-1][:, filled : filled + count]
+        row[0], row[1], row[2] = window[:count], window[1 : count + 1], rows[-1][2].max() + 1
+        filled += count
+    made = np.stack(rows) if rows else np.zeros((0, 3, length), np.int32)
+    return {"x": made[:, 0], "y": made[:, 1], "segments": made[:, 2]}
 
 
 def bag_of_words(

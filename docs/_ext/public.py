@@ -22,7 +22,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "records": ("core.types",),
     "errors": ("core.errors",),
     "metrics": ("core.metrics",),
-    "preprocessing": ("data.text.tokens", "data.preprocess", "client.augmentation"),
+    "preprocessing": ("data.text.tokens", "data.text.chats", "data.preprocess", "client.augmentation"),
     "tasks": ("client", "core.convolution"),
     "data": (
         "data.federated",

@@ -37,6 +37,9 @@ from fedjax_sim.data.store.on_disk import DiskArray as DiskArray
 from fedjax_sim.data.store.on_disk import on_disk as on_disk
 from fedjax_sim.data.store.procedural import ProceduralData as ProceduralData
 from fedjax_sim.data.store.procedural import procedural as procedural
+from fedjax_sim.data.text.chats import chatml as chatml
+from fedjax_sim.data.text.chats import chats as chats
+from fedjax_sim.data.text.chats import instructions as instructions
 from fedjax_sim.data.text.strings import Strings as Strings
 from fedjax_sim.data.text.strings import strings as strings
 from fedjax_sim.data.text.tokens import Vocabulary as Vocabulary

@@ -31,7 +31,7 @@ def test_the_lstm_is_flaxs_cell_over_time():
     x = np.random.default_rng(0).integers(0, 12, (2, 7))
     params = model.init(jax.random.key(1), x)["params"]
     layer = params["LSTM_0"]
-    kernel, bias, recurrent = layer["input"]["kernel"], layer["input"]["bias"], layer["recurrent"]
+    kernel, bias, recurrent = layer["input"]["kernel"], layer["input"]["bias"], jnp.asarray(layer["recurrent"])
     np.testing.assert_array_equal(bias, np.repeat([0, 1, 0, 0], 5))  # the forget gate's are 1
     np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(5), atol=1e-5)
     gates = {}
@@ -40,9 +40,9 @@ def test_the_lstm_is_flaxs_cell_over_time():
         gates[f"i{gate}"] = {"kernel": kernel[:, part]}
         gates[f"h{gate}"] = {"kernel": recurrent[:, part], "bias": bias[part]}
     embedded = params["Embed_0"]["embedding"][x]
-    want = nn.RNN(nn.LSTMCell(5)).apply({"params": {"cell": gates}}, embedded)
-    want = want @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None, None]
-    np.testing.assert_allclose(model.apply({"params": params}, x), want, atol=1e-5)
+    want = jnp.asarray(nn.RNN(nn.LSTMCell(5)).apply({"params": {"cell": gates}}, embedded))
+    want = want @ jnp.asarray(params["Dense_0"]["kernel"]) + params["Dense_0"]["bias"][None, None]
+    np.testing.assert_allclose(jnp.asarray(model.apply({"params": params}, x)), want, atol=1e-5)
 
 
 def test_pads_count_nowhere_and_special_tokens_not_in_their_accuracy():

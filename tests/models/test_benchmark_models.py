@@ -37,15 +37,7 @@ def test_published_parameter_counts(model, shape, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(model, shape))) == count
 
 
-@pytest.mark.parametrize(
-    "model, count",
-    [
-        (models.LSTM(), 820_522),
-        (models.LSTM(10_004, 96, 670, 1, 96), 4_050_748),
-        (models.LSTM(10_004, 96, 670, 2, 96), 4_050_748 + 4 * 670 * (670 + 670 + 1)),
-    ],
-    ids=["Shakespeare", "Stack Overflow", "of two layers"],
-)
+@pytest.mark.parametrize("model, count", [(models.LSTM(), 820_522), (models.LSTM(10_004, 96, 670, 1, 96), 4_050_748)])
 def test_published_parameter_counts_of_text_models(model, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(model, (20,), jnp.int32))) == count
 

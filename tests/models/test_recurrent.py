@@ -59,3 +59,10 @@ def test_a_segment_is_a_text_of_its_own_in_values_and_gradients():
 
     got, expected = both(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
+
+
+def test_an_lstm_of_two_layers_of_670_has_its_number_of_parameters():
+    """The published 4,050,748 of one layer, and the second's kernels and bias."""
+    model = fs.models.LSTM(10_004, embedding=96, width=670, layers=2, projection=96)
+    like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 20), jnp.int32))
+    assert sum(leaf.size for leaf in jax.tree.leaves(like)) == 4_050_748 + 4 * 670 * (670 + 670 + 1)

@@ -41,7 +41,8 @@ def test_the_lstm_is_flaxs_cell_over_time():
         gates[f"h{gate}"] = {"kernel": recurrent[:, part], "bias": bias[part]}
     embedded = params["Embed_0"]["embedding"][x]
     want = jnp.asarray(nn.RNN(nn.LSTMCell(5)).apply({"params": {"cell": gates}}, embedded))
-    want = want @ jnp.asarray(params["Dense_0"]["kernel"]) + params["Dense_0"]["bias"][None, None]
+    last = jax.tree.map(jnp.asarray, dict(params["Dense_0"]))
+    want = want @ last["kernel"] + last["bias"][None, None]
     np.testing.assert_allclose(jnp.asarray(model.apply({"params": params}, x)), want, atol=1e-5)
 
 

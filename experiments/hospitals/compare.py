@@ -19,7 +19,8 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def found(arm: str, config: Config) -> dict[str, np.ndarray]:
-    """AUC and calibration error of each hospital's patients that are held out, and of all of them."""
+    """AUC and calibration error of each hospital's patients that are held out, and of all of them; and epsilon."""
+    epsilon = np.full(1, np.nan)
     if arm.startswith("each alone"):
         clients: Any = alone(config)
     else:
@@ -27,10 +28,13 @@ def found(arm: str, config: Config) -> dict[str, np.ndarray]:
         state, history = sim.run(sim.init(), config.rounds)
         if config.how in ("secure", "private"):
             assert not history["secure/aborted"].any()
+        if config.how == "private":
+            epsilon[0] = sim.epsilon(state=state).epsilon
         train, test = standardised(config)
         clients = fs.evaluate_clients(task_of(train), sim.params(state), test)
     pooled = clients.pooled()
-    return {name: np.append(np.asarray(clients[name]), pooled[name]) for name in ("auc", "ece")}
+    figures = {name: np.append(np.asarray(clients[name]), pooled[name]) for name in ("auc", "ece")}
+    return {**figures, "epsilon": epsilon}
 
 
 def main(data: str, seeds: int) -> None:
@@ -42,16 +46,19 @@ def main(data: str, seeds: int) -> None:
             sites = np.nanmean(values[:, :-1], axis=1)
             cells += [spread(sites), spread(values[:, -1])]
             if values.shape[1] < 9:
-                cells += [" ".join(f"{np.nanmean(v):.2f}" for v in values[:, :-1].T)]
-        print(f"| {arm} | {' | '.join(cells)} |", flush=True)
+                cells += [", ".join(spread(v, 2) for v in values[:, :-1].T)]
+        epsilon = made[0]["epsilon"][0]
+        told = "" if np.isnan(epsilon) else f" (ε = {epsilon:.1f})"
+        print(f"| {arm}{told} | {' | '.join(cells)} |", flush=True)
 
 
-def spread(values: np.ndarray) -> str:
-    """Mean and the 95 % interval of a mean over seeds, by Student's law."""
+def spread(values: np.ndarray, digits: int = 3) -> str:
+    """Mean and the 95 % interval of a mean over seeds that have a value, by Student's law."""
     from scipy import stats
 
+    values = values[np.isfinite(values)]
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return f"{values.mean():.3f} ± {half:.3f}"
+    return f"{values.mean():.{digits}f} ± {half:.{digits}f}"
 
 
 if __name__ == "__main__":

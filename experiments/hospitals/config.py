@@ -181,7 +181,22 @@ def alone(config: Config) -> Any:
     """Each hospital's own model, of as many epochs as the others train, on its own patients that are held out."""
     train, test = standardised(config)
     task = task_of(train)
-    steps = config.rounds * -(-int(np.median(train.sizes)) // config.batch_size)
-    first = task.init(jax.random.key(config.seed))
-    optimizer = optax.sgd(config.lr)
-    return fs.personalise(task, first, train, steps, optimizer, test=test, batch_size=config.batch_size).after
+    federated = fs.fedavg(task, optax.sgd(config.lr))
+    assert federated.client is not None
+    client = federated.client
+
+    def epoch(key: Any, server: Any, own: Any, batches: Any) -> fs.ClientUpdate:
+        update = client(key, federated.init(own)[0], None, batches)
+        return fs.ClientUpdate(jnp.zeros(()), state=jax.tree.map(jnp.add, own, update.payload), metrics=update.metrics)
+
+    nobody = fs.Algorithm(
+        task,
+        init=lambda params: (params, params),
+        client=epoch,
+        server=lambda key, server, aggregate: server,
+        personal=lambda server, own: own,
+    )
+    sampler = fs.sampler.uniform(train.num_clients)
+    sim = fs.Simulation(nobody, train, sampler, fs.Batching(config.batch_size), seed=config.seed)
+    state, _ = sim.run(sim.init(), config.rounds, progress=False)
+    return sim.evaluate_clients(state, test, personal=True)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import fedjax_sim as fs
@@ -60,3 +61,17 @@ def test_a_secure_round_is_the_federated_one_in_words(monkeypatch):
     np.testing.assert_allclose(made["secure"], made["federated"], atol=2e-3)
     assert history["secure/survivors"].tolist() == [4]
     assert 0 <= history["test/auc"][-1] <= 1
+
+
+def test_alone_is_a_federation_of_one():
+    """As many epochs: the model of one hospital alone is that of a federated run that has no other hospital."""
+    config = dataclasses.replace(SMALL, rounds=2, statistics="site")
+    found = experiment.alone(config)
+    train, test = experiment.standardised(config)
+    task = experiment.task_of(train)
+    others = fs.Simulation(
+        fs.fedavg(task, optax.sgd(config.lr)), train, fs.sampler.fixed([[2]] * 2), fs.Batching(8), seed=config.seed
+    )
+    state, _ = others.run(others.init(), 2, progress=False)
+    expected = fs.evaluate_clients(task, others.params(state), test)["loss"][2]
+    np.testing.assert_allclose(found["loss"][2], expected, rtol=1e-5)

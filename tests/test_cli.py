@@ -464,7 +464,7 @@ HELP = {
 }
 TOLD = {
     "walk": "'walk' is no command usage: fedjax-sim COMMAND run [EXPERIMENT]",
-    "run nope": "there are adaptive_federated_optimization, byzantine, fashion_mnist, hospitals, line, "
+    "run nope": "there are adaptive_federated_optimization, banks, byzantine, fashion_mnist, hospitals, line, "
     "private_compressed, quickstart, shakespeare, slow_devices, torn; or give",
     "run nope.py": "experiment='nope.py': unknown",
     "run line --preset nope": "preset='nope': line has default, steep.",

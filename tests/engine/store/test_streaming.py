@@ -177,7 +177,7 @@ task = fs.Task(lambda key: jnp.zeros(1024), lambda w, batch, key: jnp.mean((w - 
 x = fs.data.on_disk(sys.argv[1])
 data = fs.data.FederatedData({"x": x}, np.arange(0, len(x) + 1, 16))
 sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(8), fs.Batching(8), residency="stream")
-state, _ = sim.run(sim.init(), 1)
+state, _ = sim.run(sim.init(), 1, progress=False)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 room = x.nbytes // 2
 resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))  # half of the data, were they read or mapped
@@ -185,7 +185,7 @@ try:
     np.load(sys.argv[1], mmap_mode="r")
 except OSError:
     print("cannot map")
-state, history = sim.run(state, 20)
+state, history = sim.run(state, 20, progress=False)
 print(state.round, bool(np.isfinite(history["client/loss"]).all()))
 """
 

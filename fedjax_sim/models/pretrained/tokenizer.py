@@ -38,8 +38,8 @@ class Tokenizer:
         >>> import fedjax_sim as fs
         >>> letters = [*"tobern", "Ġ", "to", "be", "Ġbe", "<|end|>"]
         >>> tokenizer = fs.models.Tokenizer(letters, ["t o", "b e", "Ġ be"], special=["<|end|>"], eos=10)
-        >>> tokenizer.encode("to be<|end|>"), tokenizer.encode("to be<|end|>", marks=False).size
-        (array([ 7,  9, 10], dtype=int32), 5)
+        >>> tokenizer.encode("to be<|end|>")
+        array([ 7,  9, 10], dtype=int32)
         >>> tokenizer.decode([7, 9, 10])
         'to be<|end|>'
     """
@@ -86,6 +86,7 @@ class Tokenizer:
         """
         check(isinstance(text, str), "text", text, "must be str.")
         found = (self._marked if marks else self._plain).encode(text, add_special_tokens=False)
+        check(self.decode(found.ids) == text, "text", text[:80], "has letters that the vocabulary lacks.")
         return np.array(found.ids, np.int32)
 
     def decode(self, numbers: npt.ArrayLike) -> str:

@@ -94,7 +94,7 @@ MUTATIONS = {
     ),
     "a transform's state of an abandoned round": Mutation(
         "engine/round/abandoned.py",
-        "new if phase.aggregator.facts.noisy else old",
+        "new if on else old",
         "new",
         "tests/engine/round/test_collecting.py"
         "::test_an_abandoned_round_changes_no_bit[a transform's state-device-drop]",

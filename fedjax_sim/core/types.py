@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_sim.core import html
 from fedjax_sim.core.arrays import UNSET, Key, Planned, PyTree, Scalar
 from fedjax_sim.core.metrics import Metric
-from fedjax_sim.core.pytree import pytree
+from fedjax_sim.core.pytree import pytree, static
 from fedjax_sim.core.shown import facts
 
 Params = PyTree
@@ -123,6 +123,8 @@ class Cohort:
         columns: dict of name to [C, ...], whatever else clients shall know, as the sampler declares it in `columns`: a
             client finds its own in `batches.info[name]`.
         told: what the host knows of the round besides, for its history; or None.
+        abandoned: the sampler gives the round up, as too few arrived: nobody's update counts, and model, server
+            optimizer and clients' rows stay as they were, also under noise.
 
     Example:
         >>> import dataclasses, numpy as np, fedjax_sim as fs
@@ -144,6 +146,7 @@ class Cohort:
     version: np.ndarray | None = None
     columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     told: Told | None = None
+    abandoned: bool = static(default=False)
 
 
 Columns = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
@@ -204,12 +207,14 @@ class RoundPlan:
         lanes: `Lane`, whose columns are [D, T, L, ...].
         chunks: [D] int32, chunks that hold work.
         round: [D] int32, the round's number.
+        abandoned: [D] int32, 1 where the sampler gave the round up.
     """
 
     order: Planned
     lanes: Lane
     chunks: Planned
     round: Planned
+    abandoned: Planned
 
 
 @pytree

@@ -23,6 +23,7 @@ MEANINGS: dict[str, str] = {
     "aggregate/noise_multiplier": "Noise over one client's part, as it came about with the clients that sent.",
     "aggregate/abandoned": "1 where the round was refused and changed nothing.",
     "aggregate/averaged": "1 where too few clients contributed for the rule, and it took their mean.",
+    "population/abandoned": "1 where too few clients arrived, so that the round changed nothing but the clock.",
     "aggregate/distance_to_honest": "L2 distance of the aggregate from the mean of the honest clients' updates.",
     "clock/time": "Simulated seconds since the run began.",
     "clock/round_time": "Simulated seconds that the round took.",
@@ -54,6 +55,9 @@ LAST: dict[str, str] = {
     "f1": "Harmonic mean of precision and recall",
 }
 """Of other names by their last part."""
+
+ABANDONED = ("aggregate/abandoned", "population/abandoned")
+"""Metrics of a round that was given up, by its reducer or the host, or by the sampler."""
 
 FIRST: dict[str, str] = {
     "client": "in local training, over the round's clients",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedjax_sim.runs.metric_words import ABANDONED
 from fedjax_sim.runs.writing import Json
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def started(run: "Run") -> str:
 
 def rounds_done(run: "Run") -> str:
     done, wanted = len(run.metrics.get("round", ())), get(run, "rounds")
-    lost = int(np.nansum(np.asarray(run.metrics.get("aggregate/abandoned", []), float)))
+    said = [np.asarray(run.metrics[name], float) for name in ABANDONED if name in run.metrics]
+    lost = int(np.any(np.nan_to_num(said), axis=0).sum())
     return (str(done) if wanted in (None, done) else f"{done} of {wanted}") + (f", {lost} abandoned" if lost else "")
 
 

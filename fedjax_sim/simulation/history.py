@@ -128,9 +128,9 @@ class RoundMetrics(Mapping[str, Any]):
 
     @property
     def abandoned(self) -> bool:
-        """Whether the reducer refused the round, which then changed nothing."""
+        """Whether the round was given up, by its reducer, the host or the sampler, and changed nothing."""
         name = f"aggregate/{ABANDONED}"
-        return name in self._own and bool(self[name])
+        return self.cohort.abandoned or (name in self._own and bool(self[name]))
 
     def main_names(self) -> list[str]:
         """What is shown of a round: the numbers of its clients' training, and those that were evaluated."""
@@ -153,6 +153,7 @@ def _of_cohort(cohort: Cohort) -> dict[str, np.ndarray]:
         "population/steps": cohort.max_steps,
         "population/version": cohort.version,
         "population/scale": cohort.columns.get("scale"),
+        "population/abandoned": np.ones(len(cohort.ids)) if cohort.abandoned else None,
         "population/weight": cohort.weight
         if np.any(np.asarray(cohort.weight)[np.asarray(cohort.valid)] != 1)
         else None,
@@ -186,7 +187,7 @@ def check_rounds(rounds: list[RoundMetrics], parts: Parts) -> None:
         RefusedRoundError: a reducer refused a round.
     """
     for metrics in rounds:
-        if parts.must_not_refuse and metrics.abandoned:
+        if parts.must_not_refuse and metrics.abandoned and not metrics.cohort.abandoned:
             rules = ", ".join(phase.aggregator.reducer.name for phase in parts.phases)
             raise RefusedRoundError(
                 f"round {metrics.round}: {rules} refuses it, of {metrics['cohort/contributed']} clients that "

@@ -178,7 +178,6 @@ class Planner:
 
         place = _rank_within(device, D)
         flat = (device * T + place // L) * L + place % L
-        counts = np.bincount(device, minlength=D)
         start = _start_within(device, rows, D)
 
         def lanes(values, fill: Any = 0, dtype: Any = np.int32):
@@ -205,8 +204,9 @@ class Planner:
                 columns={name: lanes(columns[name][slot], of, of.dtype) for name, of in self.columns.items()},
                 copy=None if copy is None else lanes(copy),
             ),
-            chunks=(-(-counts // L)).astype(np.int32),
+            chunks=(-(-np.bincount(device, minlength=D) // L)).astype(np.int32),
             round=np.full(D, round, np.int32),
+            abandoned=np.full(D, cohort.abandoned, np.int32),
         )
         total, computed = int(steps.sum()), int(longest.sum()) * L
         return plan, PlanStats(

@@ -36,7 +36,8 @@ def plan_like(shape: PlanShape) -> RoundPlan:
     devices, chunks, lanes, rows = shape[:4]
     of = lambda dtype, *shape: jax.ShapeDtypeStruct((devices, *shape), dtype)
     each = Lane.of(lambda dtype, own: of(dtype, chunks, lanes, *own), shape.columns, shape.repeats)
-    return RoundPlan(order=of(np.int32, rows), lanes=each, chunks=of(np.int32), round=of(np.int32))
+    number = of(np.int32)
+    return RoundPlan(order=of(np.int32, rows), lanes=each, chunks=number, round=number, abandoned=number)
 
 
 def unpack_plan(words: jax.Array, shape: PlanShape) -> RoundPlan:

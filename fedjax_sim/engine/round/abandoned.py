@@ -1,5 +1,6 @@
-"""A round that a reducer refused: the state as it was before it, at the price of the cohort's rows."""
+"""A round that is given up, by a reducer, the host or the sampler: the state as it was before it."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -7,23 +8,34 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fedjax_sim.aggregate import Aggregator
 from fedjax_sim.core.arrays import PyTree
 from fedjax_sim.core.types import ClientRows, RoundPlan
 from fedjax_sim.engine.device.placement import AXIS, REPLICATED, SHARDED
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.round.device_state import DeviceState
+from fedjax_sim.privacy.rounds import CORRELATED
 
 
 def abandoned_state(parts: Parts, before: DeviceState, after: DeviceState) -> DeviceState:
     """The state after an abandoned round, but for its rows, which are still those of after.
 
-    A phase that released noise keeps what it knows of it: noise that later rounds take back is drawn once.
+    Its old server states, if there are any, have gone on a round.
     """
-    kept = tuple(
-        new if phase.aggregator.facts.noisy else old
-        for phase, old, new in zip(parts.phases, before.aggregator, after.aggregator, strict=True)
-    )
+    states = zip(parts.phases, before.aggregator, after.aggregator, strict=True)
+    kept = tuple(abandoned_states(phase.aggregator, old, new) for phase, old, new in states)
     return replace(after, server=before.server, aggregator=kept)
+
+
+def abandoned_states(aggregator: Aggregator, before: tuple[PyTree, ...], after: tuple[PyTree, ...]) -> tuple[Any, ...]:
+    """A chain's states after a round that is given up: those of before it.
+
+    A noise that later rounds take back has gone on: it counts rounds, as the separation of participations does.
+    """
+    correlated = [0, *(sum(m.kind in CORRELATED for m in facts.noise) for facts in aggregator.stages)]
+    goes_on = [now > earlier for earlier, now in itertools.pairwise(correlated)]
+    goes_on += [False] * (len(before) - len(goes_on))  # a reducer's
+    return tuple(new if on else old for on, old, new in zip(goes_on, before, after, strict=True))
 
 
 def cohort_rows(mesh: Mesh, rows: ClientRows, plan: RoundPlan) -> PyTree:

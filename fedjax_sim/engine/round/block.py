@@ -51,6 +51,8 @@ def pack(parts: Parts, state: RoundState, count: int, slots: int, lanes: int, ca
     sampler_state, cohorts = state.sampler, []
     for r in range(state.round, state.round + count):
         cohort, sampler_state = parts.sampler.sample(sampler_state, r, state.seed)
+        if cohort.abandoned:
+            cohort = replace(cohort, arrives=np.zeros(len(cohort.ids), bool))
         for phase in parts.phases:
             check_cohort(phase.aggregator, cohort, parts.sampler.name)
             if phase.aggregator.host is not None and phase.aggregator.host.before is not None:

@@ -23,7 +23,7 @@ from fedjax_sim.core.types import Aggregate, ClientRows, RoundPlan
 from fedjax_sim.engine.device.placement import everywhere
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.round import edges
-from fedjax_sim.engine.round.abandoned import abandoned_state, cohort_rows, rows_put_back
+from fedjax_sim.engine.round.abandoned import abandoned_state, abandoned_states, cohort_rows, rows_put_back
 from fedjax_sim.engine.round.client_side import BITS, NONFINITE, ClientSide
 from fedjax_sim.engine.round.cohort_map import CohortMap, CohortResult, by_dtype
 from fedjax_sim.engine.round.collected import reduce_collected
@@ -250,9 +250,10 @@ class PhaseRound:
             new_server = self.phase.server(key, server, aggregate)
             check_server(server, new_server)
             new_server = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new_server, server)
-            # Nobody contributed: the model stays, unless noise must be released all the same.
-            go = (count > 0) | aggregator.facts.noisy
-            new_states = where(go, new_aggregator_state, aggregator_state)
+            # Nobody contributed: the model stays, unless noise must be released all the same, in a round not given up.
+            go = (count > 0) | (aggregator.facts.noisy & (plan.abandoned[0] == 0))
+            kept = abandoned_states(aggregator, aggregator_state, new_aggregator_state)
+            new_states = where(go, new_aggregator_state, kept)
             return where(go, new_server, server), new_states, metrics
 
         given = (server, reduced.value, result.weight, result.count, result.sums)

@@ -12,6 +12,7 @@ from fedjax_sim.core.types import Cohort
 from fedjax_sim.population.sampling import Sampler, cohort
 
 ARRIVED, STEPS, WEIGHT = "population/arrived", "population/steps", "population/weight"
+ABANDONED = "population/abandoned"
 OTHERS = ("population/version", "population/scale")
 """Columns of the per-client table, where a sampler said something of its clients; NaN where it did not."""
 
@@ -70,6 +71,8 @@ def replay(run_folder: str | os.PathLike[str]) -> Sampler:
             more["max_steps"] = places(steps.astype(np.int32), 0)
         if WEIGHT in columns:
             more["weight"] = places(np.nan_to_num(columns[WEIGHT][mine], nan=1.0).astype(np.float32), 0.0)
+        if ABANDONED in columns:
+            more["abandoned"] = bool((columns[ABANDONED][mine] == 1).any())
         return dataclasses.replace(made, **more), state
 
     return Sampler(
@@ -91,7 +94,9 @@ def _table(folder: Path) -> dict[str, np.ndarray]:
     for path in files:
         try:
             table = pyarrow.parquet.read_table(path)
-            names = [n for n in ("round", "client", ARRIVED, STEPS, WEIGHT, *OTHERS) if n in table.column_names]
+            names = [
+                n for n in ("round", "client", ARRIVED, STEPS, WEIGHT, ABANDONED, *OTHERS) if n in table.column_names
+            ]
             found.append({name: table[name].to_numpy() for name in names})
         except Exception as error:
             raise ArgumentError(f"{path} cannot be read: {error}.") from error

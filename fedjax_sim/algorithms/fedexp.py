@@ -8,7 +8,7 @@ import optax
 
 from fedjax_sim.aggregate import Aggregator, Reducer
 from fedjax_sim.algorithms.base import Algorithm, uniform
-from fedjax_sim.algorithms.local import check_optimizer, difference, train
+from fedjax_sim.algorithms.local import check_optimizer, difference, discount, train
 from fedjax_sim.client import Task, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_positive
@@ -74,7 +74,8 @@ def fedexp(
     def client(key, server, row, batches):
         done = train(task, client_optimizer, server.params, batches, key)
         delta = difference(done.params, server.params)
-        payload = {"delta": delta, "square": squared_norm(split_params(task, delta)[0])}
+        square = squared_norm(split_params(task, delta)[0])
+        payload = {"delta": delta, "square": discount(batches) * square}  # of what is summed, once it is discounted
         return ClientUpdate(payload, weight=1.0, metrics=done.metrics)
 
     def server(key, server, aggregate):

@@ -6,7 +6,7 @@ import optax
 
 from fedjax_sim.aggregate import Aggregator, Reducer
 from fedjax_sim.algorithms.base import Algorithm, server_init, server_update
-from fedjax_sim.algorithms.local import check_optimizer, difference
+from fedjax_sim.algorithms.local import check_optimizer, difference, discount
 from fedjax_sim.client import Task, gradient, local_steps, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check, check_fraction, check_not_negative, check_positive, is_traced
@@ -94,7 +94,7 @@ def fednova(
         length = -unit / client_lr
         trained, held = split_params(task, difference(params, server.params))
         trained = jax.tree.map(lambda d: d / jnp.where(length > 0, length, 1.0), trained)
-        payload = {"delta": replace(trained, held), "steps": length}
+        payload = {"delta": replace(trained, held), "steps": length / discount(batches)}
         return ClientUpdate(payload, weight=batches.num_examples, metrics=metrics)
 
     def server(key, server, aggregate):

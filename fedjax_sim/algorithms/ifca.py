@@ -8,7 +8,7 @@ import optax
 
 from fedjax_sim.aggregate import Aggregator, Reducer, as_aggregator
 from fedjax_sim.algorithms.base import Algorithm, InitFunction
-from fedjax_sim.algorithms.local import check_optimizer, difference, train
+from fedjax_sim.algorithms.local import check_optimizer, difference, discount, train
 from fedjax_sim.client import Task, evaluation, local_steps, replace, split_params
 from fedjax_sim.core.arrays import Array, Scalar
 from fedjax_sim.core.errors import check, check_count, check_not_negative
@@ -98,7 +98,7 @@ def ifca(
         delta = jax.tree.map(
             lambda d: jnp.zeros((k, *d.shape), d.dtype).at[cluster].set(d), difference(done.params, received)
         )
-        payload = {"delta": delta, "share": chosen}
+        payload = {"delta": delta, "share": chosen / discount(batches)}
         return ClientUpdate(payload, batches.num_examples, state=cluster, metrics=done.metrics)
 
     def server(key, server, aggregate):

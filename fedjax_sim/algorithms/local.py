@@ -29,6 +29,15 @@ _told: weakref.WeakSet[Any] = weakref.WeakSet()
 """Updates of optimizers of which it was said that their schedule restarts."""
 
 
+def discount(batches: ClientBatches) -> Scalar:
+    """What an asynchronous sampler multiplies the client's message by for its age; 1 where there is none such.
+
+    A method whose server divides by a part of the message undoes it there, as it would cancel.
+    """
+    s = batches.info.get("discount", 1.0)
+    return jnp.where(s > 0, s, 1.0)
+
+
 class Trained(NamedTuple):
     """A client's model, its optimizer's state and its metrics after its local steps."""
 

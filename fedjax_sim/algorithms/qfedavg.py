@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregate import Aggregator, Reducer
 from fedjax_sim.algorithms.base import Algorithm, uniform
-from fedjax_sim.algorithms.local import difference, sgd, train
+from fedjax_sim.algorithms.local import difference, discount, sgd, train
 from fedjax_sim.client import Task, evaluation, local_steps, replace, split_params
 from fedjax_sim.core.arrays import Scalar
 from fedjax_sim.core.errors import check_not_negative, check_positive
@@ -62,7 +62,7 @@ def qfedavg(task: Task, client_lr: Scalar, q: Scalar, aggregator: Aggregator | R
         slope = jnp.where(loss > 0, q * jnp.where(loss > 0, loss, 1.0) ** (q - 1), 0.0)
         payload = {
             "delta": replace(jax.tree.map(lambda d: power * d, delta), held),
-            "scale": power + slope * squared_norm(delta) / client_lr,
+            "scale": (power + slope * squared_norm(delta) / client_lr) / discount(batches),
         }
         return ClientUpdate(payload, weight=1.0, metrics={**done.metrics, "start_loss": Mean(loss, 1.0)})
 

@@ -16,7 +16,7 @@ MOST = 1000
 """Clients that are asked for each one that is wanted, before a round goes on with fewer."""
 
 TOTALS = ("now", "bytes_down", "bytes_up", "energy")
-"""Of the run so far, in a sampler's state."""
+"""Of the run so far, in the state of a sampler with a clock: they go on where another sampler takes its place."""
 
 LINK = ("edge_bytes_down", "edge_bytes_up")
 """Also where edges stand between clients and server: of the link between them and the server."""
@@ -94,6 +94,13 @@ def short(sampler: Sampler, num_clients: int) -> str:
             if there - 5 * asked**0.5 < made.base.capacity(num_clients):
                 return stage.name
     return ""
+
+
+def going_on(sampler: Sampler, first: Any, totals: Mapping[str, Any]) -> Any:
+    """A sampler's first state, at the time and with the totals of another's last one, if both have a clock."""
+    if sampler.made is None or any(total is None for total in totals.values()):
+        return first
+    return {**first, **{name: np.float64(total) for name, total in totals.items()}}
 
 
 class _Rounds:
@@ -248,6 +255,7 @@ def _gone(
         arrives=end.arrives if made.stages else drawn.arrives,
         max_steps=None if max_steps is None else max_steps.astype(np.int32) if cut else drawn.max_steps,
         told=Told(report, clients),
+        abandoned=drawn.abandoned or end.abandoned,
     )
     return drawn, state
 

@@ -20,6 +20,7 @@ from fedjax_sim.engine.device import processes
 from fedjax_sim.engine.parts import Parts
 from fedjax_sim.engine.store.checkpoint import Checkpoints, digests, fill
 from fedjax_sim.engine.store.row_table import trim
+from fedjax_sim.population.transformed import TOTALS, going_on
 from fedjax_sim.runs import checksums, loggers
 from fedjax_sim.runs.folder import RunFolder, read
 from fedjax_sim.runs.progress import Progress
@@ -385,9 +386,10 @@ def _restored(
     like = first_state.blank(parts)
     if others & {"sampler", "data"}:  # its state may be of another population
         own = ("['sampler']", "['versions']")
+        totals = {name: leaves.get(f"['sampler']['{name}']") for name in TOTALS}
         leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith(own)}
         state = fill(dataclasses.replace(like, sampler=None, versions=None), leaves, record)
-        state = dataclasses.replace(state, sampler=like.sampler)
+        state = dataclasses.replace(state, sampler=going_on(parts.sampler, like.sampler, totals))
     else:
         state = fill(like, leaves, record)
     seeds = {name: getattr(parts, name) for name in ("seed", "noise_seed") if name in others}

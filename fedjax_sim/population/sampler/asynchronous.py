@@ -19,7 +19,7 @@ from fedjax_sim.core.types import Cohort, Told
 from fedjax_sim.population.sampling import Sampler
 from fedjax_sim.population.staleness import Staleness, polynomial
 from fedjax_sim.population.timing import Timing
-from fedjax_sim.population.transformed import Made
+from fedjax_sim.population.transformed import TOTALS, Made
 
 MOST = 100
 """Old server states that are kept without being asked for."""
@@ -27,7 +27,7 @@ MOST = 100
 State = dict[str, Any]
 """Places of clients at work, [M] each: `client`, `version`, `ticket` (in the order of handing out), `due`, infinite for
 a place that is free; the time `now`; `owed`, places that are free; `handed` out and `dropped` so far; `population`;
-`energy` spent on what has arrived, and seconds `wasted` on what was too stale."""
+`energy` spent on what has arrived, `bytes_down` and `bytes_up`, and seconds `wasted` on what was too stale."""
 
 
 class Pace(NamedTuple):
@@ -57,7 +57,8 @@ def asynchronous(
 
     FedBuff (Nguyen et al. 2022, Algorithm 1) with `fs.fedavg(..., aggregator=fs.aggregate.mean("uniform"))`, whose
     server optimizer has the place of the plain sum. A round is one update of the server. :math:`\tau` counts the
-    updates since the client was handed its model, against which :math:`\Delta` is. At equal times all arrivals, and
+    updates since the client was handed its model, against which :math:`\Delta` is. What a method sends to divide
+    sums by is not discounted: `batches.info["discount"]` is s, and 1 / s undoes it. At equal times all arrivals, and
     the updates that they complete, come before all departures; arrivals are in the order of handing out. A client is at
     work once at most, and may all the same arrive twice for one update. It is drawn at random among those not at work.
 
@@ -149,17 +150,18 @@ def _of_pace(terms: _Terms, pace: Pace) -> Sampler:
             times.shape in ((), (num_clients,)), "durations", times.shape, f"the population has {num_clients} clients."
         )
         places = {name: np.zeros(concurrency, np.int64) for name in ("client", "version", "ticket")}
-        counts = {"handed": np.int64(0), "dropped": np.int64(0), **dict.fromkeys(("energy", "wasted"), np.float64(0))}
-        free = {"due": np.full(concurrency, np.inf), "now": np.float64(0), "owed": np.int64(concurrency)}
+        counts = {"handed": np.int64(0), "dropped": np.int64(0), **dict.fromkeys((*TOTALS, "wasted"), np.float64(0))}
+        free = {"due": np.full(concurrency, np.inf), "owed": np.int64(concurrency)}
         return {**places, **free, **counts, "population": np.int64(num_clients)}
 
     def sample(state: State, round: int, seed: int):
         arrived, after = _until_full(state, round, seed, buffer, max_staleness, pace)
+        after |= _bytes(state, after, pace)
         ids, version = (np.array(column, np.int32) for column in zip(*arrived, strict=True))
-        scale = np.asarray(weights(round - version), np.float32)
+        s = np.asarray(weights(round - version), np.float32)
         ones = np.ones(buffer, np.float32)
         told = _told(state, after, ids, pace)
-        return Cohort(ids, ones > 0, ones, version=version, columns={"scale": scale}, told=told), after
+        return Cohort(ids, ones > 0, ones, version=version, columns={"scale": s, "discount": s}, told=told), after
 
     versions = _stalest(concurrency, buffer, times) if max_staleness is None else max_staleness
     check(
@@ -174,7 +176,7 @@ def _of_pace(terms: _Terms, pace: Pace) -> Sampler:
         capacity=lambda num_clients: buffer,
         expected=lambda num_clients: float(buffer),
         name=f"asynchronous({concurrency}, {buffer})",
-        columns={"scale": np.float32(0)},
+        columns={"scale": np.float32(0), "discount": np.float32(0)},
         repeats=True,
         versions=versions,
     )
@@ -190,18 +192,27 @@ def _told(before: State, after: State, ids: np.ndarray, pace: Pace) -> Told:
     }
     if pace.timing is None:
         return Told(report, {})
-    work, useful = pace.timing.work, pace.seconds[ids].sum()
-    arrived = after["handed"] + after["owed"] - len(after["due"])
+    useful = pace.seconds[ids].sum()
     wasted = float(after["wasted"] - before["wasted"])
     report |= {
         "clock/time": float(after["now"]),
         "clock/round_time": change("now"),
-        "clock/bytes_up": float(work.bytes_up * arrived),
-        "clock/bytes_down": float(work.bytes_down * after["handed"]),
+        "clock/bytes_up": float(after["bytes_up"]),
+        "clock/bytes_down": float(after["bytes_down"]),
         "clock/energy_j": float(after["energy"]),
         "clock/waste": float(wasted / (wasted + useful)),
     }
     return Told(report, {"clock/seconds": pace.seconds[ids]})
+
+
+def _bytes(before: State, after: State, pace: Pace) -> State:
+    """What has travelled, with what did since the update before: of all handed a model, and of all that arrived."""
+    if pace.timing is None:
+        return {name: before[name] for name in ("bytes_down", "bytes_up")}
+    change = lambda name: int(after[name] - before[name])
+    down = before["bytes_down"] + pace.timing.work.bytes_down * change("handed")
+    up = before["bytes_up"] + pace.timing.work.bytes_up * (change("handed") + change("owed"))
+    return {"bytes_down": np.float64(down), "bytes_up": np.float64(up)}
 
 
 def _stalest(concurrency: int, buffer: int, times: np.ndarray) -> int:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TextIO
 
 from fedjax_sim.core.errors import check, check_count
+from fedjax_sim.runs.metric_words import ABANDONED
 from fedjax_sim.runs.progress_displays import Bar, Display, Lines, Notebook, Stream, is_terminal
 from fedjax_sim.runs.progress_status import Status, texts
 
@@ -52,7 +53,8 @@ class Progress:
         first: the first round of this run; rounds before it count as done.
         rounds: rounds of this run.
         display: "bar" (a terminal), "lines" (a log), "notebook" (an IPython kernel), or "auto": what fits the stream.
-        stream: where to write; None for standard output, or a notebook's cell.
+        stream: where to write; None for standard output, or a notebook's cell, and for lines under `quiet` the standard
+            error.
         clock: seconds, from any beginning.
         quiet: nothing is shown of a run that is over in so many seconds (None: one of a bar, ten of lines), and lines
             come every 10 s then. 0 shows all.
@@ -91,8 +93,10 @@ class Progress:
         elif display == "notebook":
             check(_in_notebook(), "display", display, 'there is no IPython kernel to show it; leave it at "auto".')
         self._status = Status(title, first, first + rounds, clock)
-        out = Stream(sys.stdout if stream is None else stream)
         self._quiet = QUIET[display] if quiet is None else quiet
+        # What a script prints into a file or a pipe is its own: how long a run took changes nothing of it.
+        unasked = sys.stderr if display == "lines" and self._quiet > 0 else sys.stdout
+        out = Stream(unasked if stream is None else stream)
         self._display: Display
         if display == "lines":
             self._display = Lines(self._status, out, sparse=self._quiet > 0)
@@ -146,7 +150,7 @@ class Progress:
         examples = metrics["plan/examples"] if "plan/examples" in names else math.nan
         status.pace.add(now, clients, examples)
         status.completed, status.doing = metrics.round + 1, ""
-        status.abandoned += bool(metrics["aggregate/abandoned"]) if "aggregate/abandoned" in names else 0
+        status.abandoned += any(metrics[name] for name in ABANDONED if name in names)
         self._latest = metrics
         if not all(name.startswith(_PER_ROUND) for name in names):
             self._evaluated = metrics

@@ -262,7 +262,7 @@ class Simulation:
             checkpoint_every: rounds between checkpoints, the last three of which stay; None: at the start and the end.
             callbacks: functions of each finished round's metrics, in order, or loggers; an `fs.runs.Stop` ends the run.
             profile: time planning, transfer and computation, one after another, and keep a trace in the folder.
-            progress: show how far it is; without a folder, once the run has taken a second, or ten in a log.
+            progress: show how far it is; without a folder, after a second, or after ten on stderr where no terminal is.
 
         Raises:
             NonFiniteUpdateError, RefusedRoundError: `on_nonfinite="raise"`; a reducer of `on_few="error"` refused.

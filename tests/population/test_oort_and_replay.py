@@ -80,7 +80,7 @@ def recorded(tmp_path_factory):
     """A run of Oort on a fleet, with deadlines and dropouts."""
     folder = tmp_path_factory.mktemp("recorded")
     p = fs.population
-    sampler = p.chain(fs.sampler.oort(5), p.deadline(3.5, partial="keep", min_cohort=3), p.dropout(0.3))
+    sampler = p.chain(fs.sampler.oort(5), p.deadline(3.5, partial="keep"), p.dropout(0.3))
     sim = simulate(sampler, FLEET)
     state, history = sim.run(sim.init(), 6, run_dir=folder, checkpoint_every=3)
     return sim, state, history, folder
@@ -99,13 +99,11 @@ def test_oort_trains_and_resumes_to_the_bit(recorded):
 def test_a_run_is_replayed_with_its_arrivals_and_steps(recorded):
     _, state, history, folder = recorded
     assert history["population/dropped"].any()
-    assert 0 < history["population/abandoned"].sum() < 4
     again = simulate(fs.sampler.replay(folder))
     replayed, rounds = again.run(again.init(), 6)
     jax.tree.map(np.testing.assert_array_equal, replayed.server, state.server)
     for one, other in zip(history.rounds, rounds.rounds, strict=True):
         np.testing.assert_array_equal(one.client_ids, other.client_ids)
-        assert one.abandoned == other.abandoned
         np.testing.assert_array_equal(one.clients("client/loss"), other.clients("client/loss"))
     with pytest.raises(ArgumentError, match=r"round=6: .* recorded rounds up to 5"):
         again.run(replayed, 1)

@@ -1,5 +1,6 @@
 """Low-rank adaptation (Hu et al. 2022): a task whose parameters are thin factors beside frozen kernels."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -35,12 +36,14 @@ class Kernel(NamedTuple):
         shape: its shape.
         inputs: the axes that products sum over, in the leaf's order; `in` is the product of their lengths.
         shared: the axes of a stack of matrices, as a scan over layers has.
+        lookup: a table whose rows are looked up, as an embedding.
     """
 
     path: str
     shape: tuple[int, ...]
     inputs: tuple[int, ...]
     shared: tuple[int, ...] = ()
+    lookup: bool = False
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -111,13 +114,17 @@ class Base:
         product = factors[B].astype(jnp.float32) @ factors[A].astype(jnp.float32)
         return kernel.leaf(self.scale(self.rank) * product)
 
+    def plus(self, added: Mapping[str, jax.Array]) -> "Base":
+        """With kernels to which something, as the leaf lies, is added in float32."""
+        both = lambda leaf, delta: (leaf.astype(jnp.float32) + delta).astype(leaf.dtype)
+        place = lambda path, leaf: both(leaf, added[text(path)]) if text(path) in added else leaf
+        return dataclasses.replace(self, params=jax.tree_util.tree_map_with_path(place, self.params))
+
     def whole(self, params: Params) -> Params:
         """The wrapped task's parameters, with what was learnt."""
         added = {kernel.path: self.delta(kernel, params[kernel.path]) for kernel in self.kernels}
-        merged = lambda leaf, delta: (leaf.astype(jnp.float32) + delta).astype(leaf.dtype)
         rest = {name: value for name, value in params.items() if name not in added}
-        place = lambda path, leaf: merged(leaf, added[text(path)]) if text(path) in added else leaf
-        made = jax.tree_util.tree_map_with_path(place, self.params)
+        made = self.plus(added).params
         return {**made, **rest} if rest else made
 
     def views(self, params: Params) -> Params:
@@ -251,7 +258,7 @@ def base_of(task: Task) -> Base:
     """What a task adapts."""
     constants: Any = task.frozen
     while constants is not None and not isinstance(constants, Base):
-        constants = getattr(constants, "frozen", None)
+        constants = getattr(constants, "base", getattr(constants, "frozen", None))
     if constants is None:
         raise ArgumentError(f"task={task!r}: has no low-rank factors; make it by fs.lora.adapt(task, params).")
     return constants
@@ -317,7 +324,10 @@ def _kernels(
     unread = [path for path in chosen if path not in reading.inputs]
     if unread:
         raise ArgumentError(f"targets {unread} are read by no product of the task's loss: leave them out of targets=.")
-    return tuple(Kernel(path, shape, reading.inputs[path], reading.shared[path]) for path, shape in chosen.items())
+    kernel = lambda path: Kernel(
+        path, chosen[path], reading.inputs[path], reading.shared[path], path in reading.lookups
+    )
+    return tuple(map(kernel, chosen))
 
 
 def _first(key: Key, kernel: Kernel, rank: int, init: str) -> dict[str, jax.Array]:

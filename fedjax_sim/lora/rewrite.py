@@ -120,6 +120,7 @@ def _lookup(equation: JaxprEqn, inputs: Values, reading: Reading) -> jax.Array:
     view, indices = inputs
     (y,) = plain(equation, [view.value, indices])
     reading.read(view.path, *axes_of(view, (0,), ()))
+    reading.lookups.add(view.path)
     if view.down is None or view.up is None:
         return y
     down = jnp.squeeze(view.down, 1)

@@ -155,9 +155,11 @@ class Reading:
 
     Attributes:
         inputs, shared: by path, axes of the leaf.
+        lookups: paths of the tables that are looked up.
     """
 
     def __init__(self) -> None:
+        self.lookups: set[str] = set()
         self.inputs: dict[str, tuple[int, ...]] = {}
         self.shared: dict[str, tuple[int, ...]] = {}
 

@@ -106,11 +106,14 @@ def import_peft(task: Task, folder: str | Path, *, names: Names = module_name) -
             that was written over another base; safetensors is not installed.
 
     Example:
-        See `fs.lora.export_peft`.
-
-        >>> import fedjax_sim as fs
-        >>> callable(fs.lora.import_peft)
-        True
+        >>> import jax, tempfile, fedjax_sim as fs
+        >>> digits = fs.data.load("digits")
+        >>> task = fs.classification(fs.models.MLP(10), digits.train)
+        >>> lora = fs.lora.adapt(task, task.init(jax.random.key(0)), targets="Dense_0/kernel")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fs.lora.export_peft(lora, lora.init(jax.random.key(1)), folder)
+        ...     print(fs.lora.import_peft(lora, folder)["params/Dense_0/kernel"]["lora_b"].shape)
+        (200, 8)
     """
     safetensors = needed("safetensors", "fs.lora.import_peft", "peft")
     base, folder = base_of(task), Path(folder)

@@ -26,7 +26,7 @@ class Tokenizer:
         tokens: the vocabulary, bytes written as letters, in the order of their numbers.
         merges: pairs "left right", the first merged first.
         split: "gpt-2" or "smollm", which has each digit alone.
-        special: tokens that are marks, such as "<|im_end|>".
+        special: tokens that are marks, such as ``"<|im_end|>"``.
         bos, eos, pad: numbers of the marks that begin and end a text and that pad, where there are such.
         template: of chats, in Jinja.
 

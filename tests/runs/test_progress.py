@@ -365,13 +365,15 @@ def test_a_short_run_without_a_folder_says_nothing_and_a_long_one_says_lines():
     sim = fs.Simulation(fs.fedavg(task, optax.sgd(0.1)), data, fs.sampler.uniform(2), fs.Batching(2))
     said = {}
     for name, wanted, begun in (("short", True, False), ("long", True, True), ("off", False, True)):
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
+        out, log = io.StringIO(), io.StringIO()
+        streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(log)
+        with streams[0], streams[1], pytest.MonkeyPatch.context() as patch:
             if begun:  # the ten seconds are over at once
                 patch.setattr(progress.threading, "Timer", lambda seconds, begin: types.SimpleNamespace(
                     start=begin, cancel=lambda: None, join=lambda: None))  # fmt: skip
             sim.run(sim.init(), 3, progress=wanted)
-        said[name] = out.getvalue()
+        said[name] = log.getvalue()
+        assert out.getvalue() == ""  # a program's output is its own
     assert said["short"] == said["off"] == ""
     assert said["long"].startswith("rounds 1 to 3\n")
     assert "round 3/3: loss" in said["long"]

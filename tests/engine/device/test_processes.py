@@ -115,7 +115,8 @@ def test_the_command_line_trains_in_two_processes(tmp_path):
     outputs = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
     assert "3 of 3 rounds" in outputs[0][0]
-    assert [line for line in outputs[1][0].splitlines() if not line.startswith("[Gloo]")] == []
+    # Gloo's own threads write there too, a line's end apart from its words now and then.
+    assert [line for line in outputs[1][0].splitlines() if line and not line.startswith("[Gloo]")] == []
 
 
 def test_arguments_are_checked():
